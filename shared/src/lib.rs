@@ -1,0 +1,13 @@
+//! The core of `stead`: what routers and nodes must agree on bit for bit.
+//!
+//! Everything outside `net` is pure: no clock, no randomness, no sockets, no tasks. Decisions
+//! are plain functions and state machines that take an event and a time and return actions.
+#![warn(missing_docs)]
+
+pub mod id;
+pub mod member;
+#[cfg(feature = "net")]
+pub mod net;
+pub mod refusal;
+pub mod time;
+pub mod wire;

@@ -1,0 +1,1 @@
+//! Sockets and tasks: the only asynchronous part of this crate.
