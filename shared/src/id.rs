@@ -57,6 +57,34 @@ pub struct NodeBoot {
     pub boot: BootId,
 }
 
+/// Seed of the hash that turns a cluster's name into its id. Part of the wire format.
+const CLUSTER_ID_SEED: u64 = 0x5354_4541_445f_434c;
+
+/// Which cluster a process belongs to: the hash of the `--cluster` name. It is mixed into every
+/// datagram and every link's hello, so that two clusters on one network never merge.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ClusterId(pub u64);
+
+impl ClusterId {
+    /// The id of the cluster called `name`. The same name gives the same id everywhere, for ever.
+    #[must_use]
+    pub fn of_name(name: &str) -> Self {
+        Self(xxh3_64_with_seed(name.as_bytes(), CLUSTER_ID_SEED))
+    }
+}
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cluster:{:016x}", self.0)
+    }
+}
+
 /// The unit of ownership and movement: `0 .. shard count`.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -211,5 +239,6 @@ mod tests {
     #[test]
     fn the_id_of_a_name_never_changes() {
         assert_eq!(NodeId::of_name("n1").to_string(), "9c29e663a4231b1f");
+        assert_eq!(ClusterId::of_name("stead").to_string(), "9486e4506a283c9f");
     }
 }

@@ -1,1 +1,3 @@
 //! Sockets and tasks: the only asynchronous part of this crate.
+
+pub mod sock;
