@@ -9,5 +9,6 @@ pub mod member;
 #[cfg(feature = "net")]
 pub mod net;
 pub mod refusal;
+pub mod session_key;
 pub mod time;
 pub mod wire;
