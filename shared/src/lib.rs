@@ -4,6 +4,8 @@
 //! are plain functions and state machines that take an event and a time and return actions.
 #![warn(missing_docs)]
 
+pub mod claims;
+pub mod control;
 pub mod id;
 pub mod member;
 #[cfg(feature = "net")]

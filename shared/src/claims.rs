@@ -1,0 +1,496 @@
+//! Who owns what: each owner's numbered log of its own claims, and the book that everybody keeps
+//! of everybody's.
+//!
+//! A claim says "this boot of this node serves this shard in this epoch". Only the owner writes
+//! its log; it pushes each batch of changes down every link it has, and the receiver applies a
+//! batch only at the position where it begins. A gap, a checksum that differs or another boot
+//! makes the receiver ask for the whole log, which is small: claims are run-length coded.
+//!
+//! ```text
+//! owner                                   every other member
+//!   commit() ── ClaimsUpdate{base: 4, pos: 5} ──▶ Book::apply → Applied
+//!   commit() ── ClaimsUpdate{base: 6, pos: 7} ──▶ Book::apply → WantFull
+//!   full()   ◀── ask ───────────────────────────
+//!            ── ClaimsUpdate{base: None, pos: 7} ▶ Book::apply → Applied
+//! ```
+//!
+//! Of several claims for one shard the one with the highest epoch counts. A claim of a dead boot
+//! stays in the book, so that its counter is not forgotten, but holds nobody up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{BootId, Epoch, NodeBoot, NodeId, ShardId};
+
+/// Consecutive shards with the same counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimRange {
+    /// First shard.
+    pub first: u32,
+    /// Number of shards, at least 1.
+    pub len: u32,
+    /// Epoch counter under which the owner serves them; 0 when it released them.
+    pub counter: u64,
+}
+
+/// A batch of changes to one owner's claims, or all of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimsUpdate {
+    /// Whose claims.
+    pub owner: NodeBoot,
+    /// Log position that the changes follow; `None` when `ranges` is the whole set.
+    pub base: Option<u64>,
+    /// Log position after them.
+    pub pos: u64,
+    /// The changes, sorted by shard.
+    pub ranges: Vec<ClaimRange>,
+    /// Sum over all claims of the owner after the changes.
+    pub checksum: u64,
+}
+
+/// What one claim adds to the checksum: order does not matter, so that it can be kept up
+/// incrementally.
+fn weight(shard: ShardId, counter: u64) -> u64 {
+    let mut x = (u64::from(shard.0) << 32) ^ counter.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+/// Packs sorted `(shard, counter)` pairs into ranges.
+fn ranges_of(pairs: impl Iterator<Item = (ShardId, u64)>) -> Vec<ClaimRange> {
+    let mut ranges: Vec<ClaimRange> = Vec::new();
+    for (shard, counter) in pairs {
+        match ranges.last_mut() {
+            Some(last) if last.first + last.len == shard.0 && last.counter == counter => {
+                last.len += 1;
+            }
+            _ => ranges.push(ClaimRange { first: shard.0, len: 1, counter }),
+        }
+    }
+    ranges
+}
+
+/// One owner's own log.
+#[derive(Clone, Debug)]
+pub struct ClaimLog {
+    me: NodeBoot,
+    pos: u64,
+    checksum: u64,
+    claims: BTreeMap<ShardId, u64>,
+    dirty: BTreeSet<ShardId>,
+}
+
+impl ClaimLog {
+    /// An empty log.
+    #[must_use]
+    pub fn new(me: NodeBoot) -> Self {
+        Self { me, pos: 0, checksum: 0, claims: BTreeMap::new(), dirty: BTreeSet::new() }
+    }
+
+    /// Claims `shard` at `counter`, or at a higher one than before.
+    ///
+    /// # Panics
+    /// When the counter is 0 or lower than the one claimed: an epoch never falls.
+    pub fn claim(&mut self, shard: ShardId, counter: u64) {
+        let old = self.claims.insert(shard, counter);
+        assert!(counter > 0 && old.is_none_or(|old| old <= counter), "the epoch of {shard} falls");
+        if let Some(old) = old {
+            self.checksum = self.checksum.wrapping_sub(weight(shard, old));
+        }
+        self.checksum = self.checksum.wrapping_add(weight(shard, counter));
+        self.dirty.insert(shard);
+    }
+
+    /// Gives the claim to `shard` up, if there is one.
+    pub fn release(&mut self, shard: ShardId) {
+        if let Some(old) = self.claims.remove(&shard) {
+            self.checksum = self.checksum.wrapping_sub(weight(shard, old));
+            self.dirty.insert(shard);
+        }
+    }
+
+    /// The counter under which `shard` is claimed.
+    #[must_use]
+    pub fn counter(&self, shard: ShardId) -> Option<u64> {
+        self.claims.get(&shard).copied()
+    }
+
+    /// All claims, by shard.
+    pub fn iter(&self) -> impl Iterator<Item = (ShardId, u64)> + '_ {
+        self.claims.iter().map(|(&shard, &counter)| (shard, counter))
+    }
+
+    /// Number of claims.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.claims.len()
+    }
+
+    /// Whether nothing is claimed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.claims.is_empty()
+    }
+
+    /// Closes the batch of changes since the last call; `None` when there are none.
+    pub fn commit(&mut self) -> Option<ClaimsUpdate> {
+        if self.dirty.is_empty() {
+            return None;
+        }
+        let base = self.pos;
+        self.pos += 1;
+        let dirty = std::mem::take(&mut self.dirty);
+        let changes = dirty.into_iter().map(|s| (s, self.claims.get(&s).copied().unwrap_or(0)));
+        let ranges = ranges_of(changes);
+        Some(self.update(Some(base), ranges))
+    }
+
+    /// All claims as they were at the last commit or later.
+    #[must_use]
+    pub fn full(&self) -> ClaimsUpdate {
+        self.update(None, ranges_of(self.iter()))
+    }
+
+    /// Position and checksum alone: what anti-entropy compares.
+    #[must_use]
+    pub fn heartbeat(&self) -> ClaimsUpdate {
+        self.update(Some(self.pos), Vec::new())
+    }
+
+    fn update(&self, base: Option<u64>, ranges: Vec<ClaimRange>) -> ClaimsUpdate {
+        ClaimsUpdate { owner: self.me, base, pos: self.pos, ranges, checksum: self.checksum }
+    }
+}
+
+/// One entry of the published table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableEntry {
+    /// Epoch counter; 0 when nobody claims the shard.
+    pub counter: u64,
+    /// Owner.
+    pub owner: NodeBoot,
+}
+
+const NOBODY: TableEntry =
+    TableEntry { counter: 0, owner: NodeBoot { node: NodeId(0), boot: BootId(0) } };
+const CHUNK: usize = 256;
+
+/// An immutable table of the best claim for each shard. Cheap to clone: chunks are shared
+/// between versions.
+#[derive(Clone, Debug)]
+pub struct ClaimTable {
+    chunks: Vec<Arc<[TableEntry; CHUNK]>>,
+    n_shards: u32,
+}
+
+impl ClaimTable {
+    fn new(n_shards: u32) -> Self {
+        let empty = Arc::new([NOBODY; CHUNK]);
+        let n_chunks = (n_shards as usize).div_ceil(CHUNK);
+        Self { chunks: vec![empty; n_chunks], n_shards }
+    }
+
+    /// Number of shards.
+    #[must_use]
+    pub fn n_shards(&self) -> u32 {
+        self.n_shards
+    }
+
+    /// The best claim for `shard`: its epoch and the boot of its owner.
+    #[must_use]
+    pub fn get(&self, shard: ShardId) -> Option<(Epoch, NodeBoot)> {
+        let chunk = self.chunks.get(shard.0 as usize / CHUNK)?;
+        let entry = chunk[shard.0 as usize % CHUNK];
+        (entry.counter > 0)
+            .then_some((Epoch { counter: entry.counter, node: entry.owner.node }, entry.owner))
+    }
+
+    fn set(&mut self, shard: ShardId, entry: TableEntry) {
+        if let Some(chunk) = self.chunks.get_mut(shard.0 as usize / CHUNK) {
+            Arc::make_mut(chunk)[shard.0 as usize % CHUNK] = entry;
+        }
+    }
+}
+
+/// What became of an update.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Applied {
+    /// The book changed for these shards.
+    Changed(Vec<ShardId>),
+    /// Nothing new.
+    Same,
+    /// The update does not follow what is known of this owner: ask it for its whole log.
+    WantFull,
+}
+
+#[derive(Clone, Debug, Default)]
+struct OwnerClaims {
+    boot: BootId,
+    pos: u64,
+    checksum: u64,
+    claims: BTreeMap<ShardId, u64>,
+    /// A checksum differed: only the whole log helps.
+    broken: bool,
+}
+
+/// Everything known of everybody's claims.
+#[derive(Clone, Debug)]
+pub struct Book {
+    owners: BTreeMap<NodeId, OwnerClaims>,
+    table: ClaimTable,
+    /// Highest counter ever seen for each shard, whoever claimed it.
+    highest: Vec<u64>,
+}
+
+impl Book {
+    /// An empty book for `n_shards` shards.
+    #[must_use]
+    pub fn new(n_shards: u32) -> Self {
+        Self {
+            owners: BTreeMap::new(),
+            table: ClaimTable::new(n_shards),
+            highest: vec![0; n_shards as usize],
+        }
+    }
+
+    /// The published form.
+    #[must_use]
+    pub fn table(&self) -> &ClaimTable {
+        &self.table
+    }
+
+    /// The best claim for `shard`, its owner dead or alive.
+    #[must_use]
+    pub fn get(&self, shard: ShardId) -> Option<(Epoch, NodeBoot)> {
+        self.table.get(shard)
+    }
+
+    /// The highest epoch counter ever heard of for `shard`; 0 for none.
+    #[must_use]
+    pub fn highest(&self, shard: ShardId) -> u64 {
+        self.highest.get(shard.0 as usize).copied().unwrap_or(0)
+    }
+
+    /// Takes note of a counter that somebody remembers.
+    pub fn remember(&mut self, shard: ShardId, counter: u64) {
+        if let Some(highest) = self.highest.get_mut(shard.0 as usize) {
+            *highest = (*highest).max(counter);
+        }
+    }
+
+    /// Number of claims of each owner known, dead ones included.
+    pub fn owners(&self) -> impl Iterator<Item = (NodeBoot, usize)> + '_ {
+        self.owners
+            .iter()
+            .map(|(&node, claims)| (NodeBoot { node, boot: claims.boot }, claims.claims.len()))
+    }
+
+    /// Whether this boot's log has been received in whole.
+    #[must_use]
+    pub fn knows(&self, owner: NodeBoot) -> bool {
+        self.owners.get(&owner.node).is_some_and(|known| known.boot == owner.boot && !known.broken)
+    }
+
+    /// Applies an update, or says that it cannot be applied.
+    ///
+    /// Updates of an older boot, and those already known, change nothing.
+    pub fn apply(&mut self, update: &ClaimsUpdate) -> Applied {
+        let node = update.owner.node;
+        let known = self.owners.get(&node);
+        if known.is_some_and(|known| known.boot > update.owner.boot) {
+            return Applied::Same;
+        }
+        if !update.ranges.iter().all(|range| self.is_valid(range)) {
+            return Applied::WantFull;
+        }
+        let same_boot = known.filter(|known| known.boot == update.owner.boot);
+        match (update.base, same_boot) {
+            (None, Some(known)) if update.pos < known.pos && !known.broken => Applied::Same,
+            (None, _) => self.replace(update),
+            (Some(_), None) => Applied::WantFull,
+            (Some(_), Some(known)) if known.broken => Applied::WantFull,
+            (Some(base), Some(known)) => {
+                if update.pos < known.pos || (update.pos == known.pos && base < known.pos) {
+                    Applied::Same
+                } else if base != known.pos {
+                    Applied::WantFull
+                } else {
+                    self.extend(update)
+                }
+            }
+        }
+    }
+
+    fn is_valid(&self, range: &ClaimRange) -> bool {
+        range.len > 0
+            && range.first.checked_add(range.len).is_some_and(|end| end <= self.table.n_shards)
+    }
+
+    fn replace(&mut self, update: &ClaimsUpdate) -> Applied {
+        let old = self.owners.remove(&update.owner.node).unwrap_or_default();
+        let mut new =
+            OwnerClaims { boot: update.owner.boot, pos: update.pos, ..Default::default() };
+        for (shard, counter) in pairs(&update.ranges).filter(|&(_, counter)| counter > 0) {
+            new.claims.insert(shard, counter);
+            new.checksum = new.checksum.wrapping_add(weight(shard, counter));
+        }
+        let same_boot = old.boot == new.boot;
+        let touched: BTreeSet<ShardId> = old
+            .claims
+            .iter()
+            .filter(|&(shard, counter)| !same_boot || new.claims.get(shard) != Some(counter))
+            .chain(new.claims.iter().filter(|&(s, counter)| old.claims.get(s) != Some(counter)))
+            .map(|(&shard, _)| shard)
+            .collect();
+        self.owners.insert(update.owner.node, new);
+        self.settle(touched)
+    }
+
+    fn extend(&mut self, update: &ClaimsUpdate) -> Applied {
+        let mut touched = BTreeSet::new();
+        let Some(known) = self.owners.get_mut(&update.owner.node) else {
+            return Applied::WantFull;
+        };
+        for (shard, counter) in pairs(&update.ranges) {
+            let old = match counter {
+                0 => known.claims.remove(&shard),
+                _ => known.claims.insert(shard, counter),
+            };
+            if let Some(old) = old {
+                known.checksum = known.checksum.wrapping_sub(weight(shard, old));
+            }
+            if counter > 0 {
+                known.checksum = known.checksum.wrapping_add(weight(shard, counter));
+            }
+            touched.insert(shard);
+        }
+        known.pos = update.pos;
+        known.broken = known.checksum != update.checksum;
+        let broken = known.broken;
+        let applied = self.settle(touched);
+        if broken { Applied::WantFull } else { applied }
+    }
+
+    /// Works the best claim of each shard in `touched` out anew.
+    fn settle(&mut self, touched: BTreeSet<ShardId>) -> Applied {
+        let mut changed = Vec::new();
+        for shard in touched {
+            let best = self
+                .owners
+                .iter()
+                .filter_map(|(&node, known)| {
+                    let counter = *known.claims.get(&shard)?;
+                    Some((Epoch { counter, node }, NodeBoot { node, boot: known.boot }))
+                })
+                .max_by_key(|&(epoch, _)| epoch);
+            let entry =
+                best.map_or(NOBODY, |(epoch, owner)| TableEntry { counter: epoch.counter, owner });
+            self.remember(shard, entry.counter);
+            if self.table.get(shard) != best {
+                self.table.set(shard, entry);
+                changed.push(shard);
+            }
+        }
+        if changed.is_empty() { Applied::Same } else { Applied::Changed(changed) }
+    }
+}
+
+fn pairs(ranges: &[ClaimRange]) -> impl Iterator<Item = (ShardId, u64)> + '_ {
+    ranges.iter().flat_map(|range| {
+        (range.first..range.first + range.len).map(|shard| (ShardId(shard), range.counter))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: NodeBoot = NodeBoot { node: NodeId(1), boot: BootId(10) };
+    const B: NodeBoot = NodeBoot { node: NodeId(2), boot: BootId(20) };
+
+    fn log(me: NodeBoot, shards: impl IntoIterator<Item = u32>, counter: u64) -> ClaimLog {
+        let mut log = ClaimLog::new(me);
+        for shard in shards {
+            log.claim(ShardId(shard), counter);
+        }
+        let _ = log.commit();
+        log
+    }
+
+    #[test]
+    fn a_full_log_is_one_range_when_one_node_owns_everything() {
+        let log = log(A, 0..16_384, 1);
+        assert_eq!(log.full().ranges, [ClaimRange { first: 0, len: 16_384, counter: 1 }]);
+    }
+
+    #[test]
+    fn a_delta_applies_at_its_base_and_nowhere_else() {
+        let mut log = log(A, 0..8, 1);
+        let mut book = Book::new(16);
+        assert_eq!(book.apply(&log.heartbeat()), Applied::WantFull);
+        assert!(matches!(book.apply(&log.full()), Applied::Changed(s) if s.len() == 8));
+        log.claim(ShardId(9), 4);
+        let first = log.commit().unwrap();
+        log.release(ShardId(0));
+        let second = log.commit().unwrap();
+        assert_eq!(book.apply(&second), Applied::WantFull);
+        assert_eq!(book.apply(&first), Applied::Changed(vec![ShardId(9)]));
+        assert_eq!(book.apply(&first), Applied::Same);
+        assert_eq!(book.apply(&second), Applied::Changed(vec![ShardId(0)]));
+        assert_eq!(book.get(ShardId(0)), None);
+        assert_eq!(book.highest(ShardId(0)), 1);
+        assert_eq!(book.apply(&log.heartbeat()), Applied::Same);
+    }
+
+    #[test]
+    fn the_higher_epoch_wins_whoever_speaks_last() {
+        let (low, high) = (log(A, 0..4, 3), log(B, 0..4, 4));
+        for order in [[&low, &high], [&high, &low]] {
+            let mut book = Book::new(4);
+            for log in order {
+                let _ = book.apply(&log.full());
+            }
+            assert_eq!(book.get(ShardId(2)), Some((Epoch { counter: 4, node: B.node }, B)));
+        }
+    }
+
+    #[test]
+    fn a_newer_boot_voids_the_claims_of_the_older_one() {
+        let mut book = Book::new(4);
+        let _ = book.apply(&log(A, 0..4, 3).full());
+        let again = NodeBoot { boot: BootId(11), ..A };
+        let changed = book.apply(&ClaimLog::new(again).full());
+        assert!(matches!(changed, Applied::Changed(shards) if shards.len() == 4));
+        assert_eq!(book.get(ShardId(1)), None);
+        assert_eq!(book.highest(ShardId(1)), 3);
+        assert_eq!(book.apply(&log(A, 0..4, 9).full()), Applied::Same);
+    }
+
+    #[test]
+    fn a_checksum_that_differs_asks_for_the_whole_log() {
+        let mut log = log(A, 0..4, 1);
+        let mut book = Book::new(4);
+        let _ = book.apply(&log.full());
+        log.claim(ShardId(1), 2);
+        let mut update = log.commit().unwrap();
+        update.ranges.clear();
+        assert_eq!(book.apply(&update), Applied::WantFull);
+        assert_eq!(book.apply(&log.heartbeat()), Applied::WantFull);
+        assert!(matches!(book.apply(&log.full()), Applied::Changed(_)));
+        assert_eq!(book.apply(&log.heartbeat()), Applied::Same);
+    }
+
+    #[test]
+    fn ranges_outside_the_shards_are_refused() {
+        let mut book = Book::new(4);
+        for (first, len) in [(4, 1), (0, 5), (u32::MAX, 2), (0, 0)] {
+            let ranges = vec![ClaimRange { first, len, counter: 1 }];
+            let update = ClaimsUpdate { owner: A, base: None, pos: 1, ranges, checksum: 0 };
+            assert_eq!(book.apply(&update), Applied::WantFull, "{first}+{len}");
+        }
+    }
+}
