@@ -5,6 +5,7 @@
 #![warn(missing_docs)]
 
 pub mod claims;
+pub mod config;
 pub mod control;
 pub mod id;
 pub mod member;

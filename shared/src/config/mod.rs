@@ -1,0 +1,14 @@
+//! Configuration: options as people write them, checked into values that cannot be wrong.
+//!
+//! [`NodeOptions`] and [`RouterOptions`] are what a TOML file, the environment and flags fill in;
+//! each field has a default or is required. [`NodeConfig`] and [`RouterConfig`] are what the rest
+//! of the program takes: made by `try_from`, which is the one place that knows ranges and
+//! relations. Nothing here reads files, the environment or the clock.
+
+mod checked;
+mod options;
+mod units;
+
+pub use checked::{ConfigError, MemberConfig, NodeConfig, OnNoKey, RouterConfig, check_host_port};
+pub use options::{LogFormat, NoKey, NodeOptions, RouterOptions};
+pub use units::{Patience, Size, Span, UnitError};
