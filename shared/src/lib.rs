@@ -7,11 +7,14 @@
 pub mod claims;
 pub mod config;
 pub mod control;
+pub mod hash;
 pub mod id;
 pub mod member;
 #[cfg(feature = "net")]
 pub mod net;
+pub mod placement;
 pub mod refusal;
 pub mod session_key;
+pub mod ring;
 pub mod time;
 pub mod wire;
