@@ -1,3 +1,4 @@
 //! Sockets and tasks: the only asynchronous part of this crate.
 
+pub mod admin;
 pub mod sock;

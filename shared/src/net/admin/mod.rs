@@ -1,0 +1,110 @@
+//! The admin listener of every process: metrics, health, members, shards, drain.
+//!
+//! | Path | Answer |
+//! |---|---|
+//! | `GET /metrics` | the Prometheus text that the given closure renders |
+//! | `GET /healthz` | 200 while the process answers at all |
+//! | `GET /readyz` | 200, or 503 with the reason |
+//! | `GET /v1/members` | [`MembersReport`] |
+//! | `GET /v1/shards` | [`ShardsReport`] |
+//! | `GET /v1/where?key=K` | [`WhereReport`] |
+//! | `POST /v1/drain[?node=NAME]` | 202; the drain goes on by itself |
+//! | `GET /v1/drain[?node=NAME]` | [`DrainReport`] |
+//!
+//! GETs are open to whoever reaches the listener. POSTs need to come from loopback with the
+//! header `stead-admin: 1`, or to bring the [`AdminToken`]. Errors are problem documents
+//! (RFC 9457). The listener is bounded in connections, in time per request and in header bytes,
+//! and runs apart from the request path.
+
+mod auth;
+mod report;
+mod serve;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+pub use auth::{AdminToken, TokenError};
+pub use report::{
+    DrainReport, DrainState, MemberReport, MembersReport, Problem, ShardsReport, WhereReport,
+};
+pub use serve::serve;
+
+use crate::id::SessionKey;
+
+/// Renders all metrics in the Prometheus text format.
+pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// An answer that may take a while. Given up after 10 seconds.
+pub type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// What the admin listener shows and starts; implemented by the node and by the router.
+///
+/// The plain functions read a snapshot and return at once.
+pub trait AdminSource: Send + Sync + 'static {
+    /// Whether this process should be sent requests.
+    fn ready(&self) -> Readiness;
+
+    /// The members known here.
+    fn members(&self) -> MembersReport;
+
+    /// Who serves how many shards.
+    fn shards(&self) -> ShardsReport;
+
+    /// Where the session `key` is, or `None` as long as the number of shards is not known here.
+    fn where_is(&self, key: &SessionKey) -> Option<WhereReport>;
+
+    /// Starts a drain of the node called `node`, or of this process. Starting it again changes
+    /// nothing and is no error.
+    fn drain(&self, node: Option<String>) -> Later<Result<(), DrainError>>;
+
+    /// How far the drain of the node called `node`, or of this process, is.
+    fn drain_progress(&self, node: Option<String>) -> Later<Result<DrainReport, DrainError>>;
+}
+
+/// Whether a process should be sent requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Yes.
+    Ready,
+    /// Yes, and a human should know this.
+    Warning(String),
+    /// No, because of this.
+    NotReady(String),
+}
+
+/// A drain that did not start, or whose progress is not known. Nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DrainError {
+    /// No live member has that name. A retry does not help.
+    #[error("no live node is called `{0}`; `stead status` lists the members")]
+    UnknownNode(String),
+    /// A router owns nothing. A retry does not help.
+    #[error("`{0}` is a router: it owns nothing to hand off; name a node")]
+    NotANode(String),
+    /// The node did not answer. A retry may help.
+    #[error("`{node}` did not answer: {reason}")]
+    Unreachable {
+        /// The node.
+        node: String,
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// What the listener needs.
+#[derive(Clone)]
+pub struct Admin {
+    /// Where the answers come from.
+    pub source: Arc<dyn AdminSource>,
+    /// Renders `/metrics`.
+    pub metrics: Render,
+    /// Allows POSTs from outside loopback, where given.
+    pub token: Option<AdminToken>,
+}
+
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admin").field("token", &self.token).finish_non_exhaustive()
+    }
+}

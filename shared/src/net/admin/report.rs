@@ -1,0 +1,150 @@
+//! The JSON of the admin interface: what every process answers and every command reads.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::member::{Members, Role};
+
+/// `GET /v1/members`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembersReport {
+    /// Digest of what placement depends on, 16 hex digits: members that agree on it agree on
+    /// every target.
+    pub members_digest: String,
+    /// All members known here, this process included, sorted by name.
+    pub members: Vec<MemberReport>,
+}
+
+/// One member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberReport {
+    /// Its name, or its id in hex until its card has come.
+    pub name: String,
+    /// `node` or `router`.
+    pub role: String,
+    /// `joining`, `ready`, `leaving`, `suspect`, `down` or `left`.
+    pub state: String,
+    /// Its weight; 0 owns nothing.
+    pub weight: u16,
+    /// Its zone, or empty.
+    pub zone: String,
+    /// Where gossip and the link reach it.
+    pub gossip: String,
+    /// Where it answers HTTP, or empty.
+    pub http: String,
+    /// Where its admin listener is, or empty.
+    pub admin: String,
+    /// Which start of its process this is.
+    pub boot_id: u64,
+    /// Version of its program, or empty.
+    pub version: String,
+}
+
+impl MembersReport {
+    /// The report of `members`.
+    #[must_use]
+    pub fn of(members: &Members, members_digest: u64) -> Self {
+        let mut list: Vec<MemberReport> = members.list.iter().map(MemberReport::of).collect();
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        Self { members_digest: format!("{members_digest:016x}"), members: list }
+    }
+}
+
+impl MemberReport {
+    fn of(member: &crate::member::Member) -> Self {
+        let card = member.card.as_deref();
+        let text = |field: fn(&crate::member::Card) -> &String| {
+            card.map_or_else(String::new, |card| field(card).clone())
+        };
+        Self {
+            name: member.name(),
+            role: match member.role {
+                Role::Node => "node".into(),
+                Role::Router => "router".into(),
+            },
+            state: member.state.to_string(),
+            weight: member.weight,
+            zone: text(|card| &card.zone),
+            gossip: member.gossip.to_string(),
+            http: text(|card| &card.http),
+            admin: text(|card| &card.admin),
+            boot_id: member.boot.0,
+            version: text(|card| &card.version),
+        }
+    }
+}
+
+/// `GET /v1/shards`. The counts in `by_node` and `unowned` add up to `shards`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardsReport {
+    /// Number of shards of the cluster; 0 on a router that has not learned it yet.
+    pub shards: u32,
+    /// How many shards each live node serves, by its claims. Members that left or died are not
+    /// in here.
+    pub by_node: BTreeMap<String, u32>,
+    /// Shards that no live member claims.
+    pub unowned: u32,
+    /// Shards whose owner is not their target.
+    pub moving: u32,
+    /// Shards with fewer live copies than wanted.
+    pub under_replicated: u32,
+    /// How many shards placement wants on each node.
+    pub targets: BTreeMap<String, u32>,
+    /// Shards that this process owns, ascending.
+    pub owned: Vec<u32>,
+}
+
+/// `GET /v1/where?key=K`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhereReport {
+    /// The key's shard.
+    pub shard: u32,
+    /// The live node that claims it, by name.
+    pub owner: Option<String>,
+    /// The epoch of the newest claim known here, `COUNTER.NODE`.
+    pub epoch: Option<String>,
+    /// Nodes that hold a copy.
+    pub replicas: Vec<String>,
+}
+
+/// `GET /v1/drain`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainReport {
+    /// The node.
+    pub node: String,
+    /// How far it is.
+    pub state: DrainState,
+    /// Shards that it still owns.
+    pub shards_left: u32,
+    /// Sessions in them.
+    pub sessions_left: u64,
+    /// Time since the drain began, 0 before it.
+    pub elapsed_ms: u64,
+}
+
+/// How far a drain is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DrainState {
+    /// Nobody asked for one.
+    Idle,
+    /// Shards are being handed off.
+    Draining,
+    /// Nothing is left here.
+    Drained,
+}
+
+/// An error as RFC 9457 wants it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// A URI that names the kind of problem.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The status in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What happened, and what to do.
+    pub detail: String,
+}

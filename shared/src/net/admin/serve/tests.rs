@@ -1,0 +1,161 @@
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
+
+use super::super::{
+    AdminSource, DrainReport, DrainState, Later, MembersReport, ShardsReport, WhereReport,
+};
+use super::*;
+use crate::net::sock;
+
+/// A node called `n1` in a cluster of four shards.
+#[derive(Default)]
+struct Fixed {
+    drained: Mutex<Vec<Option<String>>>,
+    unready: bool,
+}
+
+impl AdminSource for Fixed {
+    fn ready(&self) -> Readiness {
+        if self.unready { Readiness::NotReady("joining".into()) } else { Readiness::Ready }
+    }
+
+    fn members(&self) -> MembersReport {
+        MembersReport { members_digest: format!("{:016x}", 7), members: vec![] }
+    }
+
+    fn shards(&self) -> ShardsReport {
+        let by_node = BTreeMap::from([("n1".to_owned(), 3)]);
+        ShardsReport { shards: 4, by_node, unowned: 1, owned: vec![0, 2, 3], ..Default::default() }
+    }
+
+    fn where_is(&self, key: &SessionKey) -> Option<WhereReport> {
+        let shard = key.as_bytes().len() as u32;
+        Some(WhereReport { shard, owner: Some("n1".into()), epoch: None, replicas: vec![] })
+    }
+
+    fn drain(&self, node: Option<String>) -> Later<Result<(), DrainError>> {
+        let known = node.as_deref().is_none_or(|name| name == "n1");
+        let answer = if known {
+            self.drained.lock().unwrap().push(node);
+            Ok(())
+        } else {
+            Err(DrainError::UnknownNode(node.unwrap_or_default()))
+        };
+        Box::pin(async { answer })
+    }
+
+    fn drain_progress(&self, _: Option<String>) -> Later<Result<DrainReport, DrainError>> {
+        Box::pin(async {
+            Ok(DrainReport {
+                node: "n1".into(),
+                state: DrainState::Draining,
+                shards_left: 3,
+                sessions_left: 10,
+                elapsed_ms: 5,
+            })
+        })
+    }
+}
+
+struct Running {
+    addr: SocketAddr,
+    source: Arc<Fixed>,
+    stop: oneshot::Sender<()>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+async fn start(source: Fixed) -> Running {
+    let listener = sock::tcp_listener("127.0.0.1:0".parse().unwrap(), "admin").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let source = Arc::new(source);
+    let admin = Admin {
+        source: source.clone(),
+        metrics: Arc::new(|| "stead_up 1\n".to_owned()),
+        token: None,
+    };
+    let (stop, stopped) = oneshot::channel();
+    let server = tokio::spawn(serve(listener, admin, async {
+        let _ = stopped.await;
+    }));
+    Running { addr, source, stop, server }
+}
+
+/// One request on a connection of its own: status and the text after the head.
+async fn ask(running: &Running, request: &str) -> (u16, String) {
+    let mut stream = sock::connect(running.addr, Duration::from_secs(5)).await.unwrap();
+    let text = format!("{request}\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head[9..12].parse().unwrap(), body.to_owned())
+}
+
+#[tokio::test]
+async fn gets_are_open() {
+    let running = start(Fixed::default()).await;
+    let metrics = ask(&running, "GET /metrics HTTP/1.1").await;
+    assert_eq!(metrics, (200, "stead_up 1\n".into()));
+    assert_eq!(ask(&running, "GET /healthz HTTP/1.1").await, (200, "ok\n".into()));
+    assert_eq!(ask(&running, "GET /readyz HTTP/1.1").await, (200, r#"{"ready":true}"#.into()));
+    let members = ask(&running, "GET /v1/members HTTP/1.1").await;
+    assert_eq!(members.1, r#"{"members_digest":"0000000000000007","members":[]}"#);
+    let shards = ask(&running, "GET /v1/shards HTTP/1.1").await;
+    let expected = r#"{"shards":4,"by_node":{"n1":3},"unowned":1,"moving":0,"under_replicated":0,"targets":{},"owned":[0,2,3]}"#;
+    assert_eq!(shards, (200, expected.into()));
+    let drain = ask(&running, "GET /v1/drain HTTP/1.1").await;
+    assert!(drain.1.contains(r#""state":"draining","shards_left":3"#), "{}", drain.1);
+}
+
+#[tokio::test]
+async fn a_key_is_decoded_once() {
+    let running = start(Fixed::default()).await;
+    let place = ask(&running, "GET /v1/where?key=a%20b%2Bc HTTP/1.1").await;
+    let expected = r#"{"shard":5,"owner":"n1","epoch":null,"replicas":[]}"#;
+    assert_eq!(place, (200, expected.into()));
+    for bad in ["/v1/where", "/v1/where?key=", "/v1/where?key=%zz"] {
+        assert_eq!(ask(&running, &format!("GET {bad} HTTP/1.1")).await.0, 400, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn an_unready_process_says_why() {
+    let running = start(Fixed { unready: true, ..Fixed::default() }).await;
+    let (status, body) = ask(&running, "GET /readyz HTTP/1.1").await;
+    assert_eq!(status, 503);
+    assert!(body.contains(r#""detail":"joining""#), "{body}");
+}
+
+#[tokio::test]
+async fn a_drain_needs_the_header_and_a_known_node() {
+    let running = start(Fixed::default()).await;
+    assert_eq!(ask(&running, "POST /v1/drain HTTP/1.1").await.0, 403);
+    assert!(running.source.drained.lock().unwrap().is_empty());
+    let allowed = |path: &str| format!("POST {path} HTTP/1.1\r\nstead-admin: 1");
+    assert_eq!(ask(&running, &allowed("/v1/drain")).await.0, 202);
+    assert_eq!(ask(&running, &allowed("/v1/drain?node=n1")).await.0, 202);
+    let (status, body) = ask(&running, &allowed("/v1/drain?node=n9")).await;
+    assert_eq!(status, 404);
+    assert!(body.contains("n9"), "{body}");
+    assert_eq!(*running.source.drained.lock().unwrap(), [None, Some("n1".to_owned())]);
+}
+
+#[tokio::test]
+async fn unknown_paths_and_methods_are_problems() {
+    let running = start(Fixed::default()).await;
+    assert_eq!(ask(&running, "GET /nothing HTTP/1.1").await.0, 404);
+    let (status, body) = ask(&running, "DELETE /v1/members HTTP/1.1").await;
+    assert_eq!(status, 405);
+    assert!(body.starts_with(r#"{"type":"about:blank","title":"Method Not Allowed""#), "{body}");
+}
+
+#[tokio::test]
+async fn it_stops_when_told_with_an_idle_connection_open() {
+    let running = start(Fixed::default()).await;
+    let _idle = sock::connect(running.addr, Duration::from_secs(5)).await.unwrap();
+    running.stop.send(()).unwrap();
+    running.server.await.unwrap();
+}
