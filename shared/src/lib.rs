@@ -9,6 +9,7 @@ pub mod config;
 pub mod control;
 pub mod hash;
 pub mod id;
+pub mod keys;
 pub mod member;
 #[cfg(feature = "net")]
 pub mod net;

@@ -1,1 +1,3 @@
 //! What travels between members.
+
+pub mod datagram;
