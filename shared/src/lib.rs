@@ -15,7 +15,7 @@ pub mod member;
 pub mod net;
 pub mod placement;
 pub mod refusal;
-pub mod session_key;
 pub mod ring;
+pub mod session_key;
 pub mod time;
 pub mod wire;

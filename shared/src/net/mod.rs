@@ -1,4 +1,5 @@
 //! Sockets and tasks: the only asynchronous part of this crate.
 
 pub mod admin;
+pub mod disk;
 pub mod sock;
