@@ -1,1 +1,2 @@
 //! The owner side of `stead`.
+pub mod logic;

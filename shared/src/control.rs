@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::claims::ClaimRange;
+use crate::claims::{Book, ClaimRange};
 use crate::id::{Epoch, NodeBoot, NodeId, ShardId};
 
 /// Kinds of calls and notes on the link.
@@ -189,6 +189,46 @@ pub enum Control {
         /// The move.
         handoff: HandoffId,
     },
+}
+
+/// Answers `WhoHolds` from a book: the same for routers and nodes.
+///
+/// `is_live` says whether an owner counts as alive. The first list are claims of such owners, the
+/// second the highest counters remembered, whoever claimed them.
+#[must_use]
+pub fn who_holds(
+    book: &Book,
+    n_shards: u32,
+    shards: &[ShardRange],
+    is_live: impl Fn(NodeBoot) -> bool,
+) -> (Vec<Holding>, Vec<ClaimRange>) {
+    let mut holdings: Vec<Holding> = Vec::new();
+    let mut highest: Vec<ClaimRange> = Vec::new();
+    for shard in shards.iter().flat_map(|range| range.shards(n_shards)) {
+        if let Some((epoch, owner)) = book.get(shard).filter(|&(_, owner)| is_live(owner)) {
+            let range = ClaimRange { first: shard.0, len: 1, counter: epoch.counter };
+            let last = holdings.last_mut().filter(|last| last.owner == owner);
+            if !last.is_some_and(|last| extend(&mut last.range, range)) {
+                holdings.push(Holding { owner, range });
+            }
+        }
+        let counter = book.highest(shard);
+        if counter > 0 {
+            let range = ClaimRange { first: shard.0, len: 1, counter };
+            if !highest.last_mut().is_some_and(|last| extend(last, range)) {
+                highest.push(range);
+            }
+        }
+    }
+    (holdings, highest)
+}
+
+fn extend(last: &mut ClaimRange, next: ClaimRange) -> bool {
+    let follows = last.first + last.len == next.first && last.counter == next.counter;
+    if follows {
+        last.len += next.len;
+    }
+    follows
 }
 
 /// Bytes that are no message of a version we know.

@@ -16,6 +16,8 @@ pub mod net;
 pub mod placement;
 pub mod refusal;
 pub mod ring;
+pub mod route;
 pub mod session_key;
 pub mod time;
+pub mod view;
 pub mod wire;

@@ -1,0 +1,87 @@
+//! Claiming what nobody holds (R0), at first and after a crash that left no copy.
+//!
+//! ```text
+//! target                                   every live member, routers too
+//!   WhoHolds{digest, shards} ───────────▶    looks into its book
+//!   ◀─── Holds{digest, holdings, highest}
+//!   all have answered with the same digest, nobody holds it:
+//!   claims at 1 + the highest counter anybody remembers
+//! ```
+//!
+//! Only the target asks, and only answers under its own members digest count. Two nodes that both
+//! ask see each other's digest, and at most one of them is the target under it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use stead_shared::claims::ClaimRange;
+use stead_shared::control::{Control, Holding, ShardRange, Token};
+use stead_shared::id::{NodeBoot, NodeId, ShardId};
+use stead_shared::time::Time;
+
+/// Unanswered questions are sent again.
+pub const ASK_EVERY: Duration = Duration::from_millis(200);
+/// A question that got no full set of answers in this time is dropped and asked anew.
+pub const ASK_FOR: Duration = Duration::from_secs(5);
+
+/// One question to everybody.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Ties answers to it.
+    pub token: Token,
+    /// The digest under which it was asked.
+    pub digest: u64,
+    /// The shards.
+    pub shards: BTreeSet<ShardId>,
+    /// Who has not answered yet.
+    pub waiting: BTreeSet<NodeId>,
+    /// Highest counter anybody remembers.
+    pub highest: BTreeMap<ShardId, u64>,
+    /// Shards that somebody holds, and who.
+    pub held: BTreeMap<ShardId, NodeBoot>,
+    /// Asked since.
+    pub since: Time,
+    /// When to ask those again who are silent.
+    pub resend_at: Time,
+    /// Somebody answered under another digest.
+    pub disagreed: bool,
+}
+
+impl Query {
+    /// The message.
+    #[must_use]
+    pub fn message(&self) -> Control {
+        Control::WhoHolds {
+            token: self.token,
+            members_digest: self.digest,
+            shards: ShardRange::pack(self.shards.iter().copied()),
+        }
+    }
+
+    /// Takes one answer in. `binding`: the answerer is a ready node, so its digest must agree.
+    pub fn answer(
+        &mut self,
+        from: NodeId,
+        digest: u64,
+        binding: bool,
+        (holdings, highest): (&[Holding], &[ClaimRange]),
+    ) {
+        if !self.waiting.remove(&from) {
+            return;
+        }
+        self.disagreed |= binding && digest != self.digest;
+        for holding in holdings {
+            let end = holding.range.first.saturating_add(holding.range.len);
+            for &shard in self.shards.range(ShardId(holding.range.first)..ShardId(end)) {
+                self.held.insert(shard, holding.owner);
+            }
+        }
+        for range in highest {
+            let end = range.first.saturating_add(range.len);
+            for &shard in self.shards.range(ShardId(range.first)..ShardId(end)) {
+                let known = self.highest.entry(shard).or_default();
+                *known = (*known).max(range.counter);
+            }
+        }
+    }
+}
