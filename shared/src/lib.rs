@@ -18,6 +18,7 @@ pub mod refusal;
 pub mod ring;
 pub mod route;
 pub mod session_key;
+pub mod swim;
 pub mod time;
 pub mod view;
 pub mod wire;

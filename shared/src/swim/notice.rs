@@ -1,0 +1,103 @@
+//! What members tell one another in datagrams beside foca's packets.
+
+use bytes::Bytes;
+use foca::{Codec, Header, Member, PostcardCodec};
+use serde::{Deserialize, Serialize};
+
+use super::config::PAYLOAD_BYTES_MAX;
+use super::identity::Identity;
+use crate::id::NodeBoot;
+use crate::member::Card;
+
+/// First byte of a payload: one of foca's packets follows.
+const KIND_CORE: u8 = 0;
+/// First byte of a payload: a [`Notice`] follows.
+const KIND_NOTICE: u8 = 1;
+
+/// A message of our own. All but cards take at most 48 bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Notice {
+    /// A connect to this process was refused to the sender.
+    Refused(NodeBoot),
+    /// The sender leaves, and this is the last it says of itself.
+    Gone(Identity),
+    /// Somebody holds this identity of the receiver for dead: take a new one.
+    Renew(Identity),
+    /// The receiver spoke to an outdated identity of the sender. This is the one it has now.
+    Iam(Identity),
+    /// The sender lacks the receiver's card.
+    CardWanted,
+    /// The sender's card.
+    Card(Card),
+    /// Are you there?
+    Ping,
+    /// Yes.
+    Pong,
+}
+
+impl Notice {
+    /// The payload, or nothing when it does not fit a datagram (a card may not; it travels by
+    /// push/pull then).
+    pub(crate) fn encode(&self) -> Option<Bytes> {
+        let payload = postcard::to_extend(self, vec![KIND_NOTICE]).ok()?;
+        (payload.len() <= PAYLOAD_BYTES_MAX).then(|| Bytes::from(payload))
+    }
+}
+
+/// A payload that was read.
+#[derive(Clone, Debug)]
+pub(crate) enum Payload<'a> {
+    Core(&'a [u8]),
+    Notice(Box<Notice>),
+}
+
+/// Reads the outer form. Nothing for anything that no version of this program writes.
+pub(crate) fn read(payload: &[u8]) -> Option<Payload<'_>> {
+    let (&kind, body) = payload.split_first()?;
+    match kind {
+        KIND_CORE => Some(Payload::Core(body)),
+        KIND_NOTICE => {
+            let (notice, rest) = postcard::take_from_bytes(body).ok()?;
+            rest.is_empty().then_some(Payload::Notice(Box::new(notice)))
+        }
+        _ => None,
+    }
+}
+
+/// Puts the kind in front of one of foca's packets.
+pub(crate) fn wrap_core(packet: &[u8]) -> Bytes {
+    let mut payload = Vec::with_capacity(packet.len() + 1);
+    payload.push(KIND_CORE);
+    payload.extend_from_slice(packet);
+    Bytes::from(payload)
+}
+
+/// The header of one of foca's packets and the members it tells of.
+#[derive(Debug)]
+pub(crate) struct Peeked {
+    pub(crate) header: Header<Identity>,
+    pub(crate) updates: Vec<Member<Identity>>,
+}
+
+impl Peeked {
+    /// Everybody it tells of, its sender included.
+    pub(crate) fn members(&self) -> impl Iterator<Item = Member<Identity>> {
+        let Header { src, src_incarnation, .. } = self.header;
+        let sender = Member::new(src, src_incarnation, foca::State::Alive);
+        std::iter::once(sender).chain(self.updates.iter().cloned())
+    }
+}
+
+/// Reads one of foca's packets without acting on it. Nothing when foca would refuse it too.
+pub(crate) fn peek(mut packet: &[u8]) -> Option<Peeked> {
+    let mut codec = PostcardCodec;
+    let header = Codec::<Identity>::decode_header(&mut codec, &mut packet).ok()?;
+    let mut updates = Vec::new();
+    if let Some((count, rest)) = packet.split_first_chunk::<2>() {
+        packet = rest;
+        for _ in 0..u16::from_be_bytes(*count) {
+            updates.push(Codec::<Identity>::decode_member(&mut codec, &mut packet).ok()?);
+        }
+    }
+    Some(Peeked { header, updates })
+}

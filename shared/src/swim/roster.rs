@@ -1,0 +1,347 @@
+//! Everybody this process has heard of, and what the ring makes of them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use foca::State;
+
+use super::config::{Rule, SwimConfig};
+use super::core::PROVED;
+use super::event::SwimAction;
+use super::identity::{Identity, Standing};
+use crate::id::{NodeBoot, NodeId};
+use crate::member::{Card, Member, MemberState, Members, Role};
+use crate::time::Time;
+
+/// What is held of a boot of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    Alive,
+    Suspect,
+    Down { confirmed: bool },
+    Left,
+}
+
+impl Life {
+    /// What an entry of foca's list says. A goodbye counts from the moment it is heard.
+    pub(crate) fn of(member: &foca::Member<Identity>) -> Self {
+        if member.id().standing == Standing::Gone {
+            return Self::Left;
+        }
+        match member.state() {
+            State::Alive => Self::Alive,
+            State::Suspect => Self::Suspect,
+            State::Down => Self::Down { confirmed: member.incarnation() == PROVED },
+        }
+    }
+
+    pub(crate) fn is_live(self) -> bool {
+        match self {
+            Self::Alive | Self::Suspect => true,
+            Self::Down { .. } | Self::Left => false,
+        }
+    }
+}
+
+/// Unclean deaths of a node, across its boots.
+#[derive(Clone, Debug, Default)]
+struct Flaps {
+    deaths: VecDeque<Time>,
+    held_until: Time,
+    n_holds: u32,
+}
+
+impl Flaps {
+    fn died(&mut self, now: Time, config: &SwimConfig) {
+        self.deaths.push_back(now);
+        while self.deaths.front().is_some_and(|&at| config.flap_window < now.since(at)) {
+            self.deaths.pop_front();
+        }
+        if self.deaths.len() < config.flap_deaths {
+            return;
+        }
+        self.deaths.clear();
+        if config.hold_down_max * 2 < now.since(self.held_until) {
+            self.n_holds = 0;
+        }
+        let hold = config.hold_down.saturating_mul(1 << self.n_holds.min(16));
+        self.held_until = now + hold.min(config.hold_down_max);
+        self.n_holds += 1;
+    }
+}
+
+/// One node that this process has heard of.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) identity: Identity,
+    pub(crate) incarnation: u16,
+    pub(crate) life: Life,
+    pub(crate) card: Option<Arc<Card>>,
+    /// When a packet of it came in last.
+    pub(crate) heard: Time,
+    /// When it died or left.
+    gone_at: Time,
+    /// Down, and still in the ring until then.
+    ring_until: Time,
+    flaps: Flaps,
+}
+
+impl Known {
+    fn new(now: Time, member: &foca::Member<Identity>) -> Self {
+        Self {
+            identity: *member.id(),
+            incarnation: member.incarnation(),
+            life: Life::of(member),
+            card: None,
+            heard: Time::ZERO,
+            gone_at: now,
+            ring_until: Time::ZERO,
+            flaps: Flaps::default(),
+        }
+    }
+
+    fn in_ring(&self, now: Time) -> bool {
+        let ready = self.identity.role == Role::Node && self.identity.standing == Standing::Ready;
+        match self.life {
+            Life::Alive | Life::Suspect => ready,
+            Life::Down { .. } => ready && now < self.ring_until,
+            Life::Left => false,
+        }
+    }
+
+    /// Takes notice of the end of this boot.
+    fn end(&mut self, now: Time, life: Life, config: &SwimConfig) {
+        self.gone_at = now;
+        if life == Life::Left || !self.life.is_live() || !config.rules.hold(Rule::DampedRing) {
+            return;
+        }
+        self.ring_until = now + config.down_grace;
+        self.flaps.died(now, config);
+    }
+
+    fn forget_at(&self, config: &SwimConfig) -> Option<Time> {
+        match self.life {
+            Life::Alive | Life::Suspect => None,
+            Life::Down { .. } => Some(self.gone_at + config.remember_down),
+            Life::Left => Some(self.gone_at + config.remember_left),
+        }
+    }
+
+    fn member(&self, now: Time) -> Member {
+        let phase = self.identity.standing.phase();
+        Member {
+            id: self.identity.node,
+            boot: self.identity.boot,
+            role: self.identity.role,
+            phase,
+            state: match (self.life, self.identity.standing) {
+                (Life::Alive, Standing::Joining) => MemberState::Joining,
+                (Life::Alive, Standing::Ready) => MemberState::Ready,
+                (Life::Alive, Standing::Leaving | Standing::Gone) => MemberState::Leaving,
+                (Life::Suspect, _) => MemberState::Suspect,
+                (Life::Down { .. }, _) => MemberState::Down,
+                (Life::Left, _) => MemberState::Left,
+            },
+            weight: self.identity.weight,
+            zone: self.identity.zone,
+            gossip: self.identity.gossip,
+            in_ring: self.in_ring(now),
+            held_down: now < self.flaps.held_until,
+            card: self.card.clone(),
+        }
+    }
+}
+
+/// Everybody but this process, by node id.
+#[derive(Debug, Default)]
+pub(crate) struct Roster {
+    known: BTreeMap<NodeId, Known>,
+}
+
+impl Roster {
+    pub(crate) fn get(&self, node: NodeId) -> Option<&Known> {
+        self.known.get(&node)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Known> {
+        self.known.values()
+    }
+
+    pub(crate) fn live(&self) -> impl Iterator<Item = &Known> {
+        self.iter().filter(|known| known.life.is_live())
+    }
+
+    /// Whether `member` may say something that is not known here.
+    pub(crate) fn is_news(&self, member: &foca::Member<Identity>) -> bool {
+        let Some(known) = self.known.get(&member.id().node) else {
+            return true;
+        };
+        if *member.id() < known.identity {
+            return false;
+        }
+        *member.id() != known.identity
+            || Life::of(member) != known.life
+            || known.incarnation < member.incarnation()
+    }
+
+    /// Whether there is room for the node: it is known, or somebody else is not needed.
+    pub(crate) fn admits(&self, node: NodeId, config: &SwimConfig) -> bool {
+        self.known.len() < config.n_members_max
+            || self.known.contains_key(&node)
+            || self.known.values().any(|known| !known.life.is_live())
+    }
+
+    pub(crate) fn heard(&mut self, now: Time, node: NodeId) {
+        if let Some(known) = self.known.get_mut(&node) {
+            known.heard = now;
+        }
+    }
+
+    /// Keeps a card of a boot that is known. Returns whether it was missing.
+    pub(crate) fn keep_card(&mut self, card: Card) -> bool {
+        let Some(known) = self.known.get_mut(&card.of.node) else {
+            return false;
+        };
+        if known.identity.boot != card.of.boot || known.card.is_some() {
+            return false;
+        }
+        known.card = Some(Arc::new(card));
+        true
+    }
+
+    /// Takes in an entry of foca's list. Returns whether it is the first of its boot.
+    pub(crate) fn observe(
+        &mut self,
+        now: Time,
+        member: &foca::Member<Identity>,
+        config: &SwimConfig,
+        out: &mut Vec<SwimAction>,
+    ) -> bool {
+        let Some(known) = self.known.get_mut(&member.id().node) else {
+            self.known.insert(member.id().node, Known::new(now, member));
+            return true;
+        };
+        if member.id().boot < known.identity.boot {
+            return false;
+        }
+        if known.identity.boot < member.id().boot {
+            known.rebooted(now, member, config, out);
+            return true;
+        }
+        known.changed(now, member, config, out);
+        false
+    }
+
+    /// Nobody else is there any more, as far as this process can hear.
+    pub(crate) fn all_silent(&mut self, now: Time, config: &SwimConfig, out: &mut Vec<SwimAction>) {
+        for known in self.known.values_mut() {
+            let down = foca::Member::new(known.identity, known.incarnation, State::Down);
+            if known.life.is_live() {
+                known.changed(now, &down, config, out);
+            }
+        }
+    }
+
+    /// Drops those gone for long, and the longest gone beyond the limit. Returns them.
+    pub(crate) fn forget(&mut self, now: Time, config: &SwimConfig) -> Vec<Identity> {
+        let mut forgotten: Vec<Identity> = self
+            .iter()
+            .filter(|known| known.forget_at(config).is_some_and(|at| at <= now))
+            .map(|known| known.identity)
+            .collect();
+        let excess = (self.known.len() - forgotten.len()).saturating_sub(config.n_members_max);
+        if 0 < excess {
+            let mut gone: Vec<&Known> = self
+                .iter()
+                .filter(|known| !known.life.is_live() && !forgotten.contains(&known.identity))
+                .collect();
+            gone.sort_by_key(|known| (known.gone_at, known.identity.node));
+            let more: Vec<Identity> =
+                gone.iter().take(excess).map(|known| known.identity).collect();
+            forgotten.extend(more);
+        }
+        for identity in &forgotten {
+            self.known.remove(&identity.node);
+        }
+        forgotten
+    }
+
+    /// The list as everybody above sees it, `me` included.
+    pub(crate) fn members(&self, now: Time, me: Member, config: &SwimConfig) -> Members {
+        let mut list: Vec<Member> = self.iter().map(|known| known.member(now)).collect();
+        let my_id = me.id;
+        let at = list.partition_point(|member| member.id < my_id);
+        list.insert(at, me);
+        let damped = config.rules.hold(Rule::DampedRing);
+        let somebody_stands = list.iter().any(|member| member.in_ring && !member.held_down);
+        for member in &mut list {
+            member.held_down &= damped && somebody_stands;
+        }
+        Members { me: my_id, list }
+    }
+
+    /// When the list changes by the mere passing of time.
+    pub(crate) fn next_change(&self, now: Time, config: &SwimConfig) -> Option<Time> {
+        self.iter()
+            .flat_map(|known| {
+                [Some(known.ring_until), Some(known.flaps.held_until), known.forget_at(config)]
+            })
+            .flatten()
+            .filter(|&at| now < at)
+            .min()
+    }
+}
+
+impl Known {
+    /// A newer boot of the node: the older one's memory is lost, whatever foca calls it.
+    fn rebooted(
+        &mut self,
+        now: Time,
+        member: &foca::Member<Identity>,
+        config: &SwimConfig,
+        out: &mut Vec<SwimAction>,
+    ) {
+        let proved = matches!(self.life, Life::Left | Life::Down { confirmed: true });
+        if !proved && config.rules.hold(Rule::BootIsDeath) {
+            out.push(SwimAction::Died { who: self.identity.node_boot(), confirmed: true });
+        }
+        self.end(now, Life::Down { confirmed: true }, config);
+        let fresh = Self::new(now, member);
+        *self = Self { flaps: std::mem::take(&mut self.flaps), ..fresh };
+    }
+
+    /// Something else about the same boot. Another bump alone is no death.
+    fn changed(
+        &mut self,
+        now: Time,
+        member: &foca::Member<Identity>,
+        config: &SwimConfig,
+        out: &mut Vec<SwimAction>,
+    ) {
+        let life = Life::of(member);
+        if self.life == Life::Left && life != Life::Left {
+            return;
+        }
+        let who: NodeBoot = self.identity.node_boot();
+        match (self.life, life) {
+            (Life::Alive | Life::Suspect, Life::Down { confirmed }) => {
+                out.push(SwimAction::Died { who, confirmed });
+                self.end(now, life, config);
+            }
+            (Life::Down { confirmed: false }, Life::Down { confirmed: true }) => {
+                out.push(SwimAction::Died { who, confirmed: true });
+            }
+            (Life::Alive | Life::Suspect | Life::Down { .. }, Life::Left) => {
+                self.end(now, life, config);
+            }
+            (
+                Life::Alive | Life::Suspect | Life::Down { .. },
+                Life::Alive | Life::Suspect | Life::Down { .. },
+            )
+            | (Life::Left, _) => {}
+        }
+        self.identity = *member.id();
+        self.incarnation = member.incarnation();
+        self.life = life;
+    }
+}
