@@ -1,1 +1,3 @@
 //! The reverse proxy of `stead`.
+
+pub mod logic;

@@ -1,0 +1,9 @@
+//! What the proxy decides, without sockets, clocks or tasks.
+
+pub mod cookie;
+pub mod framing;
+pub mod hardening;
+pub mod headers;
+pub mod park;
+pub mod retry;
+pub mod websocket;
