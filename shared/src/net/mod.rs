@@ -1,5 +1,6 @@
 //! Sockets and tasks: the only asynchronous part of this crate.
 
 pub mod admin;
+pub mod agent;
 pub mod disk;
 pub mod sock;

@@ -1,0 +1,504 @@
+//! The agent's loop: pick what happened, let the machine decide, do what it says.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::net::UdpSocket;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
+
+use super::inbox::{Inbox, Wishes};
+use super::meters::{DropLog, Meters};
+use super::{AgentError, AgentEvent, AgentRun, Call, End, PeerError, PushPuller};
+use crate::id::{BootId, NodeBoot};
+use crate::member::Members;
+use crate::net::disk;
+use crate::swim::{FatalReason, Swim, SwimAction, SwimEvent, SwimState};
+use crate::time::Time;
+use crate::wire::datagram::{DATAGRAM_BYTES_MAX, Envelope, NONCE_BYTES};
+
+/// Datagrams read in one turn, so that a flood cannot hold up timers.
+const BATCH: usize = 64;
+
+/// Calls, dials and look-ups under way at once; more fail at once and come again.
+const TASKS_MAX: usize = 64;
+
+/// How long the socket rests when the system says that it fails.
+const SOCKET_REST: Duration = Duration::from_millis(100);
+
+/// How long the loop sleeps when nothing is due.
+const IDLE_MAX: Duration = Duration::from_secs(1);
+
+/// How long the names of all seeds may take to resolve.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Most addresses of one seed.
+const SEED_ADDRS_MAX: usize = 64;
+
+/// What woke the loop.
+enum Wake {
+    Wishes,
+    Call(Call),
+    Task(Result<(Id, TaskDone), JoinError>),
+    EventsTaken,
+    Socket,
+    Deadline,
+}
+
+/// What a task found out.
+enum TaskDone {
+    Event(SwimEvent),
+    /// A call to a peer, counted beside what it brought.
+    Called(SwimEvent),
+    Seeds {
+        addrs: Vec<SocketAddr>,
+        unresolved: BTreeSet<String>,
+    },
+    Nothing,
+}
+
+pub(super) struct Shell<P> {
+    swim: Swim,
+    envelope: Envelope,
+    socket: UdpSocket,
+    local: SocketAddr,
+    buffer: Box<[u8; DATAGRAM_BYTES_MAX + 1]>,
+    rest_until: Instant,
+    rng: StdRng,
+    origin: Instant,
+
+    peers: Arc<P>,
+    helpers: Handle,
+    tasks: JoinSet<TaskDone>,
+    /// What to tell the machine of a task that ends without a word.
+    if_lost: HashMap<Id, SwimEvent>,
+    name_timeout: Duration,
+    seeds: Arc<[String]>,
+    unresolved: BTreeSet<String>,
+    data_dir: Option<PathBuf>,
+
+    inbox: Arc<Inbox>,
+    calls: mpsc::Receiver<Call>,
+    members: watch::Sender<Arc<Members>>,
+    events: mpsc::Sender<AgentEvent>,
+    untold: VecDeque<AgentEvent>,
+    meters: Arc<Meters>,
+    drop_log: DropLog,
+    end: Option<End>,
+}
+
+impl<P: PushPuller> Shell<P> {
+    pub(super) fn new(run: AgentRun, peers: Arc<P>, helpers: Handle) -> Result<Self, AgentError> {
+        let AgentRun { config, socket, inbox, meters, ends } = run;
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(AgentError::Random)?;
+        let mut rng = StdRng::from_seed(seed);
+        let socket = UdpSocket::from_std(socket).map_err(AgentError::Socket)?;
+        let local = socket.local_addr().map_err(AgentError::Socket)?;
+        let envelope = Envelope::new(config.me.card.of, config.cluster, config.keys);
+        let name_timeout = config.swim.name_timeout;
+        let swim = Swim::new(config.me, config.swim, rng.next_u64(), Time::ZERO);
+        let now = Instant::now();
+        Ok(Self {
+            swim,
+            envelope,
+            socket,
+            local,
+            buffer: Box::new([0; DATAGRAM_BYTES_MAX + 1]),
+            rest_until: now,
+            rng,
+            origin: now,
+            peers,
+            helpers,
+            tasks: JoinSet::new(),
+            if_lost: HashMap::new(),
+            name_timeout,
+            seeds: config.seeds.into(),
+            unresolved: BTreeSet::new(),
+            data_dir: config.data_dir,
+            inbox,
+            calls: ends.calls,
+            members: ends.members,
+            events: ends.events,
+            untold: VecDeque::new(),
+            meters,
+            drop_log: DropLog::default(),
+            end: None,
+        })
+    }
+
+    pub(super) async fn run(mut self) -> End {
+        self.publish();
+        loop {
+            let wake = self.next().await;
+            self.wake(wake);
+            // What lies in the socket comes before what time has brought: an answer that is
+            // here already must not count as missing.
+            self.receive();
+            self.tick();
+            self.tell();
+            if let Some(end) = self.end.take() {
+                return end;
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Wake {
+        let deadline = self.deadline();
+        let resting = Instant::now() < self.rest_until;
+        tokio::select! {
+            biased;
+            () = self.inbox.changed() => Wake::Wishes,
+            Some(call) = self.calls.recv() => Wake::Call(call),
+            Some(done) = self.tasks.join_next_with_id() => Wake::Task(done),
+            _ = self.events.reserve(), if !self.untold.is_empty() => Wake::EventsTaken,
+            _ = self.socket.readable(), if !resting => Wake::Socket,
+            () = tokio::time::sleep_until(deadline) => Wake::Deadline,
+        }
+    }
+
+    fn wake(&mut self, wake: Wake) {
+        match wake {
+            Wake::Wishes => {
+                let wishes = self.inbox.take();
+                self.grant(wishes);
+            }
+            Wake::Call(call) => self.answer(call),
+            Wake::Task(done) => self.task_done(done),
+            Wake::EventsTaken | Wake::Socket | Wake::Deadline => {}
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time::ZERO + self.origin.elapsed()
+    }
+
+    /// When the loop must wake at the latest.
+    fn deadline(&self) -> Instant {
+        let swim = self.swim.deadline().map(|at| self.origin + at.since(Time::ZERO));
+        let now = Instant::now();
+        let latest = if now < self.rest_until { self.rest_until } else { now + IDLE_MAX };
+        swim.map_or(latest, |at| at.min(latest))
+    }
+
+    fn tick(&mut self) {
+        let now = self.now();
+        let Some(due) = self.swim.deadline().filter(|due| *due <= now) else { return };
+        self.meters.loop_lag(now.since(due));
+        if let Some(keys) = self.envelope.keys() {
+            let made = keys.newest().made_unix_s;
+            self.meters.key_age((disk::unix_micros() / 1_000_000).saturating_sub(made));
+        }
+        self.step(SwimEvent::Tick);
+    }
+
+    fn step(&mut self, event: SwimEvent) {
+        let mut actions = Vec::new();
+        self.swim.handle(self.now(), event, &mut actions);
+        for action in actions {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: SwimAction) {
+        match action {
+            SwimAction::Send { to, to_boot, addr, payload } => {
+                self.send(NodeBoot { node: to, boot: to_boot }, addr, &payload);
+            }
+            SwimAction::ResolveSeeds => self.resolve_seeds(),
+            SwimAction::PushPull { addr, node: _ } => self.push_pull(addr),
+            SwimAction::Dial { who, addr } => self.dial(who, addr),
+            SwimAction::ProbeName { addr, old } => self.probe_name(addr, old),
+            SwimAction::Changed => self.publish(),
+            SwimAction::Synced { with } => self.synced(with),
+            SwimAction::Died { who, confirmed } => self.died(who, confirmed),
+            SwimAction::BootIs(boot) => self.boot_is(boot),
+            SwimAction::Fatal(reason) => self.fatal(reason),
+            SwimAction::Left => self.end = Some(End::Left),
+        }
+    }
+
+    fn fatal(&mut self, reason: FatalReason) {
+        tracing::error!("{reason}");
+        self.end = Some(End::Fatal(reason));
+    }
+}
+
+/// Datagrams.
+impl<P: PushPuller> Shell<P> {
+    fn receive(&mut self) {
+        for _ in 0..BATCH {
+            match self.socket.try_recv_from(&mut self.buffer[..]) {
+                Ok((length, source)) => self.datagram(length, source),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    self.meters.receive_errors.add(1);
+                    self.rest_until = Instant::now() + SOCKET_REST;
+                    tracing::debug!("the gossip socket fails: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn datagram(&mut self, length: usize, source: SocketAddr) {
+        self.meters.bytes_in.add(length);
+        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+        let unix_ms = disk::unix_micros() / 1000;
+        match self.envelope.open(&self.buffer[..length], unix_ms) {
+            Ok(opened) => {
+                self.meters.packets_in.add(1);
+                let (from, payload) = (opened.from, opened.payload);
+                self.step(SwimEvent::Datagram { from, source, payload });
+            }
+            Err(error) => self.drop_log.dropped(&self.meters, &error, source),
+        }
+    }
+
+    fn send(&mut self, to: NodeBoot, addr: SocketAddr, payload: &Bytes) {
+        let mut nonce = [0; NONCE_BYTES];
+        self.rng.fill_bytes(&mut nonce);
+        let unix_ms = disk::unix_micros() / 1000;
+        let datagram = match self.envelope.seal(to, payload, unix_ms, nonce) {
+            Ok(datagram) => datagram,
+            Err(error) => {
+                self.meters.send_errors.add(1);
+                tracing::error!("{error}");
+                return;
+            }
+        };
+        // A full socket drops like a full network does: gossip is sent again anyway.
+        match self.socket.try_send_to(&datagram, family_of(self.local, addr)) {
+            Ok(length) => {
+                self.meters.packets_out.add(1);
+                self.meters.bytes_out.add(length);
+            }
+            Err(error) => {
+                self.meters.send_errors.add(1);
+                tracing::debug!(%addr, "cannot send a gossip datagram: {error}");
+            }
+        }
+    }
+}
+
+/// An IPv6 socket reaches IPv4 addresses under their mapped form.
+fn family_of(local: SocketAddr, to: SocketAddr) -> SocketAddr {
+    match (local.ip(), to.ip()) {
+        (IpAddr::V6(_), IpAddr::V4(ip)) => (ip.to_ipv6_mapped(), to.port()).into(),
+        (IpAddr::V6(_), IpAddr::V6(_)) | (IpAddr::V4(_), IpAddr::V4(_) | IpAddr::V6(_)) => to,
+    }
+}
+
+/// Tasks on the caller's runtime.
+impl<P: PushPuller> Shell<P> {
+    fn spawn(
+        &mut self,
+        if_lost: Option<SwimEvent>,
+        task: impl Future<Output = TaskDone> + Send + 'static,
+    ) {
+        if self.tasks.len() >= TASKS_MAX {
+            // Never a reason to wait: whoever wanted it asks again.
+            if let Some(event) = if_lost {
+                self.step(event);
+            }
+            return;
+        }
+        let id = self.tasks.spawn_on(task, &self.helpers).id();
+        if let Some(event) = if_lost {
+            self.if_lost.insert(id, event);
+        }
+    }
+
+    fn task_done(&mut self, done: Result<(Id, TaskDone), JoinError>) {
+        let id = done.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        let if_lost = self.if_lost.remove(&id).map_or(TaskDone::Nothing, TaskDone::Event);
+        match done.map_or(if_lost, |(_, done)| done) {
+            TaskDone::Event(event) => self.step(event),
+            TaskDone::Called(event) => {
+                let ok = matches!(event, SwimEvent::PushPull { .. });
+                let meters = &self.meters;
+                if ok { &meters.push_pulls_ok } else { &meters.push_pulls_failed }.add(1);
+                self.step(event);
+            }
+            TaskDone::Seeds { addrs, unresolved } => {
+                for seed in unresolved.difference(&self.unresolved) {
+                    tracing::warn!("the seed {seed} does not resolve to an address; still trying");
+                }
+                self.unresolved = unresolved;
+                self.step(SwimEvent::SeedAddrs(addrs));
+            }
+            TaskDone::Nothing => {}
+        }
+    }
+
+    fn resolve_seeds(&mut self) {
+        let seeds = Arc::clone(&self.seeds);
+        self.spawn(None, resolve(seeds));
+    }
+
+    fn push_pull(&mut self, addr: SocketAddr) {
+        let mine = self.swim.state().encode();
+        let peers = Arc::clone(&self.peers);
+        let failed = SwimEvent::PushPullFailed { addr };
+        self.spawn(Some(failed.clone()), async move {
+            let called = peers.push_pull(addr, mine).await;
+            let answer = called.and_then(|(from, list)| match SwimState::decode(&list) {
+                Ok(state) => Ok(SwimEvent::PushPull { from, state }),
+                Err(error) => Err(PeerError::Failed(error.to_string())),
+            });
+            TaskDone::Called(answer.unwrap_or_else(|error| {
+                tracing::debug!(%addr, "push/pull failed: {error}");
+                failed
+            }))
+        });
+    }
+
+    fn dial(&mut self, who: NodeBoot, addr: SocketAddr) {
+        let peers = Arc::clone(&self.peers);
+        let by = self.swim.me().node;
+        self.spawn(None, async move {
+            match peers.hello(addr).await {
+                Err(PeerError::Refused) => TaskDone::Event(SwimEvent::Refused { node: who, by }),
+                Ok(NodeBoot { node, boot }) if node == who.node && boot != who.boot => {
+                    TaskDone::Event(SwimEvent::OtherBootAnswered { node, boot })
+                }
+                Ok(_) | Err(PeerError::Failed(_)) => TaskDone::Nothing,
+            }
+        });
+    }
+
+    fn probe_name(&mut self, addr: SocketAddr, old: NodeBoot) {
+        let peers = Arc::clone(&self.peers);
+        let timeout = self.name_timeout;
+        self.spawn(Some(SwimEvent::NameFree), async move {
+            let hello = tokio::time::timeout(timeout, peers.hello(addr)).await;
+            TaskDone::Event(match hello {
+                Ok(Ok(found)) if found == old => SwimEvent::NameHeldBy { boot: found.boot },
+                Ok(Ok(_) | Err(_)) | Err(_) => SwimEvent::NameFree,
+            })
+        });
+    }
+}
+
+/// Looks all seeds up anew.
+async fn resolve(seeds: Arc<[String]>) -> TaskDone {
+    let mut addrs: Vec<SocketAddr> = Vec::new();
+    let mut unresolved = BTreeSet::new();
+    let mut lookups = JoinSet::new();
+    for seed in seeds.iter().cloned() {
+        lookups.spawn(async move {
+            let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(&seed));
+            let addrs: Vec<SocketAddr> = match found.await {
+                Ok(Ok(found)) => found.take(SEED_ADDRS_MAX).collect(),
+                Ok(Err(_)) | Err(_) => Vec::new(),
+            };
+            (seed, addrs)
+        });
+    }
+    for (seed, found) in lookups.join_all().await {
+        if found.is_empty() {
+            unresolved.insert(seed);
+        }
+        addrs.extend(found.into_iter().filter(|addr| !addrs.contains(addr)).collect::<Vec<_>>());
+    }
+    TaskDone::Seeds { addrs, unresolved }
+}
+
+/// The rest of the process.
+impl<P: PushPuller> Shell<P> {
+    fn grant(&mut self, wishes: Wishes) {
+        let Wishes { phase, weight, keys, leave, stop, accused, refused, other_boots } = wishes;
+        if stop {
+            self.end = Some(End::Stopped);
+            return;
+        }
+        if let Some(keys) = keys {
+            self.meters.sealed(true);
+            self.envelope.set_keys(Some(keys));
+        }
+        if let Some(phase) = phase {
+            self.step(SwimEvent::SetPhase(phase));
+        }
+        if let Some(weight) = weight {
+            self.step(SwimEvent::SetWeight(weight));
+        }
+        for (node, boot) in other_boots {
+            self.step(SwimEvent::OtherBootAnswered { node, boot });
+        }
+        for (node, by) in refused {
+            self.step(SwimEvent::Refused { node, by });
+        }
+        for node in accused {
+            self.step(SwimEvent::Accuse(node));
+        }
+        if leave {
+            self.step(SwimEvent::Leave);
+        }
+    }
+
+    fn answer(&mut self, call: Call) {
+        let Call { from, state, reply } = call;
+        self.meters.push_pulls_answered.add(1);
+        // The answer is what we know after this, less the cards that the caller has.
+        self.step(SwimEvent::PushPull { from, state: state.clone() });
+        // A caller that has gone is of no interest.
+        let _ = reply.send(self.swim.answer(&state));
+    }
+
+    fn publish(&self) {
+        let members = self.swim.members();
+        self.meters.members(&members, self.swim.stats());
+        self.members.send_replace(members);
+    }
+
+    fn synced(&mut self, with: NodeBoot) {
+        let event = AgentEvent::Synced { with };
+        if !self.untold.contains(&event) {
+            self.untold.push_back(event);
+        }
+    }
+
+    fn died(&mut self, who: NodeBoot, confirmed: bool) {
+        let meters = &self.meters;
+        if confirmed { &meters.deaths_confirmed } else { &meters.deaths_silent }.add(1);
+        for event in &mut self.untold {
+            if let AgentEvent::Died { who: known, confirmed: proved } = event
+                && *known == who
+            {
+                *proved |= confirmed;
+                return;
+            }
+        }
+        self.untold.push_back(AgentEvent::Died { who, confirmed });
+    }
+
+    fn boot_is(&mut self, boot: BootId) {
+        self.envelope.set_boot(boot);
+        self.peers.boot_is(boot);
+        if let Some(dir) = &self.data_dir
+            && let Err(error) = disk::remember_boot(dir, boot)
+        {
+            tracing::warn!("{error}");
+        }
+        self.untold.push_back(AgentEvent::BootIs(boot));
+    }
+
+    /// Hands events to the driver, as many as it takes.
+    fn tell(&mut self) {
+        while let Some(event) = self.untold.front() {
+            match self.events.try_send(*event) {
+                Ok(()) => drop(self.untold.pop_front()),
+                Err(mpsc::error::TrySendError::Full(_)) => return,
+                Err(mpsc::error::TrySendError::Closed(_)) => self.untold.clear(),
+            }
+        }
+    }
+}

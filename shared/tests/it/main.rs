@@ -1,0 +1,4 @@
+//! Tests over real sockets on loopback.
+#![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
+
+mod agent;
