@@ -235,6 +235,23 @@ async fn three_agents_find_one_another_with_keys_and_without() {
     }
 }
 
+/// Requests may keep every thread of the process's own runtime busy: gossip goes on beside it.
+#[tokio::test]
+async fn a_busy_runtime_does_not_make_a_process_look_dead() {
+    let [mut a, mut b] = cluster::<2>(None).await;
+    let wanted = a.agent.stats().packets_in + 60;
+    let deadline = Instant::now() + PATIENCE;
+    // No await: this runtime has one thread, and it does nothing else.
+    while a.agent.stats().packets_in < wanted {
+        assert!(Instant::now() < deadline, "gossip has stopped");
+        std::thread::yield_now();
+    }
+    for running in [&mut a, &mut b] {
+        assert_eq!(running.deaths_so_far(), 0);
+        assert_eq!(n_live(&running.agent.members().borrow()), 2);
+    }
+}
+
 #[tokio::test]
 async fn a_change_of_phase_or_weight_is_seen_by_all() {
     let [a, b] = cluster::<2>(None).await;

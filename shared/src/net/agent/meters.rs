@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
 use tokio::time::Instant;
 
 use crate::member::{MemberState, Members};
@@ -110,6 +113,7 @@ impl std::fmt::Debug for Meters {
 
 impl Meters {
     pub(super) fn new(sealed: bool) -> Self {
+        describe();
         let push_pulls =
             |outcome| Meter::new(counter!("stead_gossip_push_pulls_total", "outcome" => outcome));
         let deaths = |proof| Meter::new(counter!("stead_gossip_deaths_total", "proof" => proof));
@@ -190,6 +194,37 @@ impl Meters {
     /// How late a timer fired.
     pub(super) fn loop_lag(&self, lag: Duration) {
         self.loop_lag.record(lag.as_secs_f64());
+    }
+}
+
+fn describe() {
+    describe_gauge!("stead_gossip_members", "Members known, by state, this process included");
+    describe_gauge!("stead_gossip_sealed", "1 when datagrams are sealed with a key, else 0");
+    describe_gauge!("stead_gossip_key_age_seconds", Unit::Seconds, "Age of the newest gossip key");
+    describe_histogram!(
+        "stead_gossip_loop_lag_seconds",
+        Unit::Seconds,
+        "How late the timers of gossip fire"
+    );
+    let counters = [
+        ("stead_gossip_packets_in_total", "Gossip datagrams that came through"),
+        ("stead_gossip_packets_out_total", "Gossip datagrams sent"),
+        ("stead_gossip_bytes_in_total", "Bytes of gossip received, dropped datagrams included"),
+        ("stead_gossip_bytes_out_total", "Bytes of gossip sent"),
+        ("stead_gossip_dropped_total", "Datagrams dropped unanswered, by reason"),
+        ("stead_gossip_send_errors_total", "Gossip datagrams that the system did not take"),
+        ("stead_gossip_receive_errors_total", "Times that the gossip socket failed"),
+        ("stead_gossip_push_pulls_total", "Exchanges of member lists, by outcome"),
+        ("stead_gossip_deaths_total", "Boots of members found dead, by proof or by silence"),
+        ("stead_gossip_refused_payloads_total", "Genuine datagrams that make no sense"),
+        ("stead_gossip_core_errors_total", "Errors of the protocol core; a sign of a defect"),
+        ("stead_gossip_suspicions_refuted_total", "Suspects that spoke up in time"),
+        ("stead_gossip_accusations_held_total", "Accusations held back while hearing nobody"),
+        ("stead_gossip_renewals_total", "Times that this process was held for dead wrongly"),
+        ("stead_gossip_stalls_total", "Times that this process stood still"),
+    ];
+    for (name, help) in counters {
+        describe_counter!(name, help);
     }
 }
 
