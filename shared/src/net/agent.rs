@@ -36,6 +36,7 @@ use crate::swim::{FatalReason, SelfDescription, SwimConfig, SwimState};
 mod inbox;
 mod meters;
 mod shell;
+mod tasks;
 
 /// Push/pull calls of peers that may wait for the agent.
 const CALLS_MAX: usize = 64;

@@ -169,11 +169,15 @@ impl Meters {
     }
 
     /// The membership as it is now.
-    pub(super) fn members(&self, members: &Members, swim: SwimStats) {
+    pub(super) fn members(&self, members: &Members) {
         for (state, gauge) in STATES.iter().zip(&self.members) {
             let n = members.list.iter().filter(|member| member.state == *state).count();
             gauge.set(n as f64);
         }
+    }
+
+    /// What the membership machine counts itself.
+    pub(super) fn swim(&self, swim: SwimStats) {
         let counts = [
             swim.packets_refused,
             swim.core_errors,
@@ -249,6 +253,11 @@ pub(super) struct DropLog {
 impl DropLog {
     pub(super) fn dropped(&mut self, meters: &Meters, error: &DatagramError, from: SocketAddr) {
         meters.dropped[error.reason_idx()].add(1);
+        let reason = error.reason();
+        if !is_for_the_operator(error) {
+            tracing::trace!(%from, reason, "dropped a gossip datagram: {error}");
+            return;
+        }
         self.untold += 1;
         let now = Instant::now();
         if self.last.is_some_and(|last| now < last + DROP_LOG_PERIOD) {
@@ -256,6 +265,25 @@ impl DropLog {
         }
         self.last = Some(now);
         let n = std::mem::take(&mut self.untold);
-        tracing::warn!(%from, reason = error.reason(), n, "dropped gossip datagrams, last: {error}");
+        tracing::warn!(%from, reason, n, "dropped gossip datagrams, last: {error}");
+    }
+}
+
+/// Whether it looks like members that are set up differently, rather than like a stray packet,
+/// a duplicate or a peer that has not noticed our restart.
+fn is_for_the_operator(error: &DatagramError) -> bool {
+    match error {
+        DatagramError::UnknownVersion(_)
+        | DatagramError::WrongCluster
+        | DatagramError::Plain
+        | DatagramError::UnknownKey(_)
+        | DatagramError::Forged
+        | DatagramError::Clock { .. }
+        | DatagramError::TooManySenders => true,
+        DatagramError::Oversized
+        | DatagramError::Truncated
+        | DatagramError::NotOurs
+        | DatagramError::WrongDestination
+        | DatagramError::Replayed => false,
     }
 }

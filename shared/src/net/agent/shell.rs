@@ -17,31 +17,23 @@ use tokio::time::Instant;
 
 use super::inbox::{Inbox, Wishes};
 use super::meters::{DropLog, Meters};
-use super::{AgentError, AgentEvent, AgentRun, Call, End, PeerError, PushPuller};
+use super::tasks::TaskDone;
+use super::{AgentError, AgentEvent, AgentRun, Call, End, PushPuller};
 use crate::id::{BootId, NodeBoot};
 use crate::member::Members;
 use crate::net::disk;
-use crate::swim::{FatalReason, Swim, SwimAction, SwimEvent, SwimState};
+use crate::swim::{FatalReason, Swim, SwimAction, SwimEvent};
 use crate::time::Time;
 use crate::wire::datagram::{DATAGRAM_BYTES_MAX, Envelope, NONCE_BYTES};
 
 /// Datagrams read in one turn, so that a flood cannot hold up timers.
 const BATCH: usize = 64;
 
-/// Calls, dials and look-ups under way at once; more fail at once and come again.
-const TASKS_MAX: usize = 64;
-
 /// How long the socket rests when the system says that it fails.
 const SOCKET_REST: Duration = Duration::from_millis(100);
 
 /// How long the loop sleeps when nothing is due.
 const IDLE_MAX: Duration = Duration::from_secs(1);
-
-/// How long the names of all seeds may take to resolve.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Most addresses of one seed.
-const SEED_ADDRS_MAX: usize = 64;
 
 /// What woke the loop.
 enum Wake {
@@ -53,20 +45,8 @@ enum Wake {
     Deadline,
 }
 
-/// What a task found out.
-enum TaskDone {
-    Event(SwimEvent),
-    /// A call to a peer, counted beside what it brought.
-    Called(SwimEvent),
-    Seeds {
-        addrs: Vec<SocketAddr>,
-        unresolved: BTreeSet<String>,
-    },
-    Nothing,
-}
-
 pub(super) struct Shell<P> {
-    swim: Swim,
+    pub(super) swim: Swim,
     envelope: Envelope,
     socket: UdpSocket,
     local: SocketAddr,
@@ -75,14 +55,14 @@ pub(super) struct Shell<P> {
     rng: StdRng,
     origin: Instant,
 
-    peers: Arc<P>,
-    helpers: Handle,
-    tasks: JoinSet<TaskDone>,
+    pub(super) peers: Arc<P>,
+    pub(super) helpers: Handle,
+    pub(super) tasks: JoinSet<TaskDone>,
     /// What to tell the machine of a task that ends without a word.
-    if_lost: HashMap<Id, SwimEvent>,
-    name_timeout: Duration,
-    seeds: Arc<[String]>,
-    unresolved: BTreeSet<String>,
+    pub(super) if_lost: HashMap<Id, SwimEvent>,
+    pub(super) name_timeout: Duration,
+    pub(super) seeds: Arc<[String]>,
+    pub(super) unresolved: BTreeSet<String>,
     data_dir: Option<PathBuf>,
 
     inbox: Arc<Inbox>,
@@ -90,7 +70,7 @@ pub(super) struct Shell<P> {
     members: watch::Sender<Arc<Members>>,
     events: mpsc::Sender<AgentEvent>,
     untold: VecDeque<AgentEvent>,
-    meters: Arc<Meters>,
+    pub(super) meters: Arc<Meters>,
     drop_log: DropLog,
     end: Option<End>,
 }
@@ -103,6 +83,9 @@ impl<P: PushPuller> Shell<P> {
         let mut rng = StdRng::from_seed(seed);
         let socket = UdpSocket::from_std(socket).map_err(AgentError::Socket)?;
         let local = socket.local_addr().map_err(AgentError::Socket)?;
+        if config.keys.is_none() && !local.ip().is_loopback() {
+            tracing::warn!("gossip is not authenticated: whoever reaches {local} controls us");
+        }
         let envelope = Envelope::new(config.me.card.of, config.cluster, config.keys);
         let name_timeout = config.swim.name_timeout;
         let swim = Swim::new(config.me, config.swim, rng.next_u64(), Time::ZERO);
@@ -193,6 +176,7 @@ impl<P: PushPuller> Shell<P> {
         let now = self.now();
         let Some(due) = self.swim.deadline().filter(|due| *due <= now) else { return };
         self.meters.loop_lag(now.since(due));
+        self.meters.swim(self.swim.stats());
         if let Some(keys) = self.envelope.keys() {
             let made = keys.newest().made_unix_s;
             self.meters.key_age((disk::unix_micros() / 1_000_000).saturating_sub(made));
@@ -200,7 +184,7 @@ impl<P: PushPuller> Shell<P> {
         self.step(SwimEvent::Tick);
     }
 
-    fn step(&mut self, event: SwimEvent) {
+    pub(super) fn step(&mut self, event: SwimEvent) {
         let mut actions = Vec::new();
         self.swim.handle(self.now(), event, &mut actions);
         for action in actions {
@@ -297,121 +281,6 @@ fn family_of(local: SocketAddr, to: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Tasks on the caller's runtime.
-impl<P: PushPuller> Shell<P> {
-    fn spawn(
-        &mut self,
-        if_lost: Option<SwimEvent>,
-        task: impl Future<Output = TaskDone> + Send + 'static,
-    ) {
-        if self.tasks.len() >= TASKS_MAX {
-            // Never a reason to wait: whoever wanted it asks again.
-            if let Some(event) = if_lost {
-                self.step(event);
-            }
-            return;
-        }
-        let id = self.tasks.spawn_on(task, &self.helpers).id();
-        if let Some(event) = if_lost {
-            self.if_lost.insert(id, event);
-        }
-    }
-
-    fn task_done(&mut self, done: Result<(Id, TaskDone), JoinError>) {
-        let id = done.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
-        let if_lost = self.if_lost.remove(&id).map_or(TaskDone::Nothing, TaskDone::Event);
-        match done.map_or(if_lost, |(_, done)| done) {
-            TaskDone::Event(event) => self.step(event),
-            TaskDone::Called(event) => {
-                let ok = matches!(event, SwimEvent::PushPull { .. });
-                let meters = &self.meters;
-                if ok { &meters.push_pulls_ok } else { &meters.push_pulls_failed }.add(1);
-                self.step(event);
-            }
-            TaskDone::Seeds { addrs, unresolved } => {
-                for seed in unresolved.difference(&self.unresolved) {
-                    tracing::warn!("the seed {seed} does not resolve to an address; still trying");
-                }
-                self.unresolved = unresolved;
-                self.step(SwimEvent::SeedAddrs(addrs));
-            }
-            TaskDone::Nothing => {}
-        }
-    }
-
-    fn resolve_seeds(&mut self) {
-        let seeds = Arc::clone(&self.seeds);
-        self.spawn(None, resolve(seeds));
-    }
-
-    fn push_pull(&mut self, addr: SocketAddr) {
-        let mine = self.swim.state().encode();
-        let peers = Arc::clone(&self.peers);
-        let failed = SwimEvent::PushPullFailed { addr };
-        self.spawn(Some(failed.clone()), async move {
-            let called = peers.push_pull(addr, mine).await;
-            let answer = called.and_then(|(from, list)| match SwimState::decode(&list) {
-                Ok(state) => Ok(SwimEvent::PushPull { from, state }),
-                Err(error) => Err(PeerError::Failed(error.to_string())),
-            });
-            TaskDone::Called(answer.unwrap_or_else(|error| {
-                tracing::debug!(%addr, "push/pull failed: {error}");
-                failed
-            }))
-        });
-    }
-
-    fn dial(&mut self, who: NodeBoot, addr: SocketAddr) {
-        let peers = Arc::clone(&self.peers);
-        let by = self.swim.me().node;
-        self.spawn(None, async move {
-            match peers.hello(addr).await {
-                Err(PeerError::Refused) => TaskDone::Event(SwimEvent::Refused { node: who, by }),
-                Ok(NodeBoot { node, boot }) if node == who.node && boot != who.boot => {
-                    TaskDone::Event(SwimEvent::OtherBootAnswered { node, boot })
-                }
-                Ok(_) | Err(PeerError::Failed(_)) => TaskDone::Nothing,
-            }
-        });
-    }
-
-    fn probe_name(&mut self, addr: SocketAddr, old: NodeBoot) {
-        let peers = Arc::clone(&self.peers);
-        let timeout = self.name_timeout;
-        self.spawn(Some(SwimEvent::NameFree), async move {
-            let hello = tokio::time::timeout(timeout, peers.hello(addr)).await;
-            TaskDone::Event(match hello {
-                Ok(Ok(found)) if found == old => SwimEvent::NameHeldBy { boot: found.boot },
-                Ok(Ok(_) | Err(_)) | Err(_) => SwimEvent::NameFree,
-            })
-        });
-    }
-}
-
-/// Looks all seeds up anew.
-async fn resolve(seeds: Arc<[String]>) -> TaskDone {
-    let mut addrs: Vec<SocketAddr> = Vec::new();
-    let mut unresolved = BTreeSet::new();
-    let mut lookups = JoinSet::new();
-    for seed in seeds.iter().cloned() {
-        lookups.spawn(async move {
-            let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(&seed));
-            let addrs: Vec<SocketAddr> = match found.await {
-                Ok(Ok(found)) => found.take(SEED_ADDRS_MAX).collect(),
-                Ok(Err(_)) | Err(_) => Vec::new(),
-            };
-            (seed, addrs)
-        });
-    }
-    for (seed, found) in lookups.join_all().await {
-        if found.is_empty() {
-            unresolved.insert(seed);
-        }
-        addrs.extend(found.into_iter().filter(|addr| !addrs.contains(addr)).collect::<Vec<_>>());
-    }
-    TaskDone::Seeds { addrs, unresolved }
-}
-
 /// The rest of the process.
 impl<P: PushPuller> Shell<P> {
     fn grant(&mut self, wishes: Wishes) {
@@ -455,7 +324,7 @@ impl<P: PushPuller> Shell<P> {
 
     fn publish(&self) {
         let members = self.swim.members();
-        self.meters.members(&members, self.swim.stats());
+        self.meters.members(&members);
         self.members.send_replace(members);
     }
 
