@@ -126,6 +126,14 @@ pub enum End {
     Stopped,
     /// The process must not go on.
     Fatal(FatalReason),
+    /// Somebody answered at the address of a seed and does not belong with us, before we had met
+    /// any member.
+    Rejected {
+        /// The seed.
+        addr: SocketAddr,
+        /// Why, and what to do.
+        why: String,
+    },
     /// Its task was dropped or has panicked.
     Lost,
 }
@@ -136,7 +144,11 @@ pub enum PeerError {
     /// Nobody listens at its address: proof that the process there is gone.
     #[error("the connection was refused")]
     Refused,
-    /// Anything else: silence, a broken connection, another cluster.
+    /// It answered, and does not belong with us: another cluster or key, no protocol in common.
+    /// Says what to do.
+    #[error("{0}")]
+    Rejected(String),
+    /// Anything else: silence, a broken connection.
     #[error("{0}")]
     Failed(String),
 }

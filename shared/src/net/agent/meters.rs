@@ -132,7 +132,8 @@ impl Meters {
             push_pulls_answered: push_pulls("answered"),
             deaths_confirmed: deaths("confirmed"),
             deaths_silent: deaths("silence"),
-            members: STATES.map(|state| gauge!("stead_gossip_members", "state" => word(state))),
+            members: STATES
+                .map(|state| gauge!("stead_gossip_members", "state" => state.to_string())),
             key_age: gauge!("stead_gossip_key_age_seconds"),
             loop_lag: histogram!("stead_gossip_loop_lag_seconds"),
             swim: [
@@ -229,17 +230,6 @@ fn describe() {
     ];
     for (name, help) in counters {
         describe_counter!(name, help);
-    }
-}
-
-fn word(state: MemberState) -> &'static str {
-    match state {
-        MemberState::Joining => "joining",
-        MemberState::Ready => "ready",
-        MemberState::Leaving => "leaving",
-        MemberState::Suspect => "suspect",
-        MemberState::Down => "down",
-        MemberState::Left => "left",
     }
 }
 

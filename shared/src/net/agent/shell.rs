@@ -72,7 +72,9 @@ pub(super) struct Shell<P> {
     untold: VecDeque<AgentEvent>,
     pub(super) meters: Arc<Meters>,
     drop_log: DropLog,
-    end: Option<End>,
+    /// Whether lists were ever exchanged with anybody.
+    pub(super) has_met_somebody: bool,
+    pub(super) end: Option<End>,
 }
 
 impl<P: PushPuller> Shell<P> {
@@ -114,6 +116,7 @@ impl<P: PushPuller> Shell<P> {
             untold: VecDeque::new(),
             meters,
             drop_log: DropLog::default(),
+            has_met_somebody: false,
             end: None,
         })
     }
@@ -329,6 +332,7 @@ impl<P: PushPuller> Shell<P> {
     }
 
     fn synced(&mut self, with: NodeBoot) {
+        self.has_met_somebody = true;
         let event = AgentEvent::Synced { with };
         if !self.untold.contains(&event) {
             self.untold.push_back(event);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::{Id, JoinError, JoinSet};
 
 use super::shell::Shell;
-use super::{PeerError, PushPuller};
+use super::{End, PeerError, PushPuller};
 use crate::id::NodeBoot;
 use crate::swim::{SwimEvent, SwimState};
 
@@ -27,6 +27,8 @@ pub(super) enum TaskDone {
     Event(SwimEvent),
     /// A call to a peer, counted beside what it brought.
     Called(SwimEvent),
+    /// The peer at this address does not belong with us.
+    Rejected(SocketAddr, String),
     Seeds {
         addrs: Vec<SocketAddr>,
         unresolved: BTreeSet<String>,
@@ -71,7 +73,21 @@ impl<P: PushPuller> Shell<P> {
                 self.unresolved = unresolved;
                 self.step(SwimEvent::SeedAddrs(addrs));
             }
+            TaskDone::Rejected(addr, why) => self.rejected(addr, why),
             TaskDone::Nothing => {}
+        }
+    }
+
+    /// A typing error in a key file or a name is to be seen at once, not to wait for ever. Later
+    /// on it is the other one's, and no reason to stop.
+    fn rejected(&mut self, addr: SocketAddr, why: String) {
+        self.meters.push_pulls_failed.add(1);
+        if self.has_met_somebody {
+            tracing::warn!(%addr, "no push/pull with {addr}: {why}");
+            self.step(SwimEvent::PushPullFailed { addr });
+        } else {
+            tracing::error!(%addr, "cannot join at {addr}: {why}");
+            self.end = Some(End::Rejected { addr, why });
         }
     }
 
@@ -90,10 +106,14 @@ impl<P: PushPuller> Shell<P> {
                 Ok(state) => Ok(SwimEvent::PushPull { from, state }),
                 Err(error) => Err(PeerError::Failed(error.to_string())),
             });
-            TaskDone::Called(answer.unwrap_or_else(|error| {
-                tracing::debug!(%addr, "push/pull failed: {error}");
-                failed
-            }))
+            match answer {
+                Ok(answer) => TaskDone::Called(answer),
+                Err(PeerError::Rejected(why)) => TaskDone::Rejected(addr, why),
+                Err(error @ (PeerError::Refused | PeerError::Failed(_))) => {
+                    tracing::debug!(%addr, "push/pull failed: {error}");
+                    TaskDone::Called(failed)
+                }
+            }
         });
     }
 
@@ -106,7 +126,7 @@ impl<P: PushPuller> Shell<P> {
                 Ok(NodeBoot { node, boot }) if node == who.node && boot != who.boot => {
                     TaskDone::Event(SwimEvent::OtherBootAnswered { node, boot })
                 }
-                Ok(_) | Err(PeerError::Failed(_)) => TaskDone::Nothing,
+                Ok(_) | Err(PeerError::Rejected(_) | PeerError::Failed(_)) => TaskDone::Nothing,
             }
         });
     }
