@@ -3,4 +3,5 @@
 pub mod admin;
 pub mod agent;
 pub mod disk;
+pub mod link;
 pub mod sock;

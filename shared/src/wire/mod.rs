@@ -1,3 +1,5 @@
 //! What travels between members.
 
 pub mod datagram;
+pub mod http;
+pub mod link;

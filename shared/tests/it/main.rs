@@ -2,3 +2,4 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
 
 mod agent;
+mod link;

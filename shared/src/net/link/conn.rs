@@ -1,0 +1,852 @@
+//! One connection: its queue of frames to send, its streams and calls, behind one short lock.
+//!
+//! Producers append encoded frames to the queue and wake the writer once; the writer takes all
+//! of them at the end of the event loop's turn. Consumers find their events in the stream's
+//! place in the table. No lock is held across an await, and no callback runs under it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::slots::{Slot, Slots, StreamEvent};
+use super::stats::LinkStats;
+use super::stream::{Half, ServerStream};
+use super::{CallError, LinkLimits, OpenError, PeerInfo, QueueFull, Reply};
+use crate::wire::link::{
+    Agreed, Assembler, CloseReason, ConnectionKind, FrameError, FrameType, Incoming, Message,
+    PAYLOAD_MAX, Parsed, RecvWindow, ResetCode, SendWindow, Side, StreamId, StreamState, Violation,
+    flag, parse, put_frame, put_message,
+};
+
+/// What the reader found for others to do, once the lock is released.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) wakers: Vec<Waker>,
+    pub(super) deliveries: Vec<Delivery>,
+}
+
+/// Something for the handler or for a caller.
+pub(super) enum Delivery {
+    Opened(ServerStream),
+    Call { kind: u8, payload: Bytes, reply: Reply },
+    Notify { kind: u8, payload: Bytes },
+    Answer { to: oneshot::Sender<Option<Bytes>>, payload: Option<Bytes> },
+}
+
+/// A connection after its hello.
+pub(super) struct Conn {
+    pub(super) peer: PeerInfo,
+    pub(super) kind: ConnectionKind,
+    pub(super) dialer: bool,
+    pub(super) limits: LinkLimits,
+    /// Cancelled when the connection is closed; the reader stops.
+    pub(super) gone: CancellationToken,
+    /// Bytes handed to the socket.
+    pub(super) written: AtomicU64,
+    /// `CHECKSUM` on bulk connections.
+    body_flags: u8,
+    peer_stream_window: u32,
+    peer_streams_max: u32,
+    state: Mutex<State>,
+}
+
+impl std::fmt::Debug for Conn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Conn")
+            .field("peer", &self.peer)
+            .field("kind", &self.kind)
+            .field("dialer", &self.dialer)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Everything behind the lock.
+pub(super) struct State {
+    /// Encoded frames that wait for the writer.
+    out: Vec<u8>,
+    out_frames: u64,
+    /// Bytes ever queued; `queued - written` wait here or in the writer's hands.
+    queued: u64,
+    pong_queued: bool,
+    writer: Option<Waker>,
+    pub(super) slots: Slots,
+    calls: HashMap<u32, oneshot::Sender<Option<Bytes>>>,
+    calls_in: u32,
+    next_call: u32,
+    send: SendWindow,
+    recv: RecvWindow,
+    /// Streams that wait for the connection's credit or for room in the queue.
+    blocked: Vec<(u32, StreamId)>,
+    heard: Instant,
+    closed: Option<CloseReason>,
+    frames: u64,
+    writes: u64,
+}
+
+/// What the writer takes in one go.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    /// The buffer was filled.
+    Bytes,
+    /// The connection is closed; the buffer holds the last words, if any.
+    Last(CloseReason),
+}
+
+impl Conn {
+    pub(super) fn new(
+        peer: PeerInfo,
+        dialer: bool,
+        agreed: &Agreed,
+        windows: (SendWindow, RecvWindow),
+        limits: LinkLimits,
+    ) -> Arc<Self> {
+        let kind = agreed.peer.kind;
+        Arc::new(Self {
+            peer,
+            kind,
+            dialer,
+            limits,
+            gone: CancellationToken::new(),
+            written: AtomicU64::new(0),
+            body_flags: if kind == ConnectionKind::Bulk { flag::CHECKSUM } else { 0 },
+            peer_stream_window: agreed.peer.stream_window,
+            peer_streams_max: agreed.peer.streams_max,
+            state: Mutex::new(State {
+                out: Vec::new(),
+                out_frames: 0,
+                queued: 0,
+                pong_queued: false,
+                writer: None,
+                slots: Slots::new(dialer),
+                calls: HashMap::new(),
+                calls_in: 0,
+                next_call: 0,
+                send: windows.0,
+                recv: windows.1,
+                blocked: Vec::new(),
+                heard: Instant::now(),
+                closed: None,
+                frames: 0,
+                writes: 0,
+            }),
+        })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn closed(&self) -> Option<CloseReason> {
+        self.lock().closed
+    }
+
+    /// Flags of every body frame.
+    pub(super) fn body_flags(&self) -> u8 {
+        self.body_flags
+    }
+
+    /// Body bytes that may be queued now.
+    pub(super) fn room(&self, state: &State) -> usize {
+        self.limits.queue_data.saturating_sub(self.waiting(state))
+    }
+
+    /// Bytes queued and not yet handed to the socket.
+    fn waiting(&self, state: &State) -> usize {
+        state.queued.saturating_sub(self.written.load(Relaxed)) as usize
+    }
+
+    pub(super) fn stats(&self) -> LinkStats {
+        let state = self.lock();
+        let (local, remote) = state.slots.counts();
+        LinkStats {
+            connections: 1,
+            streams: u64::from(local) + u64::from(remote),
+            calls: state.calls.len() as u64 + u64::from(state.calls_in),
+            held_bytes: u64::from(state.recv.held()),
+            queued_bytes: self.waiting(&state) as u64,
+            frames: state.frames,
+            writes: state.writes,
+            written_bytes: self.written.load(Relaxed),
+        }
+    }
+
+    // ---- notes and calls --------------------------------------------------------------------
+
+    pub(super) fn notify(&self, kind: u8, payload: &Bytes) -> Result<(), QueueFull> {
+        let mut state = self.lock();
+        self.check_room(&state, payload.len())?;
+        let waker = state.put_message(FrameType::Notify, 0, 0, &[kind], payload);
+        drop(state);
+        wake(waker);
+        Ok(())
+    }
+
+    fn check_room(&self, state: &State, bytes: usize) -> Result<(), QueueFull> {
+        if let Some(reason) = state.closed {
+            return Err(QueueFull::Closed(reason));
+        }
+        if bytes > self.limits.message_max {
+            return Err(QueueFull::TooLong);
+        }
+        if self.waiting(state) + bytes > self.limits.queue_max {
+            return Err(QueueFull::Full);
+        }
+        Ok(())
+    }
+
+    /// Sends a call; the answer comes by the receiver, `None` when the peer has none.
+    pub(super) fn call(
+        &self,
+        kind: u8,
+        payload: &Bytes,
+    ) -> Result<(u32, oneshot::Receiver<Option<Bytes>>), CallError> {
+        let mut state = self.lock();
+        self.check_room(&state, payload.len()).map_err(CallError::NotSent)?;
+        if state.calls.len() >= self.limits.calls_max as usize {
+            return Err(CallError::NotSent(QueueFull::Full));
+        }
+        let (answer, receiver) = oneshot::channel();
+        let id = state.next_call;
+        state.next_call = id.wrapping_add(1);
+        state.calls.insert(id, answer);
+        let waker = state.put_message(FrameType::Call, 0, id, &[kind], payload);
+        drop(state);
+        wake(waker);
+        Ok((id, receiver))
+    }
+
+    pub(super) fn forget_call(&self, id: u32) {
+        self.lock().calls.remove(&id);
+    }
+
+    pub(super) fn reply(&self, id: u32, payload: Option<&Bytes>) {
+        let mut state = self.lock();
+        state.calls_in = state.calls_in.saturating_sub(1);
+        if state.closed.is_some() {
+            return;
+        }
+        let fits = payload.filter(|bytes| bytes.len() <= self.limits.message_max);
+        let waker = match fits {
+            Some(payload) => state.put_message(FrameType::Reply, 0, id, &[], payload),
+            None => state.put_frame(FrameType::Reply, flag::MARK, id, &[]),
+        };
+        let overflow = self.waiting(&state) > self.limits.queue_hard;
+        drop(state);
+        wake(waker);
+        if overflow {
+            self.close(CloseReason::Overflow);
+        }
+    }
+
+    // ---- streams ----------------------------------------------------------------------------
+
+    /// Opens a stream. Gives its key, its id and where its head ends in the queue.
+    pub(super) fn open(&self, head: &Bytes, fin: bool) -> Result<(u32, StreamId, u64), OpenError> {
+        let mut state = self.lock();
+        self.check_room(&state, head.len()).map_err(OpenError::from)?;
+        if head.len() > self.limits.head_max {
+            return Err(OpenError::HeadTooLong);
+        }
+        if state.slots.counts().0 >= self.peer_streams_max {
+            return Err(OpenError::TooMany);
+        }
+        let stream =
+            StreamState::new(Side::Opener, self.peer_stream_window, self.limits.stream_window, fin);
+        let (key, id) = state.slots.insert_local(stream, Half::BOTH).ok_or(OpenError::TooMany)?;
+        let flags = if fin { flag::FIN } else { 0 };
+        let waker = state.put_message(FrameType::Open, flags, id.0, &[], head);
+        let head_end = state.queued;
+        drop(state);
+        wake(waker);
+        Ok((key, id, head_end))
+    }
+
+    /// Sends as much of `data` as credit and queue allow; what remains stays in it. `Ok(true)`
+    /// when all of it went. Otherwise `waker` is called when there may be room again.
+    pub(super) fn send_body(
+        &self,
+        key: u32,
+        id: StreamId,
+        data: &mut Bytes,
+        fin: bool,
+        waker: &Waker,
+    ) -> Result<bool, ResetCode> {
+        let mut state = self.lock();
+        let room = self.room(&state);
+        let done = state.push_body(key, id, data, fin, room, self.body_flags);
+        if done == Ok(false) {
+            state.wait_to_send(key, id, waker, room);
+        }
+        let writer = state.writer_if_output();
+        drop(state);
+        wake(writer);
+        done
+    }
+
+    /// Runs `act` on a stream under the lock, then wakes the writer if it queued anything.
+    pub(super) fn with_slot<T>(
+        &self,
+        key: u32,
+        id: StreamId,
+        act: impl FnOnce(&mut State) -> T,
+    ) -> Option<T> {
+        let mut state = self.lock();
+        state.slots.get(key, id)?;
+        let value = act(&mut state);
+        let waker = state.writer_if_output();
+        let overflow = self.waiting(&state) > self.limits.queue_hard;
+        drop(state);
+        wake(waker);
+        if overflow {
+            self.close(CloseReason::Overflow);
+        }
+        Some(value)
+    }
+
+    // ---- the reader -------------------------------------------------------------------------
+
+    /// Takes every whole frame out of `buffer`. What it asks of others is in `batch`, in order,
+    /// also when it fails.
+    pub(super) fn receive(
+        self: &Arc<Self>,
+        buffer: &mut BytesMut,
+        assembler: &mut Assembler,
+        batch: &mut Batch,
+    ) -> Result<(), CloseReason> {
+        let mut state = self.lock();
+        state.heard = Instant::now();
+        let mut at = 0;
+        let result = loop {
+            match parse(buffer.get(at..).unwrap_or_default()) {
+                Ok(Parsed::Needs(_)) => break Ok(()),
+                Ok(Parsed::Frame { header, payload, taken }) => {
+                    at += taken;
+                    let message = assembler.take(header, payload).map_err(frame_reason);
+                    match message {
+                        Ok(None) => {}
+                        Ok(Some(message)) => {
+                            if let Err(reason) = self.on_message(&mut state, message, batch) {
+                                break Err(reason);
+                            }
+                        }
+                        Err(reason) => break Err(reason),
+                    }
+                }
+                Err(error) => break Err(frame_reason(error)),
+            }
+        };
+        batch.wakers.extend(state.writer_if_output());
+        drop(state);
+        buffer.advance(at);
+        result
+    }
+
+    fn on_message(
+        self: &Arc<Self>,
+        state: &mut State,
+        message: Message,
+        batch: &mut Batch,
+    ) -> Result<(), CloseReason> {
+        match message.kind {
+            FrameType::Ping => state.pong(&message.payload),
+            FrameType::Pong => {}
+            FrameType::Close => {
+                return Err(CloseReason::from_byte(message.payload.first().copied().unwrap_or(0)));
+            }
+            FrameType::Credit => return state.on_credit(&message, batch),
+            FrameType::Open => return self.on_open(state, message, batch),
+            FrameType::Accepted
+            | FrameType::Refused
+            | FrameType::Head
+            | FrameType::Data
+            | FrameType::End
+            | FrameType::Reset => return state.on_stream(message, batch),
+            FrameType::Call => return self.on_call(state, message, batch),
+            FrameType::Reply => {
+                if let Some(to) = state.calls.remove(&message.stream) {
+                    let none = message.flags & flag::MARK != 0;
+                    let payload = (!none).then_some(message.payload);
+                    batch.deliveries.push(Delivery::Answer { to, payload });
+                }
+            }
+            FrameType::Notify => {
+                let (kind, payload) = kind_and_payload(message.payload)?;
+                batch.deliveries.push(Delivery::Notify { kind, payload });
+            }
+            FrameType::Hello | FrameType::Proof => return Err(CloseReason::Protocol),
+        }
+        Ok(())
+    }
+
+    fn on_call(
+        self: &Arc<Self>,
+        state: &mut State,
+        message: Message,
+        batch: &mut Batch,
+    ) -> Result<(), CloseReason> {
+        if state.calls_in >= self.limits.calls_max {
+            state.put_frame_only(FrameType::Reply, flag::MARK, message.stream, &[]);
+            return Ok(());
+        }
+        let (kind, payload) = kind_and_payload(message.payload)?;
+        state.calls_in += 1;
+        let reply = Reply::new(Arc::clone(self), message.stream);
+        batch.deliveries.push(Delivery::Call { kind, payload, reply });
+        Ok(())
+    }
+
+    fn on_open(
+        self: &Arc<Self>,
+        state: &mut State,
+        message: Message,
+        batch: &mut Batch,
+    ) -> Result<(), CloseReason> {
+        let id = StreamId(message.stream);
+        if id.by_dialer() == self.dialer || state.slots.remote_is_open(id) {
+            return Err(CloseReason::Protocol);
+        }
+        let fin = message.flags & flag::FIN != 0;
+        let stream = StreamState::new(
+            Side::Acceptor,
+            self.peer_stream_window,
+            self.limits.stream_window,
+            fin,
+        );
+        let full = state.slots.counts().1 >= self.limits.streams_max;
+        let key = if full { None } else { state.slots.insert_remote(id, stream, Half::BOTH) };
+        match key {
+            Some(key) => {
+                let stream = ServerStream::new(Arc::clone(self), key, id, message.payload, fin);
+                batch.deliveries.push(Delivery::Opened(stream));
+            }
+            None => {
+                let code = [ResetCode::TooMany as u8];
+                state.put_frame_only(FrameType::Reset, flag::FIN, id.0, &code);
+            }
+        }
+        Ok(())
+    }
+
+    // ---- the writer -------------------------------------------------------------------------
+
+    /// Whether there is something to write; registers the writer otherwise.
+    pub(super) fn has_output(&self, waker: &Waker) -> bool {
+        let mut state = self.lock();
+        let ready = !state.out.is_empty() || state.closed.is_some();
+        state.writer = if ready { None } else { Some(waker.clone()) };
+        ready
+    }
+
+    /// Takes everything queued. `buffer` must be empty.
+    pub(super) fn take_output(&self, buffer: &mut Vec<u8>) -> (Output, u64) {
+        let mut state = self.lock();
+        std::mem::swap(&mut state.out, buffer);
+        let frames = std::mem::take(&mut state.out_frames);
+        state.pong_queued = false;
+        state.frames += frames;
+        (state.closed.map_or(Output::Bytes, Output::Last), frames)
+    }
+
+    /// The socket took `bytes`, in one system call.
+    pub(super) fn wrote(&self, bytes: usize) {
+        self.written.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Everything taken was written in `writes` calls: those who wait for room may go on.
+    pub(super) fn flushed(&self, writes: u64) {
+        let mut state = self.lock();
+        state.writes += writes;
+        let wakers = state.unblock();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    // ---- life and death ---------------------------------------------------------------------
+
+    /// When something was last heard, and whether anybody waits for the peer.
+    pub(super) fn quiet(&self) -> (Instant, bool) {
+        let state = self.lock();
+        let (local, remote) = state.slots.counts();
+        (state.heard, local > 0 || remote > 0 || !state.calls.is_empty())
+    }
+
+    pub(super) fn ping(&self) {
+        let mut state = self.lock();
+        if state.closed.is_none() {
+            let waker = state.put_frame(FrameType::Ping, 0, 0, &[0; 8]);
+            drop(state);
+            wake(waker);
+        }
+    }
+
+    /// Ends the connection: every stream is reset, every call fails. The peer is told unless it
+    /// said so itself or is gone. False when it was closed before.
+    pub(super) fn close(&self, reason: CloseReason) -> bool {
+        let mut wakers = Vec::new();
+        let mut state = self.lock();
+        if state.closed.is_some() {
+            return false;
+        }
+        state.closed = Some(reason);
+        if tells_the_peer(reason) {
+            state.put_frame_only(FrameType::Close, 0, 0, &[reason as u8]);
+        } else {
+            state.out.clear();
+        }
+        for slot in state.slots.live() {
+            slot.end(ResetCode::LinkClosed);
+            slot.wake_all(&mut wakers);
+        }
+        let calls = std::mem::take(&mut state.calls);
+        wakers.extend(state.writer.take());
+        drop(state);
+        drop(calls);
+        wakers.into_iter().for_each(Waker::wake);
+        self.gone.cancel();
+        true
+    }
+
+    /// How long the last words may take.
+    pub(super) fn goodbye_time(&self) -> Duration {
+        self.limits.goodbye
+    }
+}
+
+fn tells_the_peer(reason: CloseReason) -> bool {
+    !matches!(
+        reason,
+        CloseReason::PeerGone | CloseReason::Io | CloseReason::Silent | CloseReason::Stalled
+    )
+}
+
+fn frame_reason(error: FrameError) -> CloseReason {
+    match error {
+        FrameError::Checksum => CloseReason::Checksum,
+        FrameError::TooLong(_) | FrameError::Broken | FrameError::MessageTooLong => {
+            CloseReason::Protocol
+        }
+    }
+}
+
+fn violation_reason(violation: Violation) -> CloseReason {
+    match violation {
+        Violation::OutOfPlace => CloseReason::Protocol,
+        Violation::Window => CloseReason::FlowControl,
+    }
+}
+
+/// A call or note begins with its kind.
+fn kind_and_payload(mut message: Bytes) -> Result<(u8, Bytes), CloseReason> {
+    let kind = *message.first().ok_or(CloseReason::Protocol)?;
+    message.advance(1);
+    Ok((kind, message))
+}
+
+pub(super) fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+impl State {
+    /// Queues one frame.
+    pub(super) fn put_frame_only(
+        &mut self,
+        kind: FrameType,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) {
+        let before = self.out.len();
+        put_frame(&mut self.out, kind, flags, stream, payload);
+        self.out_frames += 1;
+        self.queued += (self.out.len() - before) as u64;
+    }
+
+    fn put_frame(
+        &mut self,
+        kind: FrameType,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) -> Option<Waker> {
+        self.put_frame_only(kind, flags, stream, payload);
+        self.writer.take()
+    }
+
+    /// Queues a message in one or more frames.
+    fn put_message(
+        &mut self,
+        kind: FrameType,
+        flags: u8,
+        stream: u32,
+        first: &[u8],
+        payload: &[u8],
+    ) -> Option<Waker> {
+        let before = self.out.len();
+        self.out_frames += put_message(&mut self.out, kind, flags, stream, first, payload) as u64;
+        self.queued += (self.out.len() - before) as u64;
+        self.writer.take()
+    }
+
+    /// The same for those that wake the writer themselves.
+    pub(super) fn put_message_only(
+        &mut self,
+        kind: FrameType,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) {
+        let before = self.out.len();
+        self.out_frames += put_message(&mut self.out, kind, flags, stream, &[], payload) as u64;
+        self.queued += (self.out.len() - before) as u64;
+    }
+
+    /// The writer, when it sleeps and there is something for it.
+    fn writer_if_output(&mut self) -> Option<Waker> {
+        if self.out.is_empty() { None } else { self.writer.take() }
+    }
+
+    /// One answer to many pings, if they come faster than we write.
+    fn pong(&mut self, payload: &[u8]) {
+        if !self.pong_queued {
+            self.pong_queued = true;
+            self.put_frame_only(FrameType::Pong, 0, 0, payload);
+        }
+    }
+
+    fn on_credit(&mut self, message: &Message, batch: &mut Batch) -> Result<(), CloseReason> {
+        let bytes = message.payload.first_chunk::<4>().ok_or(CloseReason::Protocol)?;
+        let bytes = u32::from_be_bytes(*bytes);
+        if message.stream == 0 {
+            self.send.grant(bytes).map_err(|_| CloseReason::FlowControl)?;
+            batch.wakers.append(&mut self.unblock());
+            return Ok(());
+        }
+        let key = self.slots.find(StreamId(message.stream));
+        if let Some(slot) = key.and_then(|key| self.slots.at(key)) {
+            slot.state.receive_credit(bytes).map_err(violation_reason)?;
+            batch.wakers.extend(slot.writer.take());
+        }
+        Ok(())
+    }
+
+    /// A frame of a stream that is, or was, open.
+    fn on_stream(&mut self, message: Message, batch: &mut Batch) -> Result<(), CloseReason> {
+        let len = message.payload.len() as u32;
+        let is_data = message.kind == FrameType::Data;
+        if is_data {
+            self.recv.receive(len).map_err(|_| CloseReason::FlowControl)?;
+        }
+        let key = self.slots.find(StreamId(message.stream));
+        let Some(slot) = key.and_then(|key| self.slots.at(key)) else {
+            if is_data {
+                self.give_back_connection(len);
+            }
+            return Ok(());
+        };
+        let incoming =
+            slot.state.receive(message.kind, message.flags, len).map_err(violation_reason)?;
+        let discards = slot.discards || incoming == Incoming::Late;
+        slot.take_in(incoming, message, batch);
+        if is_data && discards {
+            self.give_back_connection(len);
+        }
+        Ok(())
+    }
+
+    /// Body bytes left the connection's books.
+    pub(super) fn give_back_connection(&mut self, bytes: u32) {
+        self.recv.consume(bytes);
+        if let Some(credit) = self.recv.give_back() {
+            self.put_frame_only(FrameType::Credit, 0, 0, &credit.to_be_bytes());
+        }
+    }
+
+    /// Body bytes of a stream were read.
+    pub(super) fn consume(&mut self, key: u32, bytes: u32) {
+        let credit = self.slots.at(key).and_then(|slot| {
+            let id = slot.id.0;
+            slot.state.consume(bytes).map(|credit| (id, credit))
+        });
+        self.put_credit(credit);
+        self.give_back_connection(bytes);
+    }
+
+    pub(super) fn put_credit(&mut self, credit: Option<(u32, u32)>) {
+        if let Some((id, credit)) = credit {
+            self.put_frame_only(FrameType::Credit, 0, id, &credit.to_be_bytes());
+        }
+    }
+
+    /// Queues body frames within credit and `room`.
+    pub(super) fn push_body(
+        &mut self,
+        key: u32,
+        id: StreamId,
+        data: &mut Bytes,
+        fin: bool,
+        mut room: usize,
+        flags: u8,
+    ) -> Result<bool, ResetCode> {
+        let frame_max = if flags & flag::CHECKSUM == 0 { PAYLOAD_MAX } else { PAYLOAD_MAX - 4 };
+        loop {
+            let credit = self.send.credit();
+            let slot = self.slots.get_mut(key, id).ok_or(ResetCode::Cancelled)?;
+            if !slot.state.is_sending() {
+                return Err(slot.reset.unwrap_or(ResetCode::Done));
+            }
+            let allowed = (slot.state.credit().min(credit) as usize).min(room).min(frame_max);
+            let piece = data.len().min(allowed);
+            let last = piece == data.len();
+            if piece == 0 && !(data.is_empty() && fin) {
+                return Ok(data.is_empty());
+            }
+            if !slot.state.send(piece as u32, fin && last) {
+                return Err(ResetCode::Failed);
+            }
+            self.send.spend(piece as u32);
+            let piece = data.split_to(piece);
+            let end = if fin && last { flag::FIN } else { 0 };
+            self.put_frame_only(FrameType::Data, flags | end, id.0, &piece);
+            room = room.saturating_sub(piece.len());
+            if last {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Remembers who waits, and for what.
+    fn wait_to_send(&mut self, key: u32, id: StreamId, waker: &Waker, room: usize) {
+        let shared = self.send.credit() == 0 || room == 0;
+        if let Some(slot) = self.slots.get_mut(key, id) {
+            let known = slot.writer.as_ref().is_some_and(|known| known.will_wake(waker));
+            if !known {
+                slot.writer = Some(waker.clone());
+            }
+            if shared && !self.blocked.contains(&(key, id)) {
+                self.blocked.push((key, id));
+            }
+        }
+    }
+
+    /// Everybody who waits for something that all streams share.
+    fn unblock(&mut self) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        for (key, id) in self.blocked.drain(..) {
+            wakers.extend(self.slots.get_mut(key, id).and_then(|slot| slot.writer.take()));
+        }
+        wakers
+    }
+
+    /// Gives a stream up and tells the peer, unless it is over.
+    pub(super) fn reset(&mut self, key: u32, code: ResetCode) {
+        let Some(slot) = self.slots.at(key) else { return };
+        if slot.state.is_over() {
+            return;
+        }
+        let id = slot.id.0;
+        slot.end(code);
+        let wakers = [slot.reader.take(), slot.writer.take(), slot.canceller.take()];
+        self.put_frame_only(FrameType::Reset, flag::FIN, id, &[code as u8]);
+        // Woken under the lock: a waker only schedules a task.
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    /// A half is dropped; the last one frees the place.
+    pub(super) fn release(&mut self, key: u32, half: u8) {
+        let Some(slot) = self.slots.at(key) else { return };
+        slot.halves &= !half;
+        let last = slot.halves == 0;
+        let held = if half == Half::RECV || last { slot.discard() } else { 0 };
+        if last {
+            debug_assert!(slot.state.is_over(), "{slot:?}");
+            slot.state.reset();
+            self.slots.remove(key);
+        }
+        if held > 0 {
+            self.give_back_connection(held);
+        }
+    }
+}
+
+impl Slot {
+    /// Puts what a frame means where its reader finds it.
+    fn take_in(&mut self, incoming: Incoming, message: Message, batch: &mut Batch) {
+        let fin = message.flags & flag::FIN != 0;
+        match incoming {
+            Incoming::Accepted => self.push(StreamEvent::Accepted),
+            Incoming::Refused => {
+                self.push(StreamEvent::Refused(message.payload));
+                batch.wakers.extend(self.writer.take());
+            }
+            Incoming::Head => {
+                self.push(StreamEvent::Head(message.payload));
+                if fin {
+                    self.push(StreamEvent::End(None));
+                }
+            }
+            Incoming::Data => {
+                if !message.payload.is_empty() {
+                    self.push(StreamEvent::Data(message.payload));
+                }
+                if fin {
+                    self.push(StreamEvent::End(None));
+                }
+            }
+            Incoming::End => {
+                let trailers = message.flags & flag::MARK != 0;
+                self.push(StreamEvent::End(trailers.then_some(message.payload)));
+            }
+            Incoming::Reset | Incoming::Stopped => {
+                let code = ResetCode::from_byte(message.payload.first().copied().unwrap_or(0));
+                self.reset = Some(code);
+                if incoming == Incoming::Reset {
+                    self.push(StreamEvent::Reset(code));
+                }
+                batch.wakers.extend(self.writer.take());
+                batch.wakers.extend(self.canceller.take());
+            }
+            Incoming::Late => return,
+        }
+        if incoming == Incoming::Head || incoming == Incoming::Accepted {
+            batch.wakers.extend(self.writer.take());
+        }
+        batch.wakers.extend(self.reader.take());
+    }
+
+    fn push(&mut self, event: StreamEvent) {
+        if !self.discards {
+            self.events.push_back(event);
+        }
+    }
+
+    /// The stream ends here and now, by our own doing or with the connection.
+    fn end(&mut self, code: ResetCode) {
+        if self.state.is_over() {
+            return;
+        }
+        if self.state.is_receiving() {
+            self.push(StreamEvent::Reset(code));
+        }
+        self.state.reset();
+        self.reset = Some(code);
+    }
+
+    /// Nobody reads any more. Gives the body bytes that were waiting.
+    fn discard(&mut self) -> u32 {
+        self.discards = true;
+        let data = self.events.drain(..).map(|event| match event {
+            StreamEvent::Data(bytes) => bytes.len() as u32,
+            _ => 0,
+        });
+        data.sum()
+    }
+}
