@@ -1,2 +1,29 @@
-//! The owner side of `stead`.
+//! The owner side of `stead`: sessions, their state, and the shards that carry them.
+#![warn(missing_docs)]
+
 pub mod logic;
+
+mod body;
+mod host;
+mod meta;
+mod metrics;
+mod problem;
+mod service;
+mod session;
+mod state;
+mod store;
+mod turn;
+mod upgrade;
+
+pub use body::{Body, BodyError, BodySender, ReaderGone};
+pub use host::{Export, Host, HostStats, Incoming};
+pub use meta::{RequestMeta, ResponseMeta};
+pub use problem::{OUTCOME, Problem, REFUSAL};
+pub use service::{NoSession, Service, SharedService, Tower, tower};
+pub use session::{Attached, Session, SessionHandle, StateError, TimerId, TurnError, Why};
+pub use state::{CodecError, State};
+pub use store::core::{HostConfig, Unreadable, UnreadableReason};
+pub use store::record::RecordError;
+pub use store::shard::{Gate, ShardStats};
+pub use turn::{StampEtag, etag};
+pub use upgrade::{Upgrade, UpgradeSender, Upgraded};

@@ -1,0 +1,461 @@
+//! The sessions of one node: who may serve a shard is decided elsewhere, how it is served here.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use http::{Method, Request, Response, StatusCode};
+use stead_shared::id::{Epoch, SessionKey, ShardId};
+use stead_shared::refusal::Refusal;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::body::Body;
+use crate::meta::{RequestMeta, ResponseMeta};
+use crate::problem::Problem;
+use crate::service::SharedService;
+use crate::session::{SessionHandle, Why};
+use crate::store::alarms::Next;
+use crate::store::core::{Core, HostConfig, Unreadable};
+use crate::store::data::Stored;
+use crate::store::draft::Access;
+use crate::store::record::{Record, RecordError, SessionRecord};
+use crate::store::shard::{Gate, Shard, ShardStats};
+use crate::store::turns::{Admission, Begun};
+use crate::turn::{Answer, Job, Outcome, Unstoppable};
+
+/// What a request of unknown length counts with while it waits: what the link lets a client
+/// send before the request is accepted.
+const UNKNOWN_BODY_BYTES: u64 = 64 * 1024;
+
+/// The sessions of a node by shard, and the service that works on them. Clones are the same.
+///
+/// All methods but those that return futures return at once. Ownership is the caller's
+/// business: a host serves a shard from [`activate_empty`](Self::activate_empty) or
+/// [`Incoming::activate`] until [`seal`](Self::seal) or [`drop_shard`](Self::drop_shard).
+#[derive(Clone, Debug)]
+pub struct Host {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    core: Arc<Core>,
+    service: SharedService,
+    shards: DashMap<ShardId, Arc<Shard>>,
+    timer_turns: Arc<Semaphore>,
+}
+
+/// What a host holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostStats {
+    /// Shards that are here, sealed ones included.
+    pub shards: usize,
+    /// Sessions in them.
+    pub sessions: u64,
+    /// Their bytes, with an estimate of the overhead; those of arriving shards included.
+    pub bytes: u64,
+}
+
+impl Host {
+    /// A host without shards.
+    #[must_use]
+    pub fn new(config: HostConfig, service: SharedService) -> Self {
+        let timer_turns = Arc::new(Semaphore::new(config.timer_turns_max.max(1)));
+        let core = Arc::new(Core::new(config, service.has_hooks()));
+        Self { inner: Arc::new(Inner { core, service, shards: DashMap::new(), timer_turns }) }
+    }
+
+    /// Answers a request of a session whose shard is here.
+    ///
+    /// Dropping the future before the request's turn takes it out of the queue; a turn that has
+    /// begun runs to its end all the same.
+    ///
+    /// # Errors
+    /// When the request was not executed. A refusal `NotOwner` comes without a claim.
+    pub async fn serve(
+        &self,
+        meta: RequestMeta,
+        request: Request<Body>,
+    ) -> Result<(ResponseMeta, Response<Body>), Refusal> {
+        self.serve_with(meta, request, || ()).await
+    }
+
+    /// As [`serve`](Self::serve); `accepted` runs when the turn begins, from when on there is no
+    /// refusal.
+    ///
+    /// # Errors
+    /// As [`serve`](Self::serve); `accepted` did not run.
+    pub async fn serve_with(
+        &self,
+        meta: RequestMeta,
+        request: Request<Body>,
+        accepted: impl FnOnce() + Send,
+    ) -> Result<(ResponseMeta, Response<Body>), Refusal> {
+        let served = self.try_serve(meta, request, accepted).await;
+        if let Err(refusal) = &served {
+            self.inner.core.metrics.refused(refusal);
+        }
+        served
+    }
+
+    async fn try_serve(
+        &self,
+        meta: RequestMeta,
+        request: Request<Body>,
+        accepted: impl FnOnce() + Send,
+    ) -> Result<(ResponseMeta, Response<Body>), Refusal> {
+        let shard = self.shard(meta.shard).ok_or(Refusal::NotOwner { claim: None })?;
+        shard.check_epoch(meta.epoch)?;
+        let (head, body) = request.into_parts();
+        let access =
+            if self.inner.service.is_read(&head) { Access::Read } else { Access::Change };
+        let bytes = body.length().unwrap_or(UNKNOWN_BODY_BYTES).min(UNKNOWN_BODY_BYTES);
+        let turn = match shard.admit(&meta.key, access, bytes as usize)? {
+            Admission::Now(turn) => turn,
+            Admission::Queued(place) => place.wait(deadline(&meta)).await?,
+        };
+        let begun = turn.begin()?;
+        let epoch = begun.session.epoch();
+        accepted();
+        let answer = if is_safe_to_run(&meta, &head.method) {
+            let job = Job::Request(Request::from_parts(head, body));
+            self.run(begun, job).await
+        } else {
+            None
+        };
+        let answer = answer.unwrap_or_else(|| maybe_executed(epoch));
+        let meta = ResponseMeta {
+            shard: shard.id(),
+            epoch: answer.epoch,
+            length: answer.response.body().length(),
+            pressure: shard.pressure(),
+        };
+        Ok((meta, answer.response))
+    }
+
+    async fn run(&self, begun: Begun, job: Job) -> Option<Answer> {
+        match Unstoppable::new(self.inner.service.run(begun, job)).await {
+            Outcome::Answered(answer) => Some(answer),
+            Outcome::Done => None,
+        }
+    }
+
+    /// A session of a shard that is here, for turns of the process's own.
+    #[must_use]
+    pub fn session(&self, shard: ShardId, key: SessionKey) -> Option<SessionHandle> {
+        Some(SessionHandle::new(self.shard(shard)?, key))
+    }
+
+    // ---- ownership ----
+
+    /// Serves a shard without sessions from now on. One that is here already keeps its sessions
+    /// and is served in the new epoch.
+    ///
+    /// # Panics
+    /// When the shard is here in a higher epoch.
+    pub fn activate_empty(&self, shard: ShardId, epoch: Epoch) {
+        match self.inner.shards.entry(shard) {
+            Entry::Occupied(here) => {
+                here.get().reopen(epoch);
+            }
+            Entry::Vacant(free) => {
+                free.insert(Shard::new(shard, Arc::clone(&self.inner.core), epoch));
+            }
+        }
+    }
+
+    /// Takes a shard in, record by record. Nobody sees it before it is activated.
+    #[must_use]
+    pub fn incoming(&self, shard: ShardId) -> Incoming {
+        Incoming {
+            host: self.clone(),
+            shard,
+            seq: 0,
+            bytes: 0,
+            sessions: HashMap::new(),
+        }
+    }
+
+    /// Serves a shard with the sessions in `records`, as another host exported them.
+    ///
+    /// # Errors
+    /// When one of the records cannot be taken in. The shard is not served then.
+    pub fn install<R: AsRef<[u8]>>(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        records: impl IntoIterator<Item = R>,
+    ) -> Result<usize, RecordError> {
+        let mut incoming = self.incoming(shard);
+        for record in records {
+            incoming.add(record.as_ref())?;
+        }
+        Ok(incoming.activate(epoch))
+    }
+
+    /// Closes the gate of a shard now, before this returns. Nothing begins any more; those who
+    /// wait are refused `Moving`, those attached are told.
+    ///
+    /// The future resolves when the last turn has ended and the service has said goodbye to its
+    /// sessions; also when the shard is reopened or dropped first. Without the shard it does at
+    /// once.
+    pub fn seal(&self, shard: ShardId) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let here = self.shard(shard);
+        let idle = here.as_ref().and_then(|shard| shard.seal());
+        let (has_hooks, service) = (self.inner.core.has_hooks, self.inner.service.clone());
+        async move {
+            if let Some(idle) = idle {
+                // An error means that the shard was reopened or dropped.
+                let _ = idle.await;
+            }
+            let Some(shard) = here.filter(|_| has_hooks) else { return };
+            for key in shard.activated() {
+                let Some(turn) = shard.last_turn(&key) else { return };
+                service.deactivate(turn, Why::Moving).await;
+            }
+        }
+    }
+
+    /// Serves a sealed shard again, in a new epoch. False when it is not here.
+    ///
+    /// # Panics
+    /// When `epoch` is lower than the one it was served in.
+    pub fn reopen(&self, shard: ShardId, epoch: Epoch) -> bool {
+        self.shard(shard).is_some_and(|shard| shard.reopen(epoch))
+    }
+
+    /// The sessions of a shard as they are now, as records for [`install`](Self::install). After
+    /// a seal has ended these are all its changes; without one, those committed so far. Each
+    /// record is made when it is asked for. None when the shard is not here.
+    #[must_use]
+    pub fn export(&self, shard: ShardId) -> Option<Export> {
+        let shard = self.shard(shard)?;
+        let now = self.inner.core.now();
+        let (seq, sessions) = shard.snapshot();
+        let records = sessions.into_iter().map(move |(key, data, expires)| {
+            Record::Session(SessionRecord::of(key, &data, expires, now)).encode()
+        });
+        let head = Record::Shard { seq }.encode();
+        Some(Export { records: Box::new(std::iter::once(head).chain(records)) })
+    }
+
+    /// Forgets a shard and all its sessions, and gives their number. What runs on it commits
+    /// nothing more.
+    pub fn drop_shard(&self, shard: ShardId) -> usize {
+        let Some((_, shard)) = self.inner.shards.remove(&shard) else { return 0 };
+        let (n_sessions, orphans) = shard.close();
+        if !orphans.is_empty() {
+            let service = self.inner.service.clone();
+            let goodbyes = async move {
+                for orphan in orphans {
+                    service.say_goodbye(orphan.session, Why::Lost).await;
+                }
+            };
+            // Without a runtime the process ends, and its service with it.
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(goodbyes);
+            }
+        }
+        n_sessions
+    }
+
+    // ---- time ----
+
+    /// Expires sessions and fires timers until it is dropped. One a host, on its runtime.
+    pub async fn keep_time(&self) {
+        let core = &self.inner.core;
+        loop {
+            match core.alarms.pop(core.now()) {
+                Next::Due(shard) => self.fire(shard).await,
+                Next::At(at) => {
+                    tokio::select! {
+                        biased;
+                        () = core.alarms.earlier() => {}
+                        () = tokio::time::sleep_until(core.instant(at)) => {}
+                    }
+                }
+                Next::Never => core.alarms.earlier().await,
+            }
+        }
+    }
+
+    async fn fire(&self, shard: ShardId) {
+        let Some(shard) = self.shard(shard) else { return };
+        let due = shard.fire(self.inner.core.now());
+        for key in due.expired {
+            self.spawn_turn(&shard, key, false).await;
+        }
+        for key in due.timers {
+            self.spawn_turn(&shard, key, true).await;
+        }
+    }
+
+    /// Takes a turn that nobody asked for, in a task of its own. Waits while too many run.
+    async fn spawn_turn(&self, shard: &Arc<Shard>, key: SessionKey, is_timer: bool) {
+        let slots = Arc::clone(&self.inner.timer_turns);
+        let slot = slots.acquire_owned().await.expect("the semaphore is never closed");
+        let (host, shard) = (self.clone(), Arc::clone(shard));
+        tokio::spawn(async move {
+            if let Ok(turn) = Shard::wait_turn(&shard, &key).await
+                && let Ok(begun) = turn.begin_as(false)
+            {
+                host.run(begun, if is_timer { Job::Timers } else { Job::Expire }).await;
+            }
+            if is_timer {
+                shard.retime(&key);
+            }
+            drop(slot);
+        });
+    }
+
+    // ---- looking in ----
+
+    /// Whether a shard is here, and served.
+    #[must_use]
+    pub fn gate(&self, shard: ShardId) -> Option<Gate> {
+        self.shard(shard).map(|shard| shard.gate())
+    }
+
+    /// The totals.
+    #[must_use]
+    pub fn stats(&self) -> HostStats {
+        let core = &self.inner.core;
+        HostStats {
+            shards: self.inner.shards.len(),
+            sessions: core.sessions(),
+            bytes: core.bytes(),
+        }
+    }
+
+    /// One shard. None when it is not here.
+    #[must_use]
+    pub fn shard_stats(&self, shard: ShardId) -> Option<ShardStats> {
+        self.shard(shard).map(|shard| shard.stats())
+    }
+
+    /// All shards, in the order of their numbers.
+    #[must_use]
+    pub fn stats_by_shard(&self) -> Vec<ShardStats> {
+        let shards: Vec<_> = self.inner.shards.iter().map(|shard| Arc::clone(&shard)).collect();
+        let mut stats: Vec<_> = shards.iter().map(|shard| shard.stats()).collect();
+        stats.sort_by_key(|stats| stats.shard);
+        stats
+    }
+
+    /// Sessions whose state this program met and could not read, up to 1000 of them.
+    #[must_use]
+    pub fn unreadable(&self) -> Vec<Unreadable> {
+        self.inner.core.unreadable()
+    }
+
+    fn shard(&self, id: ShardId) -> Option<Arc<Shard>> {
+        self.inner.shards.get(&id).map(|shard| Arc::clone(&shard))
+    }
+}
+
+/// The records of a shard. Made by [`Host::export`].
+pub struct Export {
+    records: Box<dyn Iterator<Item = Bytes> + Send>,
+}
+
+impl std::fmt::Debug for Export {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Export").finish_non_exhaustive()
+    }
+}
+
+impl Iterator for Export {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        self.records.next()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.records.size_hint()
+    }
+}
+
+/// A shard on its way in. Dropping it forgets what has arrived.
+#[derive(Debug)]
+pub struct Incoming {
+    host: Host,
+    shard: ShardId,
+    seq: u64,
+    bytes: u64,
+    sessions: HashMap<Box<[u8]>, Box<Stored>>,
+}
+
+impl Incoming {
+    /// Takes one record in. A session that came before is replaced.
+    ///
+    /// # Errors
+    /// When it cannot be read, or there is no memory for it. Nothing changed then.
+    pub fn add(&mut self, record: &[u8]) -> Result<(), RecordError> {
+        let core = &self.host.inner.core;
+        let session = match Record::decode(record)? {
+            Record::Shard { seq } => {
+                self.seq = self.seq.max(seq);
+                return Ok(());
+            }
+            Record::Session(session) => session,
+        };
+        let (key, stored) = session.into_stored(core.now());
+        let new = stored.bytes as usize;
+        let old = self.sessions.get(key.as_bytes()).map_or(0, |old| old.bytes as usize);
+        core.resize(old, new).map_err(|_| RecordError::MemoryFull)?;
+        self.bytes = self.bytes + new as u64 - old as u64;
+        self.seq = self.seq.max(stored.data.version.seq);
+        self.sessions.insert(key.as_bytes().into(), Box::new(stored));
+        Ok(())
+    }
+
+    /// Sessions that have arrived.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Serves the shard from now on. Gives the number of its sessions. What was here under this
+    /// shard before is dropped.
+    pub fn activate(mut self, epoch: Epoch) -> usize {
+        let sessions = std::mem::take(&mut self.sessions);
+        let (n_sessions, bytes) = (sessions.len(), std::mem::take(&mut self.bytes));
+        self.host.drop_shard(self.shard);
+        let core = Arc::clone(&self.host.inner.core);
+        let shard = Shard::with_sessions(self.shard, core, epoch, self.seq, sessions, bytes);
+        self.host.inner.shards.insert(self.shard, shard);
+        n_sessions
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.host.inner.core.free(self.bytes, self.sessions.len() as u64);
+    }
+}
+
+fn deadline(meta: &RequestMeta) -> Option<Instant> {
+    let ms = u64::from(meta.deadline_ms);
+    (ms != 0).then(|| Instant::now() + Duration::from_millis(ms))
+}
+
+/// Whether the request can run although an earlier attempt of it may have run.
+fn is_safe_to_run(meta: &RequestMeta, method: &Method) -> bool {
+    meta.attempt <= 1 || method.is_idempotent()
+}
+
+fn maybe_executed(epoch: Epoch) -> Answer {
+    let problem = Problem::new(
+        StatusCode::BAD_GATEWAY,
+        "outcome-unknown",
+        "The request may have been executed",
+        "An earlier attempt was sent and its answer was lost. It was not run again.",
+    );
+    Answer { epoch, response: problem.outcome_unknown().into_response() }
+}

@@ -1,0 +1,14 @@
+//! Sessions in memory, by shard.
+//!
+//! A [`shard::Shard`] holds its gate, its sessions and their queues behind one lock that is never
+//! held across an await, so that closing the gate and everything that depends on it is one
+//! step. Sessions at rest are as small as they can be; what only a session in use needs (a
+//! queue, those attached to it) lives in a second map that is empty most of the time.
+
+pub(crate) mod alarms;
+pub(crate) mod core;
+pub(crate) mod data;
+pub(crate) mod draft;
+pub(crate) mod record;
+pub(crate) mod shard;
+pub(crate) mod turns;

@@ -1,0 +1,673 @@
+//! One shard: its gate, its sessions, and who has the turn of each.
+//!
+//! ```text
+//!            activate            seal                 drop
+//!  (absent) ─────────▶ Serving ────────▶ Sealed ─────────────▶ Gone
+//!                         ▲                 │                    ▲
+//!                         └──── reopen ─────┘      drop          │
+//!                         └──────────────────────────────────────┘
+//! ```
+//!
+//! The gate closes in one step under the lock: from then on nothing begins, those that wait are
+//! refused, those that run finish and may still commit, and the one who sealed waits for them.
+//! After every wait a turn looks at the gate again before it begins. A `Gone` shard commits
+//! nothing more: whoever still works on it is told that the outcome is unknown.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use stead_shared::id::{Epoch, SessionKey, ShardId, Version};
+use stead_shared::refusal::Refusal;
+use stead_shared::time::Time;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use super::core::Core;
+use super::data::{Data, Stored};
+use super::draft::{Access, Changes, Draft};
+use super::turns::{Admission, Attachment, Begun, Permit, Place, Waited};
+use crate::session::{Session, StateError, Why};
+
+/// Whether a shard's requests are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// Served, in this epoch.
+    Serving(Epoch),
+    /// Closed for a move. It was served in this epoch.
+    Sealed(Epoch),
+    /// Not here any more.
+    Gone,
+}
+
+impl Gate {
+    /// The epoch in which new requests are served.
+    pub(super) fn open(self) -> Result<Epoch, Refusal> {
+        match self {
+            Self::Serving(epoch) => Ok(epoch),
+            Self::Sealed(_) => Err(Refusal::Moving),
+            Self::Gone => Err(Refusal::NotOwner { claim: None }),
+        }
+    }
+
+    /// The epoch in which turns that run may commit.
+    pub(super) fn epoch(self) -> Option<Epoch> {
+        match self {
+            Self::Serving(epoch) | Self::Sealed(epoch) => Some(epoch),
+            Self::Gone => None,
+        }
+    }
+}
+
+pub(crate) struct Shard {
+    id: ShardId,
+    pub(super) core: Arc<Core>,
+    inner: Mutex<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) gate: Gate,
+    /// Number of the last change in this shard.
+    seq: u64,
+    pub(super) sessions: HashMap<Box<[u8]>, Box<Stored>>,
+    /// Sessions in use right now.
+    pub(super) active: HashMap<SessionKey, Active>,
+    /// Turns and reads that were granted and have not ended.
+    running: u32,
+    waiting: usize,
+    waiting_bytes: usize,
+    /// Number of the last waiter or crowd.
+    id_last: u64,
+    bytes: u64,
+    /// Sessions with timers by their earliest one, but those whose turn for it is on its way.
+    timed: BTreeSet<(Time, SessionKey)>,
+    /// No session expires before.
+    sweep_at: Time,
+    swept_at: Time,
+    armed: Option<Time>,
+    /// Told when nothing runs any more.
+    idle: Vec<oneshot::Sender<()>>,
+}
+
+#[derive(Default)]
+pub(super) struct Active {
+    has_turn: bool,
+    waiting: VecDeque<Waiter>,
+    pub(super) crowd: Option<Crowd>,
+}
+
+/// Those attached to a session.
+pub(super) struct Crowd {
+    id: u64,
+    attached: usize,
+    gone: watch::Sender<Option<Why>>,
+}
+
+impl Active {
+    fn is_idle(&self) -> bool {
+        !self.has_turn && self.waiting.is_empty() && self.crowd.is_none()
+    }
+}
+
+struct Waiter {
+    id: u64,
+    bytes: usize,
+    turn: oneshot::Sender<Result<Waited, Refusal>>,
+}
+
+/// What a shard holds, for operators.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardStats {
+    /// Which shard.
+    pub shard: ShardId,
+    /// Whether it is served.
+    pub gate: Gate,
+    /// Sessions in it.
+    pub sessions: usize,
+    /// Their bytes, with an estimate of the overhead.
+    pub bytes: u64,
+    /// Turns that run.
+    pub running: u32,
+    /// Requests that wait for a turn.
+    pub waiting: usize,
+}
+
+impl fmt::Debug for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shard").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// What the keeper of the time does for a shard.
+#[derive(Debug, Default)]
+pub(crate) struct Due {
+    /// Sessions with timers to fire.
+    pub(crate) timers: Vec<SessionKey>,
+    /// Sessions that expired and whose service wants to know.
+    pub(crate) expired: Vec<SessionKey>,
+}
+
+/// A session that left with its shard and whose service wants to know.
+pub(crate) struct Orphan {
+    pub(crate) session: Session,
+}
+
+impl Shard {
+    pub(crate) fn new(id: ShardId, core: Arc<Core>, epoch: Epoch) -> Arc<Self> {
+        Self::with_sessions(id, core, epoch, 0, HashMap::new(), 0)
+    }
+
+    pub(crate) fn with_sessions(
+        id: ShardId,
+        core: Arc<Core>,
+        epoch: Epoch,
+        seq: u64,
+        sessions: HashMap<Box<[u8]>, Box<Stored>>,
+        bytes: u64,
+    ) -> Arc<Self> {
+        let timed = sessions.iter().filter_map(|(key, stored)| {
+            Some((stored.data.earliest_timer()?, session_key(key)))
+        });
+        let mut inner = Inner {
+            gate: Gate::Serving(epoch),
+            seq,
+            timed: timed.collect(),
+            sweep_at: earliest_expiry(&sessions),
+            sessions,
+            active: HashMap::new(),
+            running: 0,
+            waiting: 0,
+            waiting_bytes: 0,
+            id_last: 0,
+            bytes,
+            swept_at: Time::ZERO,
+            armed: None,
+            idle: Vec::new(),
+        };
+        inner.arm(id, &core);
+        Arc::new(Self { id, core, inner: Mutex::new(inner) })
+    }
+
+    pub(crate) fn id(&self) -> ShardId {
+        self.id
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+
+    pub(crate) fn stats(&self) -> ShardStats {
+        let inner = self.lock();
+        ShardStats {
+            shard: self.id,
+            gate: inner.gate,
+            sessions: inner.sessions.len(),
+            bytes: inner.bytes,
+            running: inner.running,
+            waiting: inner.waiting,
+        }
+    }
+
+    pub(crate) fn gate(&self) -> Gate {
+        self.lock().gate
+    }
+
+    /// Refuses a request that comes from a newer epoch than the one served here: somebody else
+    /// owns the shard.
+    pub(crate) fn check_epoch(&self, named: Option<Epoch>) -> Result<(), Refusal> {
+        let served = self.lock().gate.open()?;
+        match named {
+            Some(named) if served < named => Err(Refusal::NotOwner { claim: None }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// How full the mailbox is: 0 empty, 255 full.
+    pub(crate) fn pressure(&self) -> u8 {
+        let max = self.core.config.mailbox_requests_max.max(1);
+        u8::try_from(self.lock().waiting * 255 / max).unwrap_or(u8::MAX)
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        // No code of the application runs under this lock, and a commit is applied as a whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // ---- turns ----
+
+    /// A turn for somebody inside this process, without a deadline of its own.
+    pub(crate) async fn wait_turn(
+        shard: &Arc<Self>,
+        key: &SessionKey,
+    ) -> Result<Waited, Refusal> {
+        match shard.admit(key, Access::Change, 0)? {
+            Admission::Now(turn) => Ok(turn),
+            Admission::Queued(place) => place.wait(None).await,
+        }
+    }
+
+    /// Asks for a turn, or for a read beside turns. `bytes` is what waits with it.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        key: &SessionKey,
+        access: Access,
+        bytes: usize,
+    ) -> Result<Admission, Refusal> {
+        let mut inner = self.lock();
+        inner.gate.open()?;
+        if access == Access::Change {
+            let active = inner.active.entry(key.clone()).or_default();
+            if active.has_turn {
+                return inner.queue(self, key, bytes).map(Admission::Queued);
+            }
+            active.has_turn = true;
+        }
+        inner.running += 1;
+        Ok(Admission::Now(Waited::new(Permit::new(self, key, access))))
+    }
+
+    pub(super) fn leave_queue(&self, key: &SessionKey, id: u64) {
+        let mut inner = self.lock();
+        let Some(active) = inner.active.get_mut(key) else { return };
+        let Some(at) = active.waiting.iter().position(|waiter| waiter.id == id) else { return };
+        let waiter = active.waiting.remove(at).expect("the position was just found");
+        inner.waits_less(&self.core, &waiter);
+        inner.tidy_active(key);
+    }
+
+    /// Ends a turn or a read, and grants the session's turn to the next in line.
+    pub(super) fn release(self: &Arc<Self>, key: &SessionKey, access: Access) {
+        let mut inner = self.lock();
+        inner.running -= 1;
+        if access == Access::Change {
+            inner.grant_next(self, key);
+        }
+        if inner.running == 0 {
+            for sealer in inner.idle.drain(..) {
+                // It may have stopped waiting.
+                let _ = sealer.send(());
+            }
+        }
+    }
+
+    // ---- the gate ----
+
+    /// Closes the gate at once. What is returned resolves when the last turn has ended.
+    pub(crate) fn seal(&self) -> Option<oneshot::Receiver<()>> {
+        let mut inner = self.lock();
+        if let Gate::Serving(epoch) = inner.gate {
+            inner.gate = Gate::Sealed(epoch);
+            inner.turn_away(&self.core, &Refusal::Moving, Why::Moving);
+        }
+        inner.when_idle()
+    }
+
+    /// Serves again, in a new epoch. False when the shard is gone.
+    pub(crate) fn reopen(&self, epoch: Epoch) -> bool {
+        let mut inner = self.lock();
+        let Some(old) = inner.gate.epoch() else { return false };
+        assert!(old <= epoch, "an epoch of shard {} would go back: {old} to {epoch}", self.id);
+        inner.gate = Gate::Serving(epoch);
+        inner.idle.clear();
+        inner.arm(self.id, &self.core);
+        true
+    }
+
+    /// Forgets everything. Gives the number of sessions, and those whose service wants to know.
+    pub(crate) fn close(self: &Arc<Self>) -> (usize, Vec<Orphan>) {
+        let mut inner = self.lock();
+        let Some(epoch) = inner.gate.epoch() else { return (0, Vec::new()) };
+        inner.gate = Gate::Gone;
+        inner.turn_away(&self.core, &Refusal::NotOwner { claim: None }, Why::Lost);
+        inner.idle.clear();
+        inner.timed.clear();
+        self.core.alarms.set(self.id, inner.armed.take(), None);
+        let sessions = std::mem::take(&mut inner.sessions);
+        let bytes = std::mem::take(&mut inner.bytes);
+        drop(inner);
+        self.core.free(bytes, sessions.len() as u64);
+        self.core.forget_unreadable(self.id, None);
+        let n_sessions = sessions.len();
+        let orphans = sessions.into_iter().filter(|(_, stored)| stored.activated);
+        let orphans = orphans.map(|(key, stored)| Orphan {
+            session: self.farewell(&session_key(&key), epoch, *stored),
+        });
+        (n_sessions, orphans.collect())
+    }
+
+    /// A session that can only be read, because it is not in the shard any more.
+    pub(super) fn farewell(self: &Arc<Self>, key: &SessionKey, epoch: Epoch, stored: Stored) -> Session {
+        let (now, length) = (self.core.now(), key.as_bytes().len());
+        let size = stored.bytes as usize;
+        let draft = Draft::new(Access::Read, now, length, Some(stored.data), size);
+        Session::new(Arc::clone(self), key.clone(), epoch, draft)
+    }
+
+    /// All sessions as they are now, and the number of the last change. Values are shared, not
+    /// copied.
+    pub(crate) fn snapshot(&self) -> (u64, Vec<(SessionKey, Data, Time)>) {
+        let inner = self.lock();
+        let entry = |(key, stored): (&Box<[u8]>, &Box<Stored>)| {
+            (session_key(key), stored.data.clone(), stored.expires)
+        };
+        (inner.seq, inner.sessions.iter().map(entry).collect())
+    }
+
+    /// Sessions of a sealed shard whose service was told that they are here.
+    pub(crate) fn activated(&self) -> Vec<SessionKey> {
+        let inner = self.lock();
+        let activated = inner.sessions.iter().filter(|(_, stored)| stored.activated);
+        activated.map(|(key, _)| session_key(key)).collect()
+    }
+
+    /// The last turn of a session whose shard is sealed; none when it is not sealed any more.
+    pub(crate) fn last_turn(self: &Arc<Self>, key: &SessionKey) -> Option<Begun> {
+        let mut inner = self.lock();
+        let Gate::Sealed(epoch) = inner.gate else { return None };
+        let active = inner.active.entry(key.clone()).or_default();
+        if active.has_turn {
+            return None;
+        }
+        active.has_turn = true;
+        inner.running += 1;
+        let stored = inner.sessions.get(key.as_bytes());
+        let base = stored.map(|stored| (stored.data.clone(), stored.bytes as usize));
+        drop(inner);
+        let permit = Permit::new(self, key, Access::Change);
+        Some(Begun::new(permit, epoch, base, None, false))
+    }
+
+    // ---- time ----
+
+    /// Expires what is due and says which timers are.
+    pub(crate) fn fire(&self, now: Time) -> Due {
+        let mut inner = self.lock();
+        inner.armed = None;
+        let mut due = Due::default();
+        if inner.gate.open().is_err() {
+            return due;
+        }
+        while inner.timed.first().is_some_and(|(at, _)| *at <= now) {
+            due.timers.extend(inner.timed.pop_first().map(|(_, key)| key));
+        }
+        if inner.sweep_at <= now {
+            due.expired = inner.sweep(&self.core, now);
+        }
+        inner.arm(self.id, &self.core);
+        due
+    }
+
+    /// Puts the timers of a session back in line, after its turn for one.
+    pub(crate) fn retime(&self, key: &SessionKey) {
+        let mut inner = self.lock();
+        let stored = inner.sessions.get(key.as_bytes());
+        if let Some(at) = stored.and_then(|stored| stored.data.earliest_timer()) {
+            inner.timed.insert((at, key.clone()));
+            inner.arm(self.id, &self.core);
+        }
+    }
+
+    // ---- those who stay for longer than a turn ----
+
+    pub(crate) fn attach(self: &Arc<Self>, key: &SessionKey) -> Result<Attachment, Refusal> {
+        let mut inner = self.lock();
+        inner.gate.open()?;
+        let id = inner.next_id();
+        let active = inner.active.entry(key.clone()).or_default();
+        let crowd = active.crowd.get_or_insert_with(|| Crowd {
+            id,
+            attached: 0,
+            gone: watch::Sender::new(None),
+        });
+        crowd.attached += 1;
+        Ok(Attachment::new(self, key, crowd.id, crowd.gone.subscribe()))
+    }
+
+    pub(super) fn detach(&self, key: &SessionKey, crowd_id: u64) {
+        let mut inner = self.lock();
+        let Some(active) = inner.active.get_mut(key) else { return };
+        // Another crowd may have come together since this one was sent away.
+        let Some(crowd) = active.crowd.as_mut().filter(|crowd| crowd.id == crowd_id) else {
+            return;
+        };
+        crowd.attached -= 1;
+        if crowd.attached == 0 {
+            active.crowd = None;
+        }
+        inner.tidy_active(key);
+        if let Some(stored) = inner.sessions.get_mut(key.as_bytes()) {
+            stored.expires = self.core.now() + self.core.ttl(stored.data.ttl_micros);
+        }
+    }
+}
+
+impl Inner {
+    fn queue(
+        &mut self,
+        shard: &Arc<Shard>,
+        key: &SessionKey,
+        bytes: usize,
+    ) -> Result<Place, Refusal> {
+        let config = &shard.core.config;
+        if config.mailbox_requests_max <= self.waiting
+            || config.mailbox_bytes_max < self.waiting_bytes.saturating_add(bytes)
+        {
+            return Err(overloaded());
+        }
+        let (turn, granted) = oneshot::channel();
+        let id = self.next_id();
+        let active = self.active.entry(key.clone()).or_default();
+        active.waiting.push_back(Waiter { id, bytes, turn });
+        self.waiting += 1;
+        self.waiting_bytes += bytes;
+        shard.core.metrics.turns_waiting.increment(1.0);
+        Ok(Place::new(shard, key, id, granted))
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.id_last += 1;
+        self.id_last
+    }
+
+    fn waits_less(&mut self, core: &Core, waiter: &Waiter) {
+        self.waiting -= 1;
+        self.waiting_bytes -= waiter.bytes;
+        core.metrics.turns_waiting.decrement(1.0);
+    }
+
+    fn grant_next(&mut self, shard: &Arc<Shard>, key: &SessionKey) {
+        loop {
+            let Some(active) = self.active.get_mut(key) else { return };
+            let Some(waiter) = active.waiting.pop_front() else {
+                active.has_turn = false;
+                break;
+            };
+            self.waits_less(&shard.core, &waiter);
+            let permit = Permit::new(shard, key, Access::Change);
+            match waiter.turn.send(Ok(Waited::new(permit))) {
+                Ok(()) => {
+                    self.running += 1;
+                    return;
+                }
+                // Nobody waits there any more. Its permit must not come back under this lock.
+                Err(Ok(waited)) => waited.forget(),
+                Err(Err(_)) => {}
+            }
+        }
+        self.tidy_active(key);
+    }
+
+    fn tidy_active(&mut self, key: &SessionKey) {
+        if self.active.get(key).is_some_and(Active::is_idle) {
+            self.active.remove(key);
+        }
+    }
+
+    /// Refuses all who wait and tells all who are attached.
+    fn turn_away(&mut self, core: &Core, refusal: &Refusal, why: Why) {
+        for active in self.active.values_mut() {
+            for waiter in active.waiting.drain(..) {
+                core.metrics.turns_waiting.decrement(1.0);
+                // It may have stopped waiting.
+                let _ = waiter.turn.send(Err(refusal.clone()));
+            }
+            if let Some(crowd) = active.crowd.take() {
+                crowd.gone.send_replace(Some(why));
+            }
+        }
+        self.waiting = 0;
+        self.waiting_bytes = 0;
+        self.active.retain(|_, active| !active.is_idle());
+    }
+
+    fn when_idle(&mut self) -> Option<oneshot::Receiver<()>> {
+        if self.running == 0 {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.idle.push(sender);
+        Some(receiver)
+    }
+
+    /// Moves the shard's alarm to an earlier time where that is needed; a later one is left to
+    /// ring for nothing.
+    pub(super) fn arm(&mut self, shard: ShardId, core: &Core) {
+        let timer = self.timed.first().map_or(Time::from_micros(u64::MAX), |(at, _)| *at);
+        let wanted = timer.min(self.sweep_at);
+        let is_needed = self.armed.is_none_or(|armed| wanted < armed);
+        if wanted != Time::from_micros(u64::MAX) && is_needed {
+            core.alarms.set(shard, self.armed.replace(wanted), Some(wanted));
+        }
+    }
+
+    fn expires_at(&mut self, at: Time) {
+        // Not sooner after the last look than a hundredth of this shard's cost to look through
+        // (about 100 ns a session).
+        let pause = Duration::from_micros(10 * self.sessions.len() as u64);
+        let soonest = self.swept_at + pause.max(Duration::from_secs(1));
+        let at = if self.swept_at == Time::ZERO { at } else { at.max(soonest) };
+        self.sweep_at = self.sweep_at.min(at);
+    }
+
+    /// Removes what expired and is not in use. What the service was told of is left to it.
+    fn sweep(&mut self, core: &Core, now: Time) -> Vec<SessionKey> {
+        let expired = self.sessions.iter().filter(|(_, stored)| stored.expires <= now);
+        let expired: Vec<_> = expired.map(|(key, _)| session_key(key)).collect();
+        let mut told = Vec::new();
+        for key in expired {
+            if self.active.contains_key(&key) {
+                continue;
+            }
+            if self.sessions.get(key.as_bytes()).is_some_and(|stored| stored.activated) {
+                told.push(key);
+            } else {
+                self.expire(core, &key);
+            }
+        }
+        self.swept_at = now;
+        self.sweep_at = Time::from_micros(u64::MAX);
+        if !self.sessions.is_empty() {
+            self.expires_at(earliest_expiry(&self.sessions));
+        }
+        told
+    }
+
+    pub(super) fn expire(&mut self, core: &Core, key: &SessionKey) -> Option<Box<Stored>> {
+        let stored = self.remove(core, key)?;
+        // A deletion is a change of the shard like any other.
+        self.seq += 1;
+        core.metrics.sessions_expired.increment(1);
+        Some(stored)
+    }
+
+    fn remove(&mut self, core: &Core, key: &SessionKey) -> Option<Box<Stored>> {
+        let stored = self.sessions.remove(key.as_bytes())?;
+        self.bytes -= u64::from(stored.bytes);
+        core.free(u64::from(stored.bytes), 1);
+        if let Some(at) = stored.data.earliest_timer() {
+            self.timed.remove(&(at, key.clone()));
+        }
+        Some(stored)
+    }
+}
+
+pub(super) fn overloaded() -> Refusal {
+    Refusal::Overloaded { retry_after_ms: 1000 }
+}
+
+fn session_key(bytes: &[u8]) -> SessionKey {
+    SessionKey::new(bytes::Bytes::copy_from_slice(bytes)).expect("only keys are put in the map")
+}
+
+fn earliest_expiry(sessions: &HashMap<Box<[u8]>, Box<Stored>>) -> Time {
+    let never = Time::from_micros(u64::MAX);
+    sessions.values().map(|stored| stored.expires).min().unwrap_or(never)
+}
+
+impl Inner {
+    /// Makes the changes of one turn, after which the session is counted with `size` bytes.
+    pub(super) fn apply(
+        &mut self,
+        shard: &Shard,
+        key: &SessionKey,
+        epoch: Epoch,
+        changes: Changes,
+        size: usize,
+    ) -> Result<(), StateError> {
+        let core = &*shard.core;
+        let now = core.now();
+        let (was_deleted, new_ttl) = (changes.delete, changes.ttl_micros.is_some());
+        let old = self.sessions.get(key.as_bytes()).map_or(0, |stored| stored.bytes as usize);
+        if core.resize(old, size).is_err() {
+            core.metrics.memory_full.increment(1);
+            return Err(StateError::MemoryFull);
+        }
+        self.bytes = self.bytes + size as u64 - old as u64;
+        self.seq += 1;
+        let version = Version { epoch, seq: self.seq };
+        if was_deleted {
+            self.tell_deleted(key);
+            core.forget_unreadable(shard.id, Some(key));
+        }
+        if size == 0 {
+            // The memory is given back already.
+            if let Some(old) = self.sessions.remove(key.as_bytes())
+                && let Some(at) = old.data.earliest_timer()
+            {
+                self.timed.remove(&(at, key.clone()));
+            }
+            return Ok(());
+        }
+        let is_new = old == 0;
+        let stored = match self.sessions.entry(key.as_bytes().into()) {
+            Entry::Occupied(stored) => stored.into_mut(),
+            Entry::Vacant(free) => free.insert(Box::new(Stored {
+                data: Data::empty(version),
+                expires: now,
+                bytes: 0,
+                activated: false,
+            })),
+        };
+        let old_timer = stored.data.earliest_timer();
+        changes.apply(&mut stored.data, version);
+        stored.bytes = u32::try_from(size).unwrap_or(u32::MAX);
+        if is_new || new_ttl || was_deleted {
+            stored.expires = now + core.ttl(stored.data.ttl_micros);
+        }
+        let (expires, new_timer) = (stored.expires, stored.data.earliest_timer());
+        self.expires_at(expires);
+        if old_timer != new_timer {
+            old_timer.map(|at| self.timed.remove(&(at, key.clone())));
+            new_timer.map(|at| self.timed.insert((at, key.clone())));
+        }
+        Ok(())
+    }
+
+    fn tell_deleted(&mut self, key: &SessionKey) {
+        if let Some(crowd) = self.active.get_mut(key).and_then(|active| active.crowd.take()) {
+            crowd.gone.send_replace(Some(Why::Deleted));
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The life of a turn: asked for, granted, begun, committed, ended.
+
+use std::fmt;
+use std::sync::Arc;
+
+use stead_shared::id::{Epoch, SessionKey, Version};
+use stead_shared::refusal::Refusal;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use super::core::Core;
+use super::data::Data;
+use super::draft::{Access, Draft};
+use super::shard::{Shard, overloaded};
+use crate::session::{Session, StateError, TurnError, Why};
+
+/// An answer to [`Shard::admit`].
+pub(crate) enum Admission {
+    Now(Waited),
+    Queued(Place),
+}
+
+/// A place in a session's queue. Dropping it leaves the queue.
+pub(crate) struct Place {
+    shard: Arc<Shard>,
+    key: SessionKey,
+    id: u64,
+    granted: oneshot::Receiver<Result<Waited, Refusal>>,
+}
+
+impl Place {
+    pub(super) fn new(
+        shard: &Arc<Shard>,
+        key: &SessionKey,
+        id: u64,
+        granted: oneshot::Receiver<Result<Waited, Refusal>>,
+    ) -> Self {
+        Self { shard: Arc::clone(shard), key: key.clone(), id, granted }
+    }
+
+    /// Waits for the turn, not past `deadline` nor longer than the mailbox keeps anybody.
+    pub(crate) async fn wait(mut self, deadline: Option<Instant>) -> Result<Waited, Refusal> {
+        let age_max = self.shard.core.config.mailbox_age_max;
+        let too_old = Instant::now() + age_max;
+        let until = deadline.map_or(too_old, |deadline| deadline.min(too_old));
+        match tokio::time::timeout_at(until, &mut self.granted).await {
+            Ok(Ok(granted)) => granted,
+            Ok(Err(_)) => Err(Refusal::NotOwner { claim: None }),
+            Err(_) if until < too_old => Err(Refusal::DeadlinePassed),
+            Err(_) => Err(overloaded()),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shard.leave_queue(&self.key, self.id);
+    }
+}
+
+/// The right to a turn or a read. Dropping it ends the turn.
+pub(super) struct Permit {
+    shard: Arc<Shard>,
+    key: SessionKey,
+    access: Access,
+    is_void: bool,
+}
+
+impl Permit {
+    pub(super) fn new(shard: &Arc<Shard>, key: &SessionKey, access: Access) -> Self {
+        Self { shard: Arc::clone(shard), key: key.clone(), access, is_void: false }
+    }
+
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if !self.is_void {
+            self.shard.release(&self.key, self.access);
+        }
+    }
+}
+
+/// A turn that was granted and has not begun.
+pub(crate) struct Waited {
+    permit: Permit,
+}
+
+impl Waited {
+    pub(super) fn new(permit: Permit) -> Self {
+        Self { permit }
+    }
+
+    /// Takes the grant back, by one who holds the shard's lock.
+    pub(super) fn forget(mut self) {
+        self.permit.is_void = true;
+    }
+
+    /// Begins the turn as an access of the session.
+    pub(crate) fn begin(self) -> Result<Begun, Refusal> {
+        self.begin_as(true)
+    }
+
+    /// Begins the turn, if the gate is still open. `is_access` starts the time to live anew.
+    pub(crate) fn begin_as(self, is_access: bool) -> Result<Begun, Refusal> {
+        let shard = Arc::clone(&self.permit.shard);
+        let key = &self.permit.key;
+        let now = shard.core.now();
+        let mut inner = shard.lock();
+        let epoch = match inner.gate.open() {
+            Ok(epoch) => epoch,
+            Err(refusal) => {
+                drop(inner);
+                return Err(refusal);
+            }
+        };
+        let is_over = inner.sessions.get(key.as_bytes()).is_some_and(|s| s.expires <= now)
+            && inner.active.get(key).is_none_or(|active| active.crowd.is_none());
+        let mut expired = None;
+        if is_over && self.permit.access == Access::Change {
+            expired = inner.expire(&shard.core, key).filter(|stored| stored.activated);
+        }
+        let mut base = None;
+        if let Some(stored) = inner.sessions.get_mut(key.as_bytes()).filter(|_| !is_over) {
+            if is_access {
+                stored.expires = now + shard.core.ttl(stored.data.ttl_micros);
+            }
+            base = Some((stored.data.clone(), stored.bytes as usize, stored.activated));
+        }
+        drop(inner);
+        let farewell = expired.map(|stored| shard.farewell(key, epoch, *stored));
+        let is_new = shard.core.has_hooks && !base.as_ref().is_some_and(|(_, _, told)| *told);
+        let base = base.map(|(data, size, _)| (data, size));
+        let activate = is_new && self.permit.access == Access::Change;
+        Ok(Begun::new(self.permit, epoch, base, farewell, activate))
+    }
+}
+
+/// A turn that runs. Dropping it without a commit discards its changes.
+pub(crate) struct Begun {
+    pub(crate) session: Session,
+    /// What was here under this key until its time to live ran out, where the service wants to
+    /// know.
+    pub(crate) expired: Option<Session>,
+    /// Whether the service has yet to be told that the session is here.
+    pub(crate) activate: bool,
+    pub(crate) began: Instant,
+    permit: Permit,
+}
+
+/// What a commit made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Committed {
+    pub(crate) epoch: Epoch,
+    /// When the value last changed; none where there is none.
+    pub(crate) value_version: Option<Version>,
+}
+
+impl Begun {
+    pub(super) fn new(
+        permit: Permit,
+        epoch: Epoch,
+        base: Option<(Data, usize)>,
+        expired: Option<Session>,
+        activate: bool,
+    ) -> Self {
+        let began = Instant::now();
+        let now = permit.shard.core.now();
+        let (data, size) = base.map_or((None, 0), |(data, size)| (Some(data), size));
+        let draft = Draft::new(permit.access, now, permit.key.as_bytes().len(), data, size);
+        let session = Session::new(Arc::clone(&permit.shard), permit.key.clone(), epoch, draft);
+        Self { session, expired, activate, began, permit }
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.permit.shard.core
+    }
+
+    /// Forgets what the turn did, which goes on with the committed state.
+    pub(crate) fn start_again(&mut self) {
+        let Permit { shard, key, access, .. } = &self.permit;
+        self.session.end();
+        let (data, size) = match shard.lock().sessions.get(key.as_bytes()) {
+            Some(stored) => (Some(stored.data.clone()), stored.bytes as usize),
+            None => (None, 0),
+        };
+        let draft = Draft::new(*access, shard.core.now(), key.as_bytes().len(), data, size);
+        self.session = Session::new(Arc::clone(shard), key.clone(), self.session.epoch(), draft);
+    }
+
+    /// The epoch in which the shard is served now; none when it is gone.
+    pub(crate) fn epoch(&self) -> Option<Epoch> {
+        self.permit.shard.gate().epoch()
+    }
+
+    /// Makes the turn's changes visible, all or none. The turn itself lasts until this is
+    /// dropped.
+    pub(crate) fn commit(&self) -> Result<Committed, TurnError> {
+        self.commit_as(self.core().has_hooks && !self.activate)
+    }
+
+    /// Commits; `is_told` is whether the service knows from now on that the session is here.
+    pub(crate) fn commit_as(&self, is_told: bool) -> Result<Committed, TurnError> {
+        let draft = self.session.end().ok_or(StateError::TurnOver)?;
+        if let Some(reason) = draft.unreadable() {
+            return Err(StateError::from(reason.clone()).into());
+        }
+        let Permit { shard, key, .. } = &self.permit;
+        let (changes, size) = draft.into_changes();
+        let core = &shard.core;
+        let mut inner = shard.lock();
+        let epoch = inner.gate.epoch().ok_or(TurnError::Lost)?;
+        if !changes.is_empty() {
+            inner.apply(shard, key, epoch, changes, size)?;
+            inner.arm(shard.id(), core);
+        }
+        let stored = inner.sessions.get_mut(key.as_bytes());
+        let value_version = stored.and_then(|stored| {
+            if self.permit.access == Access::Change {
+                stored.activated = is_told;
+            }
+            stored.data.value.as_ref().map(|_| stored.data.value_version)
+        });
+        Ok(Committed { epoch, value_version })
+    }
+}
+
+/// Somebody attached to a session. Dropping it detaches.
+pub(crate) struct Attachment {
+    shard: Arc<Shard>,
+    key: SessionKey,
+    crowd_id: u64,
+    gone: watch::Receiver<Option<Why>>,
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attachment").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+impl Attachment {
+    pub(super) fn new(
+        shard: &Arc<Shard>,
+        key: &SessionKey,
+        crowd_id: u64,
+        gone: watch::Receiver<Option<Why>>,
+    ) -> Self {
+        Self { shard: Arc::clone(shard), key: key.clone(), crowd_id, gone }
+    }
+
+    pub(crate) fn gone(&mut self) -> &mut watch::Receiver<Option<Why>> {
+        &mut self.gone
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.shard.detach(&self.key, self.crowd_id);
+    }
+}

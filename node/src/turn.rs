@@ -1,0 +1,251 @@
+//! One turn from its grant to its answer.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::header::ETAG;
+use http::{HeaderValue, Request, Response, StatusCode};
+use stead_shared::id::{Epoch, Version};
+use stead_shared::refusal::Refusal;
+use tokio::runtime::Handle;
+
+use crate::body::Body;
+use crate::problem::Problem;
+use crate::service::{Boxed, Service};
+use crate::session::{Session, StateError, TurnError, Why};
+use crate::store::turns::{Begun, Committed};
+
+/// What a turn is for.
+#[derive(Debug)]
+pub(crate) enum Job {
+    Request(Request<Body>),
+    /// Gives the timers that are due to the service.
+    Timers,
+    /// Says goodbye to a session whose time to live ran out.
+    Expire,
+}
+
+/// How a turn ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Answered(Answer),
+    /// There was nobody to answer.
+    Done,
+}
+
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) epoch: Epoch,
+    pub(crate) response: Response<Body>,
+}
+
+/// In the extensions of a response: add an `ETag` that names the value as it is after the
+/// commit of this turn.
+///
+/// The version of a change is not known before its commit, which comes after the handler.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StampEtag;
+
+/// The `ETag` of a value that last changed at `version`. It does not change with a move.
+#[must_use]
+pub fn etag(version: Version) -> String {
+    format!("\"{:x}.{}.{:x}\"", version.epoch.counter, version.epoch.node, version.seq)
+}
+
+pub(crate) async fn run<S: Service>(service: Arc<S>, mut begun: Begun, job: Job) -> Outcome {
+    begun.core().metrics.turns.increment(1);
+    if let Some(expired) = begun.expired.take() {
+        say_goodbye(&*service, &expired, Why::Expired).await;
+    }
+    let outcome = match job {
+        Job::Request(request) => answer(&*service, &mut begun, request).await,
+        Job::Timers => {
+            fire_timers(&*service, &mut begun).await;
+            Outcome::Done
+        }
+        Job::Expire => Outcome::Done,
+    };
+    begun.core().metrics.turn_seconds.record(begun.began.elapsed().as_secs_f64());
+    outcome
+}
+
+/// The last turn of a session in a shard that is sealed.
+pub(crate) async fn deactivate<S: Service>(service: Arc<S>, turn: Begun, why: Why) {
+    let said = AssertUnwindSafe(service.deactivating(&turn.session, why)).catch_unwind().await;
+    match said {
+        Ok(()) => {
+            if let Err(error) = turn.commit_as(false) {
+                tracing::warn!(%error, "the changes of a deactivation were discarded");
+            }
+        }
+        Err(_) => turn.core().metrics.turn_panics.increment(1),
+    }
+}
+
+/// Tells the service of a session that is not here any more.
+pub(crate) async fn say_goodbye<S: Service>(service: &S, session: &Session, why: Why) {
+    let said = AssertUnwindSafe(service.deactivating(session, why)).catch_unwind().await;
+    if said.is_err() {
+        tracing::warn!(?session, "the service panicked while a session went");
+    }
+    session.end();
+}
+
+async fn answer<S: Service>(service: &S, begun: &mut Begun, request: Request<Body>) -> Outcome {
+    let session = begun.session.clone();
+    let activate = begun.activate;
+    let called = async {
+        if activate {
+            service.activated(&session).await;
+        }
+        service.call(session.clone(), request).await
+    };
+    let Ok(response) = AssertUnwindSafe(called).catch_unwind().await else {
+        begun.core().metrics.turn_panics.increment(1);
+        begun.session.end();
+        tracing::error!(session = ?begun.session, "the service panicked, its turn is discarded");
+        return failed(begun, panicked());
+    };
+    begun.activate = false;
+    match begun.commit() {
+        Ok(committed) => {
+            let response = stamp(response, committed);
+            Outcome::Answered(Answer { epoch: committed.epoch, response })
+        }
+        Err(TurnError::State(error)) => discarded(begun, &error),
+        Err(TurnError::Lost | TurnError::Refused(_)) => failed(begun, lost()),
+    }
+}
+
+async fn fire_timers<S: Service>(service: &S, begun: &mut Begun) {
+    let events = begun.session.take_due_timers();
+    if events.is_empty() {
+        return;
+    }
+    begun.core().metrics.timers_fired.increment(events.len() as u64);
+    let (session, activate) = (begun.session.clone(), begun.activate);
+    let called = async {
+        if activate {
+            service.activated(&session).await;
+        }
+        for event in events {
+            service.timer(session.clone(), Bytes::from_owner(event)).await;
+        }
+    };
+    let is_whole = AssertUnwindSafe(called).catch_unwind().await.is_ok();
+    begun.activate = false;
+    if is_whole && begun.commit().is_ok() {
+        return;
+    }
+    // What the events changed does not count. That they fired does: else they would fire again
+    // at once, for ever.
+    begun.core().metrics.turn_panics.increment(u64::from(!is_whole));
+    tracing::error!(session = ?begun.session, "a timer's turn failed, its changes are discarded");
+    begun.start_again();
+    begun.session.take_due_timers();
+    if let Err(error) = begun.commit() {
+        tracing::warn!(session = ?begun.session, %error, "a timer that failed stays due");
+    }
+}
+
+fn stamp(mut response: Response<Body>, committed: Committed) -> Response<Body> {
+    if response.extensions_mut().remove::<StampEtag>().is_some()
+        && let Some(version) = committed.value_version
+    {
+        let value = HeaderValue::try_from(etag(version)).expect("hex digits, dots and quotes");
+        response.headers_mut().insert(ETAG, value);
+    }
+    response
+}
+
+/// An answer under the epoch in which the shard is served now.
+fn failed(begun: &Begun, problem: Problem) -> Outcome {
+    let epoch = begun.epoch().unwrap_or_else(|| begun.session.epoch());
+    Outcome::Answered(Answer { epoch, response: problem.into_response() })
+}
+
+/// The handler ran, and the host could not commit what it did.
+fn discarded(begun: &Begun, error: &StateError) -> Outcome {
+    match error {
+        StateError::NewerVersion { .. } | StateError::Undecodable { .. } => {
+            begun.core().metrics.refused(&Refusal::Quarantined);
+            failed(begun, Problem::of_refusal(&Refusal::Quarantined))
+        }
+        StateError::MemoryFull => failed(begun, memory_full()),
+        StateError::TurnOver
+        | StateError::ReadOnly
+        | StateError::TooLarge { .. }
+        | StateError::Unencodable { .. }
+        | StateError::CounterOverflow
+        | StateError::TooManyTimers { .. } => failed(begun, panicked()),
+    }
+}
+
+fn panicked() -> Problem {
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "handler-failed",
+        "The service failed",
+        "Its changes of the session were discarded; what it did elsewhere is not known.",
+    )
+    .outcome_unknown()
+}
+
+fn lost() -> Problem {
+    Problem::new(
+        StatusCode::BAD_GATEWAY,
+        "lost-ownership",
+        "The session was taken from this node while the request ran",
+        "Whether another node knows of its changes is not known.",
+    )
+    .outcome_unknown()
+}
+
+pub(crate) fn memory_full() -> Problem {
+    Problem::new(
+        StatusCode::INSUFFICIENT_STORAGE,
+        "memory-full",
+        "The node's memory limit is reached",
+        "Nothing was changed. Delete sessions, or raise --memory-max.",
+    )
+    .refused("overloaded")
+}
+
+/// A turn that goes on when nobody waits for it any more: a client that goes away does not
+/// interrupt what has begun.
+pub(crate) struct Unstoppable {
+    turn: Option<Boxed<Outcome>>,
+}
+
+impl Unstoppable {
+    pub(crate) fn new(turn: Boxed<Outcome>) -> Self {
+        Self { turn: Some(turn) }
+    }
+}
+
+impl Future for Unstoppable {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let turn = self.turn.as_mut().expect("a future is not polled after its end");
+        let outcome = turn.as_mut().poll(cx);
+        if outcome.is_ready() {
+            self.turn = None;
+        }
+        outcome
+    }
+}
+
+impl Drop for Unstoppable {
+    fn drop(&mut self) {
+        // Without a runtime the process is about to end.
+        if let (Some(turn), Ok(runtime)) = (self.turn.take(), Handle::try_current()) {
+            runtime.spawn(turn);
+        }
+    }
+}
