@@ -112,8 +112,7 @@ impl Host {
         let shard = self.shard(meta.shard).ok_or(Refusal::NotOwner { claim: None })?;
         shard.check_epoch(meta.epoch)?;
         let (head, body) = request.into_parts();
-        let access =
-            if self.inner.service.is_read(&head) { Access::Read } else { Access::Change };
+        let access = if self.inner.service.is_read(&head) { Access::Read } else { Access::Change };
         let bytes = body.length().unwrap_or(UNKNOWN_BODY_BYTES).min(UNKNOWN_BODY_BYTES);
         let turn = match shard.admit(&meta.key, access, bytes as usize)? {
             Admission::Now(turn) => turn,
@@ -172,13 +171,7 @@ impl Host {
     /// Takes a shard in, record by record. Nobody sees it before it is activated.
     #[must_use]
     pub fn incoming(&self, shard: ShardId) -> Incoming {
-        Incoming {
-            host: self.clone(),
-            shard,
-            seq: 0,
-            bytes: 0,
-            sessions: HashMap::new(),
-        }
+        Incoming { host: self.clone(), shard, seq: 0, bytes: 0, sessions: HashMap::new() }
     }
 
     /// Serves a shard with the sessions in `records`, as another host exported them.

@@ -360,7 +360,7 @@ impl Session {
             Some(stored) if T::VERSION < stored => newer::<T>(stored),
             Some(stored) => match T::decode(stored, &value.bytes) {
                 Ok(value) => return Ok(Some(value)),
-                Err(error) => UnreadableReason::Undecodable { detail: error.0 },
+                Err(error) => UnreadableReason::Undecodable { detail: error.to_string() },
             },
             None => UnreadableReason::Undecodable { detail: "bytes without a type".into() },
         };
@@ -368,7 +368,8 @@ impl Session {
     }
 
     fn encode<T: State>(&self, draft: &mut Draft, value: &T) -> Result<(), StateError> {
-        let bytes = value.encode().map_err(|e| StateError::Unencodable { detail: e.0 })?;
+        let bytes =
+            value.encode().map_err(|e| StateError::Unencodable { detail: e.to_string() })?;
         let value = NewValue { bytes: Arc::from(bytes), schema: Some(T::VERSION) };
         draft.put_value(self.core(), value)
     }

@@ -22,6 +22,7 @@ use crate::store::turns::{Begun, Committed};
 
 /// What a turn is for.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all turns are for requests")]
 pub(crate) enum Job {
     Request(Request<Body>),
     /// Gives the timers that are due to the service.

@@ -73,11 +73,6 @@ impl Data {
         }
     }
 
-    /// A session exists as long as it has a value, a counter or a timer.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.value.is_none() && self.counters.is_none() && self.timers.is_none()
-    }
-
     pub(crate) fn counters(&self) -> &[Counter] {
         self.counters.as_deref().map_or(&[], Vec::as_slice)
     }
@@ -130,12 +125,8 @@ mod tests {
 
     #[test]
     fn missed_ticks_are_skipped() {
-        let timer = Timer {
-            id: 1,
-            due: Time::from_micros(100),
-            period_micros: 10,
-            event: Box::default(),
-        };
+        let timer =
+            Timer { id: 1, due: Time::from_micros(100), period_micros: 10, event: Box::default() };
         assert_eq!(timer.next_due(Time::from_micros(100)), Some(Time::from_micros(110)));
         assert_eq!(timer.next_due(Time::from_micros(109)), Some(Time::from_micros(110)));
         assert_eq!(timer.next_due(Time::from_micros(131)), Some(Time::from_micros(140)));

@@ -165,6 +165,7 @@ impl Draft {
         }
     }
 
+    /// A session exists as long as it has a value, a counter or a timer.
     pub(crate) fn exists(&self) -> bool {
         self.changes.value.is_some()
             || !self.changes.counters.is_empty()

@@ -34,7 +34,9 @@ pub enum RecordError {
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Record {
     /// The first record of a shard.
-    Shard { seq: u64 },
+    Shard {
+        seq: u64,
+    },
     Session(SessionRecord),
 }
 
@@ -194,9 +196,9 @@ mod tests {
         let golden = "01000a";
         let bytes = Record::Shard { seq: 10 }.encode();
         assert_eq!(hex(&bytes), golden);
-        let golden = "010105616c69636501046361727401020309040309 11c096b10280a4f401\
-                      0106766973697473 0d 01010a14047469636b";
-        assert_eq!(hex(&Record::Session(session()).encode()), golden.replace(' ', ""));
+        let golden = "010105616c6963650104636172740102030904030911c096b1028092f401\
+                      01067669736974730d01010a14047469636b";
+        assert_eq!(hex(&Record::Session(session()).encode()), golden);
     }
 
     fn hex(bytes: &[u8]) -> String {

@@ -23,7 +23,6 @@ use stead_shared::id::{Epoch, SessionKey, ShardId, Version};
 use stead_shared::refusal::Refusal;
 use stead_shared::time::Time;
 use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
 
 use super::core::Core;
 use super::data::{Data, Stored};
@@ -167,9 +166,9 @@ impl Shard {
         sessions: HashMap<Box<[u8]>, Box<Stored>>,
         bytes: u64,
     ) -> Arc<Self> {
-        let timed = sessions.iter().filter_map(|(key, stored)| {
-            Some((stored.data.earliest_timer()?, session_key(key)))
-        });
+        let timed = sessions
+            .iter()
+            .filter_map(|(key, stored)| Some((stored.data.earliest_timer()?, session_key(key))));
         let mut inner = Inner {
             gate: Gate::Serving(epoch),
             seq,
@@ -238,10 +237,7 @@ impl Shard {
     // ---- turns ----
 
     /// A turn for somebody inside this process, without a deadline of its own.
-    pub(crate) async fn wait_turn(
-        shard: &Arc<Self>,
-        key: &SessionKey,
-    ) -> Result<Waited, Refusal> {
+    pub(crate) async fn wait_turn(shard: &Arc<Self>, key: &SessionKey) -> Result<Waited, Refusal> {
         match shard.admit(key, Access::Change, 0)? {
             Admission::Now(turn) => Ok(turn),
             Admission::Queued(place) => place.wait(None).await,
@@ -338,7 +334,12 @@ impl Shard {
     }
 
     /// A session that can only be read, because it is not in the shard any more.
-    pub(super) fn farewell(self: &Arc<Self>, key: &SessionKey, epoch: Epoch, stored: Stored) -> Session {
+    pub(super) fn farewell(
+        self: &Arc<Self>,
+        key: &SessionKey,
+        epoch: Epoch,
+        stored: Stored,
+    ) -> Session {
         let (now, length) = (self.core.now(), key.as_bytes().len());
         let size = stored.bytes as usize;
         let draft = Draft::new(Access::Read, now, length, Some(stored.data), size);
@@ -349,10 +350,10 @@ impl Shard {
     /// copied.
     pub(crate) fn snapshot(&self) -> (u64, Vec<(SessionKey, Data, Time)>) {
         let inner = self.lock();
-        let entry = |(key, stored): (&Box<[u8]>, &Box<Stored>)| {
-            (session_key(key), stored.data.clone(), stored.expires)
-        };
-        (inner.seq, inner.sessions.iter().map(entry).collect())
+        let sessions = inner.sessions.iter();
+        let sessions =
+            sessions.map(|(key, stored)| (session_key(key), stored.data.clone(), stored.expires));
+        (inner.seq, sessions.collect())
     }
 
     /// Sessions of a sealed shard whose service was told that they are here.

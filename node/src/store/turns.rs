@@ -70,7 +70,6 @@ impl Permit {
     pub(super) fn new(shard: &Arc<Shard>, key: &SessionKey, access: Access) -> Self {
         Self { shard: Arc::clone(shard), key: key.clone(), access, is_void: false }
     }
-
 }
 
 impl Drop for Permit {
