@@ -18,6 +18,8 @@ pub mod refusal;
 pub mod ring;
 pub mod route;
 pub mod session_key;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod swim;
 pub mod time;
 pub mod view;

@@ -81,11 +81,12 @@ impl Core {
         }
     }
 
-    /// Forgets everything and starts again as `me`.
+    /// Forgets everything and starts again as `me`. What was to be sent is still sent.
     pub(crate) fn restart(&mut self, me: Identity, config: foca::Config, seed: u64) {
         let fresh = Self::new(me, config, seed);
         self.foca = fresh.foca;
-        self.effects = Effects { dirty: true, ..Effects::default() };
+        let sends = std::mem::take(&mut self.effects.sends);
+        self.effects = Effects { dirty: true, sends, ..Effects::default() };
     }
 
     pub(crate) fn identity(&self) -> Identity {

@@ -256,7 +256,7 @@ impl Swim {
 
     /// Carries out what the core wants, until it wants nothing more, and publishes the list.
     fn settle(&mut self, now: Time, out: &mut Vec<SwimAction>) {
-        while self.renewed() || self.fresh_when_idle() {}
+        while self.renewed() || self.fresh_when_idle(now, out) {}
         for (after, timer) in std::mem::take(&mut self.core.effects.timers) {
             self.timers.set(now + after, Alarm::Foca(timer, None));
         }
@@ -281,11 +281,12 @@ impl Swim {
 
     /// With nobody left the core sleeps for ever. A fresh one holds nobody for dead, and so
     /// does not accuse the whole cluster when it was this process that was cut off.
-    fn fresh_when_idle(&mut self) -> bool {
+    fn fresh_when_idle(&mut self, now: Time, out: &mut Vec<SwimAction>) -> bool {
         let idle = std::mem::take(&mut self.core.effects.idle);
         if !idle || self.over || !self.config.rules.hold(Rule::DeafAccusesNobody) {
             return false;
         }
+        self.refresh(now, out);
         self.start_afresh();
         true
     }
@@ -414,6 +415,7 @@ impl Swim {
         self.me = Identity { standing: Standing::Gone, ..before.bumped() };
         self.core.change_identity(self.me);
         self.core.leave();
+        self.settle(now, out);
         self.goodbye(now, 0, out);
     }
 

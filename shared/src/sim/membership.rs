@@ -1,0 +1,684 @@
+//! A cluster of [`Swim`] machines on the simulated network.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::RngExt;
+
+use super::kernel::{Connect, Host, NetConfig, Sim};
+use crate::id::{BootId, NodeBoot, NodeId};
+use crate::member::{Card, MemberState, Members, Phase, Role};
+use crate::swim::{
+    FatalReason, SelfDescription, Swim, SwimAction, SwimConfig, SwimEvent, SwimState, SwimStats,
+};
+use crate::time::Time;
+
+/// How long a call waits for its answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Boot ids look like those of real processes: microseconds of the Unix clock.
+const BOOT_ORIGIN: u64 = 1_790_000_000_000_000;
+/// The port of every simulated process.
+const PORT: u16 = 7_400;
+
+/// The name of the process that normally runs at `host`.
+#[must_use]
+pub fn name_of(host: Host) -> String {
+    format!("n{}", host.0)
+}
+
+/// The address of `host`.
+#[must_use]
+pub fn addr_of(host: Host) -> SocketAddr {
+    let [_, b, c, d] = host.0.to_be_bytes();
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, b, c, d)), PORT)
+}
+
+fn host_of(addr: SocketAddr) -> Option<Host> {
+    match addr.ip() {
+        IpAddr::V4(ip) => {
+            let [_, b, c, d] = ip.octets();
+            Some(Host(u32::from_be_bytes([0, b, c, d])))
+        }
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// A simulated cluster.
+#[derive(Clone, Debug)]
+pub struct MembershipConfig {
+    /// Seed of everything random in the run.
+    pub seed: u64,
+    /// Number of hosts. None runs a process at first.
+    pub n_hosts: u32,
+    /// The network.
+    pub net: NetConfig,
+    /// The machines.
+    pub swim: SwimConfig,
+    /// The hosts that everybody has for seeds.
+    pub seeds: Vec<Host>,
+}
+
+/// Something that a process noticed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Its list shows a member in another state. `None`: not listed.
+    Seen {
+        /// The member, and the boot shown afterwards (or before, when it is not listed now).
+        who: NodeBoot,
+        /// Before.
+        from: Option<MemberState>,
+        /// Afterwards.
+        to: Option<MemberState>,
+    },
+    /// It was told that this boot is dead.
+    Died {
+        /// Which.
+        who: NodeBoot,
+        /// With proof.
+        confirmed: bool,
+    },
+    /// It stopped for good.
+    Fatal(FatalReason),
+    /// It has told everybody goodbye.
+    Left,
+}
+
+/// What was sent so far, by all processes together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Datagrams.
+    pub packets: u64,
+    /// Bytes of their payloads, without the envelope.
+    pub packet_bytes: u64,
+    /// Lists sent by push/pull, calls and answers.
+    pub lists: u64,
+    /// Their bytes.
+    pub list_bytes: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Tick,
+    Swim(SwimEvent),
+    Datagram { to: NodeBoot, from: NodeBoot, source: SocketAddr, payload: Bytes },
+    Call { call: u64, source: Host, from: NodeBoot, state: SwimState },
+    Answer { call: u64, from: NodeBoot, state: SwimState },
+    CallFailed { call: u64 },
+    NameAsked { source: Host, old: NodeBoot },
+    NameAnswer { old: NodeBoot, boot: BootId },
+    NameOver { old: NodeBoot },
+}
+
+#[derive(Debug)]
+struct Process {
+    swim: Swim,
+    /// The tick that counts; earlier ones are left over.
+    tick_at: Option<Time>,
+    calls: BTreeMap<u64, SocketAddr>,
+    asking: Option<NodeBoot>,
+    members: Arc<Members>,
+    /// Its list shows exactly those alive that are.
+    right: bool,
+}
+
+/// Processes on hosts, and what they notice.
+#[derive(Debug)]
+pub struct MembershipSim {
+    sim: Sim<Event>,
+    config: MembershipConfig,
+    processes: BTreeMap<Host, Process>,
+    /// The processes that are alive and have not said goodbye.
+    truth: BTreeMap<NodeId, BootId>,
+    n_wrong: usize,
+    n_calls: u64,
+    log: Vec<(Time, Host, Change)>,
+    traffic: Traffic,
+    /// Counters of processes that are no more.
+    past: SwimStats,
+    changed: bool,
+}
+
+impl MembershipSim {
+    /// A cluster without processes.
+    #[must_use]
+    pub fn new(config: MembershipConfig) -> Self {
+        Self {
+            sim: Sim::new(config.seed, config.n_hosts, config.net.clone()),
+            config,
+            processes: BTreeMap::new(),
+            truth: BTreeMap::new(),
+            n_wrong: 0,
+            n_calls: 0,
+            log: Vec::new(),
+            traffic: Traffic::default(),
+            past: SwimStats::default(),
+            changed: false,
+        }
+    }
+
+    /// A cluster of ready processes on all hosts, started together and agreed.
+    ///
+    /// # Panics
+    /// When they do not agree within a minute: the run has no meaning then.
+    #[must_use]
+    pub fn agreed_cluster(config: MembershipConfig) -> Self {
+        let mut cluster = Self::new(config);
+        for host in cluster.hosts() {
+            cluster.start(host);
+            cluster.run_for(Duration::from_millis(5));
+        }
+        let took = cluster.run_until_agreed(Duration::from_secs(60));
+        assert!(took.is_some(), "seed {}: no agreement in 60 s", cluster.config.seed);
+        cluster.run_for(Duration::from_secs(5));
+        cluster
+    }
+
+    /// All hosts.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<Host> {
+        self.sim.hosts().collect()
+    }
+
+    /// Nothing gets from `from` to `to` any more.
+    pub fn cut(&mut self, from: Host, to: Host) {
+        self.sim.cut(from, to);
+    }
+
+    /// Cuts `these` hosts off from the others.
+    pub fn isolate(&mut self, these: &[Host]) {
+        self.sim.isolate(these);
+    }
+
+    /// Mends every cut.
+    pub fn heal(&mut self) {
+        self.sim.heal();
+    }
+
+    /// The process at `host` stands still.
+    pub fn pause(&mut self, host: Host) {
+        self.sim.pause(host);
+    }
+
+    /// It goes on.
+    pub fn resume(&mut self, host: Host) {
+        self.sim.resume(host);
+    }
+
+    /// Changes how the network treats what is sent from now on.
+    pub fn set_net(&mut self, net: NetConfig) {
+        self.sim.set_net(net);
+    }
+
+    /// Randomness of this run, for scenarios.
+    pub fn rng(&mut self) -> &mut rand::rngs::StdRng {
+        self.sim.rng()
+    }
+
+    /// The virtual time.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        self.sim.now()
+    }
+
+    /// Everything noticed so far, in order.
+    #[must_use]
+    pub fn log(&self) -> &[(Time, Host, Change)] {
+        &self.log
+    }
+
+    /// What was sent so far.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// The list of the process at `host`.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn members(&self, host: Host) -> &Members {
+        &self.process(host).members
+    }
+
+    /// The machine at `host`.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn swim(&self, host: Host) -> &Swim {
+        &self.process(host).swim
+    }
+
+    /// Whether a process is at `host` that did not stop by itself.
+    #[must_use]
+    pub fn is_there(&self, host: Host) -> bool {
+        self.processes.contains_key(&host)
+    }
+
+    fn process(&self, host: Host) -> &Process {
+        self.processes.get(&host).expect("a process runs there")
+    }
+
+    /// Sum of the counters of all processes that are or were.
+    #[must_use]
+    pub fn stats(&self) -> SwimStats {
+        self.processes.values().fold(self.past, |sum, process| add(sum, process.swim.stats()))
+    }
+
+    /// Starts the process of `host` under its normal name.
+    pub fn start(&mut self, host: Host) -> NodeBoot {
+        self.start_as(host, &name_of(host), None)
+    }
+
+    /// Starts a process called `name` at `host`; its boot id is `boot`, or from the clock.
+    pub fn start_as(&mut self, host: Host, name: &str, boot: Option<BootId>) -> NodeBoot {
+        let now = self.sim.now();
+        let clock = BootId(BOOT_ORIGIN + now.as_micros());
+        let me = NodeBoot { node: NodeId::of_name(name), boot: boot.unwrap_or(clock) };
+        let description = describe(host, name, me);
+        let seed = self.sim.rng().random();
+        let swim = Swim::new(description, self.config.swim.clone(), seed, now);
+        self.stop(host);
+        self.sim.start(host);
+        let process = Process {
+            members: swim.members(),
+            swim,
+            tick_at: None,
+            calls: BTreeMap::new(),
+            asking: None,
+            right: false,
+        };
+        self.processes.insert(host, process);
+        self.truth.insert(me.node, me.boot);
+        self.judge_all();
+        self.set_tick(host);
+        me
+    }
+
+    /// The process at `host` is gone at once; connects to it are refused from now on.
+    pub fn crash(&mut self, host: Host) {
+        self.stop(host);
+        self.judge_all();
+    }
+
+    /// The process at `host` says goodbye. It counts as gone from now on.
+    pub fn leave(&mut self, host: Host) {
+        let me = self.process(host).swim.me();
+        self.truth.remove(&me.node);
+        self.judge_all();
+        self.tell(host, SwimEvent::Leave);
+    }
+
+    /// Tells the process at `host` something from above.
+    pub fn tell(&mut self, host: Host, event: SwimEvent) {
+        self.sim.timer(host, self.sim.now(), Event::Swim(event));
+    }
+
+    /// Everybody who runs tries to connect to `host`, as it does when a link breaks.
+    pub fn links_break(&mut self, host: Host, by: &[Host]) {
+        let who = self.truth_or_last(host);
+        for &host_by in by {
+            self.dial(host_by, who, addr_of(host));
+        }
+    }
+
+    fn truth_or_last(&self, host: Host) -> NodeBoot {
+        let node = NodeId::of_name(&name_of(host));
+        let seen = self.processes.values().find_map(|process| process.members.find(node));
+        NodeBoot { node, boot: seen.map(|member| member.boot).unwrap_or_default() }
+    }
+
+    fn stop(&mut self, host: Host) {
+        self.sim.crash(host);
+        if let Some(process) = self.processes.remove(&host) {
+            self.past = add(self.past, process.swim.stats());
+            let me = process.swim.me();
+            if self.truth.get(&me.node) == Some(&me.boot) {
+                self.truth.remove(&me.node);
+            }
+        }
+    }
+
+    /// Runs for `duration` of virtual time.
+    pub fn run_for(&mut self, duration: Duration) {
+        let until = self.sim.now() + duration;
+        while let Some((host, event)) = self.sim.next(until) {
+            self.happen(host, event);
+        }
+    }
+
+    /// Runs until `done` holds, which is asked whenever a list has changed. Returns how long that
+    /// took, or nothing when it does not hold within `limit`.
+    pub fn run_until(
+        &mut self,
+        limit: Duration,
+        mut done: impl FnMut(&Self) -> bool,
+    ) -> Option<Duration> {
+        let start = self.sim.now();
+        if done(self) {
+            return Some(Duration::ZERO);
+        }
+        while let Some((host, event)) = self.sim.next(start + limit) {
+            self.changed = false;
+            self.happen(host, event);
+            if self.changed && done(self) {
+                return Some(self.sim.now().since(start));
+            }
+        }
+        None
+    }
+
+    /// Runs until every process lists exactly those as alive that are.
+    pub fn run_until_agreed(&mut self, limit: Duration) -> Option<Duration> {
+        self.run_until(limit, Self::agreed)
+    }
+
+    /// Whether every process lists exactly those as alive that are.
+    #[must_use]
+    pub fn agreed(&self) -> bool {
+        self.n_wrong == 0
+    }
+
+    /// Whether the process at `host` does.
+    #[must_use]
+    pub fn is_right(&self, host: Host) -> bool {
+        self.process(host).right
+    }
+
+    /// How often since `since` somebody listed a process as down that was alive then. Meant for
+    /// runs in which nobody dies.
+    #[must_use]
+    pub fn n_false_downs(&self, since: Time) -> usize {
+        let alive = |who: &NodeBoot| self.truth.get(&who.node) == Some(&who.boot);
+        self.log
+            .iter()
+            .filter(|(at, _, change)| match change {
+                Change::Seen { who, to, .. } => {
+                    since <= *at && *to == Some(MemberState::Down) && alive(who)
+                }
+                Change::Died { .. } | Change::Fatal(_) | Change::Left => false,
+            })
+            .count()
+    }
+
+    fn happen(&mut self, host: Host, event: Event) {
+        let now = self.sim.now();
+        let Some(process) = self.processes.get_mut(&host) else { return };
+        match event {
+            Event::Tick => {
+                if process.tick_at.is_some_and(|at| at <= now) {
+                    process.tick_at = None;
+                    self.feed(host, SwimEvent::Tick);
+                }
+            }
+            Event::Swim(event) => self.feed(host, event),
+            Event::Datagram { to, from, source, payload } => {
+                if process.swim.me() == to {
+                    self.feed(host, SwimEvent::Datagram { from, source, payload });
+                }
+            }
+            Event::Call { call, source, from, state } => {
+                self.called(host, call, source, from, state);
+            }
+            Event::Answer { call, from, state } => {
+                if process.calls.remove(&call).is_some() {
+                    self.feed(host, SwimEvent::PushPull { from, state });
+                }
+            }
+            Event::CallFailed { call } => {
+                if let Some(addr) = process.calls.remove(&call) {
+                    self.feed(host, SwimEvent::PushPullFailed { addr });
+                }
+            }
+            Event::NameAsked { source, old } => {
+                let boot = process.swim.me().boot;
+                self.sim.stream(host, source, Event::NameAnswer { old, boot });
+            }
+            Event::NameAnswer { old, boot } => self.name_answer(host, old, Some(boot)),
+            Event::NameOver { old } => self.name_answer(host, old, None),
+        }
+    }
+
+    fn called(&mut self, host: Host, call: u64, source: Host, from: NodeBoot, state: SwimState) {
+        let asked = state.clone();
+        self.feed(host, SwimEvent::PushPull { from, state });
+        let Some(process) = self.processes.get(&host) else { return };
+        let answer = process.swim.answer(&asked);
+        let from = process.swim.me();
+        self.count_list(&answer);
+        self.sim.stream(host, source, Event::Answer { call, from, state: answer });
+    }
+
+    fn name_answer(&mut self, host: Host, old: NodeBoot, boot: Option<BootId>) {
+        let Some(process) = self.processes.get_mut(&host) else { return };
+        if process.asking != Some(old) {
+            return;
+        }
+        process.asking = None;
+        let event = match boot {
+            Some(boot) if boot == old.boot => SwimEvent::NameHeldBy { boot },
+            Some(_) | None => SwimEvent::NameFree,
+        };
+        self.feed(host, event);
+    }
+
+    fn count_list(&mut self, state: &SwimState) {
+        self.traffic.lists += 1;
+        self.traffic.list_bytes += state.encode().len() as u64;
+    }
+
+    fn feed(&mut self, host: Host, event: SwimEvent) {
+        let now = self.sim.now();
+        let Some(process) = self.processes.get_mut(&host) else { return };
+        let mut actions = Vec::new();
+        process.swim.handle(now, event, &mut actions);
+        for action in actions {
+            self.act(host, action);
+        }
+        self.set_tick(host);
+    }
+
+    fn set_tick(&mut self, host: Host) {
+        let Some(process) = self.processes.get_mut(&host) else { return };
+        let Some(due) = process.swim.deadline() else { return };
+        if process.tick_at.is_none_or(|at| due < at) {
+            process.tick_at = Some(due);
+            self.sim.timer(host, due, Event::Tick);
+        }
+    }
+
+    fn act(&mut self, host: Host, action: SwimAction) {
+        match action {
+            SwimAction::Send { to, to_boot, addr, payload } => {
+                self.send(host, NodeBoot { node: to, boot: to_boot }, addr, payload);
+            }
+            SwimAction::ResolveSeeds => {
+                let addrs = self.config.seeds.iter().copied().map(addr_of).collect();
+                let event = Event::Swim(SwimEvent::SeedAddrs(addrs));
+                self.sim.timer(host, self.sim.now(), event);
+            }
+            SwimAction::PushPull { addr, node: _ } => self.call(host, addr),
+            SwimAction::Dial { who, addr } => self.dial(host, who, addr),
+            SwimAction::Changed => self.publish(host),
+            SwimAction::Synced { .. } => {}
+            SwimAction::Died { who, confirmed } => {
+                self.note(host, Change::Died { who, confirmed });
+            }
+            SwimAction::ProbeName { addr, old } => self.ask_name(host, addr, old),
+            SwimAction::BootIs(boot) => {
+                let node = self.process(host).swim.me().node;
+                self.truth.insert(node, boot);
+                self.judge_all();
+            }
+            SwimAction::Fatal(reason) => {
+                self.note(host, Change::Fatal(reason));
+                self.crash(host);
+            }
+            SwimAction::Left => {
+                self.note(host, Change::Left);
+                self.crash(host);
+            }
+        }
+    }
+
+    fn send(&mut self, host: Host, to: NodeBoot, addr: SocketAddr, payload: Bytes) {
+        self.traffic.packets += 1;
+        self.traffic.packet_bytes += payload.len() as u64;
+        let Some(at) = self.known_host(addr) else { return };
+        let from = self.process(host).swim.me();
+        let source = addr_of(host);
+        self.sim.datagram(host, at, Event::Datagram { to, from, source, payload });
+    }
+
+    fn known_host(&self, addr: SocketAddr) -> Option<Host> {
+        host_of(addr).filter(|host| host.0 < self.config.n_hosts)
+    }
+
+    fn call(&mut self, host: Host, addr: SocketAddr) {
+        self.n_calls += 1;
+        let call = self.n_calls;
+        let now = self.sim.now();
+        let process = self.processes.get_mut(&host).expect("a process acts");
+        process.calls.insert(call, addr);
+        let (from, state) = (process.swim.me(), process.swim.state());
+        let found = self.known_host(addr).map(|to| (to, self.sim.connect(host, to)));
+        match found {
+            Some((to, Connect::Open)) => {
+                self.count_list(&state);
+                self.sim.stream(host, to, Event::Call { call, source: host, from, state });
+                self.sim.timer(host, now + CALL_TIMEOUT, Event::CallFailed { call });
+            }
+            Some((_, Connect::Silent)) | None => {
+                self.sim.timer(host, now + CALL_TIMEOUT, Event::CallFailed { call });
+            }
+            Some((_, Connect::Refused)) => {
+                let at = now + self.sim.latency() * 2;
+                self.sim.timer(host, at, Event::CallFailed { call });
+            }
+        }
+    }
+
+    fn dial(&mut self, host: Host, who: NodeBoot, addr: SocketAddr) {
+        let Some(to) = self.known_host(addr) else { return };
+        let Some(by) = self.processes.get(&host).map(|process| process.swim.me().node) else {
+            return;
+        };
+        let event = match self.sim.connect(host, to) {
+            Connect::Silent => return,
+            Connect::Refused => SwimEvent::Refused { node: who, by },
+            Connect::Open => {
+                let Some(there) = self.processes.get(&to).map(|process| process.swim.me()) else {
+                    return;
+                };
+                if there.node != who.node {
+                    return;
+                }
+                SwimEvent::OtherBootAnswered { node: there.node, boot: there.boot }
+            }
+        };
+        let at = self.sim.now() + self.sim.latency() * 2;
+        self.sim.timer(host, at, Event::Swim(event));
+    }
+
+    fn ask_name(&mut self, host: Host, addr: SocketAddr, old: NodeBoot) {
+        self.processes.get_mut(&host).expect("a process acts").asking = Some(old);
+        let at = self.sim.now() + self.config.swim.name_timeout;
+        self.sim.timer(host, at, Event::NameOver { old });
+        if let Some(to) = self.known_host(addr) {
+            self.sim.stream(host, to, Event::NameAsked { source: host, old });
+        }
+    }
+
+    fn note(&mut self, host: Host, change: Change) {
+        self.log.push((self.sim.now(), host, change));
+    }
+
+    /// The list of the process at `host` differs: writes down how.
+    fn publish(&mut self, host: Host) {
+        let Some(process) = self.processes.get_mut(&host) else { return };
+        let new = process.swim.members();
+        let old = std::mem::replace(&mut process.members, Arc::clone(&new));
+        for member in &new.list {
+            let from = old.find(member.id).map(|old| (old.boot, old.state));
+            if from != Some((member.boot, member.state)) {
+                let (from, to) = (from.map(|(_, state)| state), Some(member.state));
+                self.note(host, Change::Seen { who: member.node_boot(), from, to });
+            }
+        }
+        for member in old.list.iter().filter(|member| new.find(member.id).is_none()) {
+            let who = member.node_boot();
+            self.note(host, Change::Seen { who, from: Some(member.state), to: None });
+        }
+        self.changed = true;
+        self.judge(host);
+    }
+
+    fn judge_all(&mut self) {
+        for process in self.processes.values_mut() {
+            process.right = shows(&process.members, &self.truth);
+        }
+        self.n_wrong = self.processes.values().filter(|process| !process.right).count();
+        self.changed = true;
+    }
+
+    fn judge(&mut self, host: Host) {
+        let Some(process) = self.processes.get_mut(&host) else { return };
+        let was = process.right;
+        process.right = shows(&process.members, &self.truth);
+        match (was, process.right) {
+            (true, false) => self.n_wrong += 1,
+            (false, true) => self.n_wrong -= 1,
+            (true, true) | (false, false) => {}
+        }
+    }
+}
+
+/// Whether exactly these are listed as alive. A process that has said goodbye is not asked.
+fn shows(members: &Members, truth: &BTreeMap<NodeId, BootId>) -> bool {
+    if !truth.contains_key(&members.me) {
+        return true;
+    }
+    let live = members.list.iter().filter(|member| member.state.is_live());
+    live.map(|member| (&member.id, &member.boot)).eq(truth.iter())
+}
+
+fn describe(host: Host, name: &str, me: NodeBoot) -> SelfDescription {
+    let ip = addr_of(host).ip();
+    SelfDescription {
+        card: Card {
+            of: me,
+            name: name.to_owned(),
+            http: format!("{ip}:8080"),
+            admin: format!("{ip}:9180"),
+            zone: String::new(),
+            n_shards: 16_384,
+            balance_permille: 1_050,
+            secret_fingerprint: 7,
+            version: "0.1.0".to_owned(),
+        },
+        role: Role::Node,
+        weight: 1,
+        zone: 0,
+        gossip: addr_of(host),
+        phase: Phase::Ready,
+    }
+}
+
+fn add(a: SwimStats, b: SwimStats) -> SwimStats {
+    SwimStats {
+        packets_in: a.packets_in + b.packets_in,
+        packets_out: a.packets_out + b.packets_out,
+        bytes_out: a.bytes_out + b.bytes_out,
+        packets_refused: a.packets_refused + b.packets_refused,
+        core_errors: a.core_errors + b.core_errors,
+        suspicions_refuted: a.suspicions_refuted + b.suspicions_refuted,
+        accusations_held: a.accusations_held + b.accusations_held,
+        renewals: a.renewals + b.renewals,
+        notices_out: a.notices_out + b.notices_out,
+        stalls: a.stalls + b.stalls,
+    }
+}
