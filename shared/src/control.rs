@@ -175,6 +175,12 @@ pub enum Control {
         /// The shards at their new epochs.
         shards: Vec<ShardEpoch>,
     },
+    /// Handoff: there is no copy to serve by this grant, and there never will be. The source may
+    /// take the shards back.
+    NoCopy {
+        /// The move.
+        handoff: HandoffId,
+    },
     /// Handoff: a grant to be passed on, since the source may not reach its target.
     Relay {
         /// Whom to pass it to.

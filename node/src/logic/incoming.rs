@@ -10,8 +10,9 @@
 //!
 //! A copy that is caught up is not the owner's. It stays until the source grants or aborts; when
 //! the source dies first, whoever may then claim the shards (see [`super::genesis`]) uses the copy
-//! if it is this node. A grant for a handoff whose copy is gone is declined, and the source takes
-//! the shards back: a dropped copy is a promise too.
+//! if it is this node. A grant whose copy is gone is answered `NoCopy`, and the source takes the
+//! shards back: a dropped copy is a promise too. Only that answer undoes a grant; a `Declined`
+//! belongs to `Prepare`, which may come twice and late.
 
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ use stead_shared::time::Time;
 
 /// How long a copy outlives its dead source.
 pub const KEEP_AFTER_DEATH: Duration = Duration::from_secs(30);
+
+/// How long state may be on its way: longer than a source keeps shards sealed.
+pub const RECEIVE_MAX: Duration = Duration::from_secs(10);
 
 /// Where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +43,8 @@ pub struct Incoming {
     pub shards: Vec<ShardEpoch>,
     /// Where it stands.
     pub phase: Phase,
+    /// Since when.
+    pub since: Time,
     /// When the source was seen dead.
     pub orphan_since: Option<Time>,
 }

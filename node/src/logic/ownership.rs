@@ -39,7 +39,7 @@ use stead_shared::time::Time;
 
 use super::forming::{Forming, FormingConfig, Sight, Step};
 use super::genesis::{ASK_EVERY, ASK_FOR, Query};
-use super::incoming::{self, Incoming, KEEP_AFTER_DEATH};
+use super::incoming::{self, Incoming, KEEP_AFTER_DEATH, RECEIVE_MAX};
 use super::outgoing::{self, GRANT_EVERY, Outgoing, PREPARE_MAX, RELAY_AFTER, SEALED_MAX};
 
 /// Rules that a test can switch off, to see that it notices.
@@ -702,7 +702,8 @@ impl Ownership {
                 self.on_prepare(from, handoff, (members_digest, drain), shards, out);
             }
             Control::Prepared { handoff } => self.on_prepared(from, handoff, out),
-            Control::Declined { handoff, why } => self.on_declined(from, handoff, why, out),
+            Control::Declined { handoff, why: _ } => self.on_declined(from, handoff, out),
+            Control::NoCopy { handoff } => self.on_no_copy(from, handoff, out),
             Control::CaughtUp { handoff } => self.on_caught_up(from, handoff, out),
             Control::Grant { handoff, shards } => self.on_grant(handoff, &shards, out),
             Control::Relay { to, handoff, shards } => {
@@ -811,7 +812,8 @@ impl Ownership {
             Some(why) => Control::Declined { handoff: id, why },
             None => {
                 let phase = incoming::Phase::Receiving;
-                self.incoming.insert(id, Incoming { id, shards, phase, orphan_since: None });
+                let since = self.now;
+                self.incoming.insert(id, Incoming { id, shards, phase, since, orphan_since: None });
                 Control::Prepared { handoff: id }
             }
         };
@@ -859,13 +861,15 @@ impl Ownership {
             debug_assert!(stale.len() <= shards.len());
             return;
         }
-        let newest = |at: &ShardEpoch| self.book.get(at.shard).is_some_and(|(e, _)| e >= at.epoch);
-        if shards.iter().all(newest) {
+        // Whoever served by this grant, and be it that the shard has moved on since, remembers its
+        // counter: only a target that never will serve by it may decline.
+        let known = |at: &ShardEpoch| self.book.highest(at.shard) >= at.epoch.counter;
+        if shards.iter().any(known) {
             out.push(Action::SendClaims { to: id.source.node, update: self.log.full() });
         } else {
             self.incoming.remove(&id);
             out.push(Action::DropCopy { handoff: id });
-            let message = Control::Declined { handoff: id, why: NotNow::NotReady };
+            let message = Control::NoCopy { handoff: id };
             out.push(Action::Send { to: id.source.node, message });
         }
     }
@@ -906,23 +910,27 @@ impl Ownership {
         }
     }
 
-    fn on_declined(&mut self, from: NodeBoot, id: HandoffId, why: NotNow, out: &mut Vec<Action>) {
+    fn on_declined(&mut self, from: NodeBoot, id: HandoffId, out: &mut Vec<Action>) {
         let now = self.now;
         let Some(handoff) = self.outgoing_from(from, id) else { return };
         let phase = handoff.phase;
-        self.declined.insert(from.node, now);
         match phase {
             outgoing::Phase::Preparing { .. } => {
                 self.outgoing.remove(&id.number);
+                self.declined.insert(from.node, now);
             }
             outgoing::Phase::Sealing { .. } | outgoing::Phase::Sending { .. } => {
                 self.abort(id.number, "the target declined", out);
             }
-            // The target has dropped its copy for good, so it will never serve by this grant.
-            outgoing::Phase::Granted { .. } => {
-                debug_assert_eq!(why, NotNow::NotReady);
-                self.take_back(id.number, out);
-            }
+            // A late answer to a repeated `Prepare` means nothing any more.
+            outgoing::Phase::Granted { .. } => {}
+        }
+    }
+
+    fn on_no_copy(&mut self, from: NodeBoot, id: HandoffId, out: &mut Vec<Action>) {
+        let Some(handoff) = self.outgoing_from(from, id) else { return };
+        if matches!(handoff.phase, outgoing::Phase::Granted { .. }) {
+            self.take_back(id.number, out);
         }
     }
 
@@ -1123,6 +1131,11 @@ impl Ownership {
         let now = self.now;
         let members = Arc::clone(&self.members);
         self.incoming.retain(|&handoff, incoming| {
+            let receiving = incoming.phase == incoming::Phase::Receiving;
+            if receiving && now.since(incoming.since) >= RECEIVE_MAX {
+                out.push(Action::DropCopy { handoff });
+                return false;
+            }
             if members.is_live(handoff.source) {
                 incoming.orphan_since = None;
                 return true;
