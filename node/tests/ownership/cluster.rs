@@ -68,6 +68,7 @@ pub(crate) struct Faults {
     pub(crate) lose: f64,
     pub(crate) repeat: f64,
     pub(crate) members_lag_ms: u64,
+    pub(crate) delay_max_ms: u64,
 }
 
 pub(crate) struct Cluster {
@@ -293,7 +294,8 @@ impl Cluster {
         if cut || self.rng.random_bool(self.faults.lose) {
             return;
         }
-        let delay = Duration::from_micros(self.rng.random_range(100..3_000));
+        let delay =
+            Duration::from_micros(self.rng.random_range(100..self.faults.delay_max_ms * 1_000));
         self.deliver(to, delay, event.clone());
         if self.rng.random_bool(self.faults.repeat) {
             let delay = ms(self.rng.random_range(1..4_000));

@@ -7,8 +7,8 @@ use std::time::Duration;
 use cluster::{Cluster, Faults, SHARDS, Violation};
 use stead_node::logic::ownership::Rules;
 
-const NO_FAULTS: Faults = Faults { lose: 0.0, repeat: 0.0, members_lag_ms: 30 };
-const FAULTS: Faults = Faults { lose: 0.05, repeat: 0.1, members_lag_ms: 300 };
+const NO_FAULTS: Faults = Faults { lose: 0.0, repeat: 0.0, members_lag_ms: 30, delay_max_ms: 3 };
+const FAULTS: Faults = Faults { lose: 0.05, repeat: 0.1, members_lag_ms: 300, delay_max_ms: 40 };
 
 fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)

@@ -4,4 +4,5 @@ pub mod admin;
 pub mod agent;
 pub mod disk;
 pub mod link;
+pub mod mesh;
 pub mod sock;

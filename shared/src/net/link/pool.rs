@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
@@ -46,6 +46,8 @@ impl std::fmt::Debug for Links {
 struct Shared {
     config: LinkConfig,
     hello: LocalHello,
+    /// The boot id in hellos; it may change before the process has peers.
+    boot: AtomicU64,
     handler: Arc<dyn LinkHandler>,
     peers: DashMap<NodeId, Arc<Peer>>,
     handshakes: Arc<Semaphore>,
@@ -109,6 +111,7 @@ impl Links {
         Self {
             shared: Arc::new(Shared {
                 hello: config.hello(),
+                boot: AtomicU64::new(config.me.boot.0),
                 handler,
                 peers: DashMap::new(),
                 handshakes: Arc::new(Semaphore::new(config.limits.handshakes_max)),
@@ -328,7 +331,9 @@ impl Links {
     }
 
     fn hello(&self) -> LocalHello {
-        self.shared.hello.clone()
+        let mut hello = self.shared.hello.clone();
+        hello.who.boot = BootId(self.shared.boot.load(Ordering::Relaxed));
+        hello
     }
 
     fn peer(&self, node: NodeId) -> Arc<Peer> {
@@ -443,6 +448,11 @@ impl Links {
     #[must_use]
     pub fn open_link(&self, node: NodeId) -> Option<Link> {
         self.shared.peers.get(&node)?.open(ConnectionKind::Main, None)
+    }
+
+    /// Says another boot id in hellos from now on. Open links keep the old one: close them first.
+    pub fn set_boot(&self, boot: BootId) {
+        self.shared.boot.store(boot.0, Ordering::Relaxed);
     }
 
     /// Everybody with an open connection for requests and control.
