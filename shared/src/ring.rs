@@ -4,6 +4,10 @@
 //! its id alone, so that a node that comes back finds its old places. Shards stand at even
 //! distances on the same circle of 2^64 positions. A shard prefers the node whose next point in
 //! clockwise direction (towards larger positions) is nearest.
+//!
+//! Of the points that one node has between two neighbouring shards only the first can be anybody's
+//! nearest. The others are left out, so that no node takes more than one step from shard to shard
+//! however large its weight is.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -14,8 +18,8 @@ use crate::id::{NodeId, ShardId};
 /// 11 % before placement bounds them.
 pub const POINTS_PER_WEIGHT: u32 = 512;
 
-/// Above this many points (128 MiB) every node's number of points is halved until they fit.
-/// 16,384 nodes of weight 1 are below it.
+/// Above this many points (128 MiB) every node's number of points is halved until they fit, which
+/// moves many shards at that moment. Reached when all weights together exceed 16,384.
 pub const POINTS_MAX: u64 = 1 << 23;
 
 /// Seed of the hash that gives the points their positions. Part of the wire format.
@@ -30,7 +34,8 @@ pub struct Point {
     pub node_idx: u16,
 }
 
-/// The points of all nodes, sorted by position, then by node.
+/// The points of all nodes that are the first of their node behind some shard, sorted by
+/// position, then by node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ring {
     shards: ShardCount,
@@ -57,8 +62,9 @@ impl Ring {
                 .map(|point| Point { position: position_of(id, point), node_idx: idx });
             unsorted.extend(points);
         }
-        let starts = starts_of_shards(shards, &unsorted);
-        let points = sort_by_shard(shards, &unsorted, &starts);
+        let mut starts = starts_of_shards(shards, &unsorted);
+        let mut points = sort_by_shard(shards, &unsorted, &starts);
+        keep_first_of_node(&mut points, &mut starts, nodes.len());
         Self { shards, points, starts }
     }
 
@@ -146,6 +152,28 @@ fn sort_by_shard(shards: ShardCount, unsorted: &[Point], starts: &[u32]) -> Vec<
     points
 }
 
+/// Leaves the first point of each node in each shard's arc.
+fn keep_first_of_node(points: &mut Vec<Point>, starts: &mut [u32], n_nodes: usize) {
+    let mut last_arc = vec![usize::MAX; n_nodes];
+    let (mut kept, mut at) = (0, 0);
+    for arc in 0..starts.len() - 1 {
+        let end = starts[arc + 1] as usize;
+        starts[arc] = kept as u32;
+        for from in at..end {
+            let point = points[from];
+            if std::mem::replace(&mut last_arc[usize::from(point.node_idx)], arc) != arc {
+                points[kept] = point;
+                kept += 1;
+            }
+        }
+        at = end;
+    }
+    points.truncate(kept);
+    if let Some(end) = starts.last_mut() {
+        *end = kept as u32;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,11 +187,25 @@ mod tests {
 
     #[test]
     fn points_are_sorted_and_as_many_as_the_weight_says() {
-        for count in [1, 2, 1024] {
+        let ring = Ring::build(ShardCount::MAX, &nodes(&[1, 3, 0]));
+        assert!(ring.points().is_sorted());
+        let n_points = ring.points().len();
+        // At 3 * 512 points in 65,536 arcs, 18 pairs are expected to share one.
+        assert!((4 * 512 - 36..=4 * 512).contains(&n_points), "{n_points}");
+    }
+
+    #[test]
+    fn a_node_has_one_point_between_two_shards_and_it_is_the_first() {
+        let (id, weight) = (NodeId::of_name("n1"), 4);
+        for count in [1, 2, 64] {
             let shards = ShardCount::new(count).unwrap();
-            let ring = Ring::build(shards, &nodes(&[1, 3, 0]));
-            assert_eq!(ring.points().len(), 4 * 512);
-            assert!(ring.points().is_sorted());
+            let ring = Ring::build(shards, &[(id, weight)]);
+            assert_eq!(ring.points().len(), count as usize);
+            for shard in shards.all() {
+                let positions = (0..4 * 512).map(|point| position_of(id, point));
+                let first = positions.filter(|at| shards.shard_at(*at) == shard).min().unwrap();
+                assert_eq!(ring.step(shard, 0), Some((first - shards.position(shard), 0)));
+            }
         }
     }
 
@@ -205,9 +247,9 @@ mod tests {
         assert_eq!(halvings(&nodes(&[1; 100])), 0);
         assert_eq!(halvings(&[(NodeId(1), 16_384)]), 0);
         assert_eq!(halvings(&[(NodeId(1), 16_385)]), 1);
-        let ring = Ring::build(ShardCount::default(), &nodes(&[u16::MAX, 1]));
-        assert!(ring.points().len() as u64 <= POINTS_MAX + 2);
-        assert!(ring.points().iter().any(|point| point.node_idx == 0));
-        assert!(ring.points().iter().any(|point| point.node_idx == 1));
+        let halvings = halvings(&nodes(&[u16::MAX, 1]));
+        let (large, small) = (n_points(u16::MAX, halvings), n_points(1, halvings));
+        assert!(u64::from(large + small) <= POINTS_MAX && small > 0);
+        assert_eq!((n_points(1, 31), n_points(0, 31)), (1, 0));
     }
 }

@@ -62,10 +62,10 @@ pub(super) struct Match<'a> {
     kept: Vec<BinaryHeap<Rank>>,
     /// For each shard the step after the one that its node was found at.
     steps: Vec<u32>,
-    /// For each zone: nothing ranked worse than this is taken there any more. May be out of
-    /// date, but only on the safe side, since nodes only become choosier.
-    zone_cutoffs: Vec<Rank>,
-    /// Steps since `zone_cutoffs` were made.
+    /// For each zone its least choosy nodes with their cutoffs, one more than a shard can have
+    /// holders. May be out of date, but only on the safe side, as nodes only become choosier.
+    cutoffs: Vec<Vec<(Rank, u16)>>,
+    /// Steps since `cutoffs` were made.
     age: usize,
     stranded: Vec<ShardId>,
 }
@@ -90,8 +90,8 @@ impl<'a> Match<'a> {
             rows,
             kept: capacities.iter().map(room).collect(),
             steps: vec![0; shards.get() as usize],
-            zone_cutoffs: vec![Rank::WORST; n_zones],
-            age: 0,
+            cutoffs: vec![],
+            age: usize::MAX,
             stranded: vec![],
         }
     }
@@ -133,7 +133,7 @@ impl<'a> Match<'a> {
                 }
                 fruitless += 1;
                 if fruitless >= PATIENCE && fruitless.is_power_of_two() {
-                    self.age += fruitless as usize;
+                    self.age = self.age.saturating_add(fruitless as usize);
                     if self.is_hopeless(rank) {
                         break;
                     }
@@ -203,26 +203,34 @@ impl<'a> Match<'a> {
     fn is_hopeless(&mut self, rank: Rank) -> bool {
         // A renewal costs a visit to each node: only after several times as many steps.
         if self.age > 4 * self.kept.len() {
-            self.renew_zone_cutoffs();
+            self.renew_cutoffs();
         }
-        let mut zones = (0..self.n_zones)
-            .filter(|zone| u8::from(self.is_held_in(rank.shard(), *zone)) == rank.class());
-        zones.all(|zone| self.zone_cutoffs[zone] <= rank)
+        let class = Some(rank.class());
+        let open = |zone: &Vec<(Rank, u16)>| {
+            let mut of_class =
+                zone.iter().filter(|(_, node_idx)| self.class_of(rank.shard(), *node_idx) == class);
+            of_class.next().is_some_and(|(cutoff, _)| rank < *cutoff)
+        };
+        !self.cutoffs.iter().any(open)
     }
 
-    fn renew_zone_cutoffs(&mut self) {
+    fn renew_cutoffs(&mut self) {
         self.age = 0;
-        self.zone_cutoffs.fill(Rank::BEST);
+        self.cutoffs = vec![vec![]; self.n_zones];
         for node_idx in 0..self.kept.len() {
+            let zone = usize::from(self.zones[node_idx]);
             let cutoff = self.cutoff(node_idx);
-            let of_zone = &mut self.zone_cutoffs[usize::from(self.zones[node_idx])];
-            *of_zone = cutoff.max(*of_zone);
+            self.cutoffs[zone].push((cutoff, node_idx as u16));
+        }
+        for zone in &mut self.cutoffs {
+            zone.sort_unstable_by(|a, b| b.cmp(a));
+            zone.truncate(self.rows.len() + 1);
         }
     }
 
     /// The node that the shard prefers of those that do not hold it, whatever room it has.
     fn first_eligible(&self, shard: ShardId) -> u16 {
-        for class in 0..=1 {
+        for class in self.first_class(shard)..=1 {
             let walk = (0..).map_while(|step| self.ring.step(shard, step));
             let mut nodes = walk.map(|(_, node_idx)| node_idx);
             if let Some(found) = nodes.find(|idx| self.class_of(shard, *idx) == Some(class)) {
