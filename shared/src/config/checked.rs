@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{NoKey, NodeOptions, RouterOptions};
+use crate::hash::ShardCount;
 use crate::id::ClusterId;
 use crate::session_key::{CookieName, KeySource, parse_list};
 
@@ -88,8 +89,8 @@ pub struct NodeConfig {
     pub zone: String,
     /// Its weight, 0 to 100.
     pub weight: u16,
-    /// Number of shards: a power of two, at most 65536.
-    pub shards: u32,
+    /// Number of shards.
+    pub shards: ShardCount,
     /// Capacity factor in thousandths, 1020 to 1250.
     pub balance_permille: u32,
     /// Where the key of a request to `http` is; at least one.
@@ -357,15 +358,14 @@ fn check_keys(specs: &[String]) -> Result<Vec<KeySource>, ConfigError> {
     })
 }
 
-fn check_shards(shards: u32) -> Result<u32, ConfigError> {
-    if shards.is_power_of_two() && shards <= 65536 {
-        return Ok(shards);
-    }
-    Err(ConfigError::new(
-        "shards",
-        format!("{shards} is not a power of two from 1 to 65536"),
-        "16384 suits up to 160 nodes; it can never be changed later",
-    ))
+fn check_shards(shards: u32) -> Result<ShardCount, ConfigError> {
+    ShardCount::new(shards).map_err(|_| {
+        ConfigError::new(
+            "shards",
+            format!("{shards} is not a power of two from 1 to 65536"),
+            "16384 suits up to 160 nodes; it can never be changed later",
+        )
+    })
 }
 
 fn check_balance(balance: f64) -> Result<u32, ConfigError> {
