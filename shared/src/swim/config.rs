@@ -94,6 +94,10 @@ pub struct SwimConfig {
     pub indirect_probes: NonZeroUsize,
     /// How long a suspect has to speak up. 2 s. Shorter takes paused processes for dead.
     pub suspicion: Duration,
+    /// A member asks the next one in the order of ids for a sign of life when it heard nothing of
+    /// it for this long. 750 ms. Random probes alone find a death after half a second or after
+    /// three; this bounds it, for one small packet a second.
+    pub watch_after: Duration,
     /// How often news is passed on, while there is any. 100 ms.
     pub gossip_period: Duration,
     /// To how many members. 3.
@@ -152,6 +156,7 @@ impl Default for SwimConfig {
             probe_rtt: Duration::from_millis(200),
             indirect_probes: THREE,
             suspicion: Duration::from_secs(2),
+            watch_after: Duration::from_millis(750),
             gossip_period: Duration::from_millis(100),
             gossip_fanout: THREE,
             transmissions: NonZeroU8::new(16).expect("sixteen is not zero"),

@@ -12,7 +12,7 @@ use super::identity::Identity;
 use super::notice::{self, Notice, Payload, Peeked};
 use super::roster::Life;
 use super::timers::Alarm;
-use super::{DEAF_CHECK, Swim};
+use super::{DEAF_CHECK, Swim, WATCH_CHECK};
 use crate::id::{BootId, NodeBoot, NodeId};
 use crate::time::Time;
 
@@ -25,6 +25,8 @@ const REPORTS_MAX: usize = 1_024;
 /// How many times a card is asked for by datagram; after that push/pull must bring it.
 const CARD_TRIES: u32 = 5;
 const CARD_RETRY: Duration = Duration::from_secs(1);
+/// How many times an accused member is asked for a sign of life.
+const ACCUSED_TRIES: u32 = 3;
 /// At most one exchange of lists in this time because somebody held us for dead.
 const CORRECTION_PERIOD: Duration = Duration::from_secs(1);
 
@@ -73,9 +75,9 @@ impl Swim {
         }
     }
 
-    fn heard(&mut self, now: Time, node: NodeId) {
+    pub(super) fn heard(&mut self, now: Time, who: NodeBoot) {
         self.last_heard = self.last_heard.max(now);
-        self.roster.heard(now, node);
+        self.roster.heard(now, who);
     }
 
     fn packet(&mut self, now: Time, from: NodeBoot, packet: &[u8], out: &mut Vec<SwimAction>) {
@@ -88,7 +90,7 @@ impl Swim {
             self.core.stats.packets_refused += 1;
             return;
         }
-        self.heard(now, from.node);
+        self.heard(now, from);
         if self.tells_of_twin(now, &peeked, out) {
             return;
         }
@@ -130,14 +132,18 @@ impl Swim {
     }
 
     fn notice(&mut self, now: Time, from: NodeBoot, notice: Notice, out: &mut Vec<SwimAction>) {
-        self.heard(now, from.node);
+        self.heard(now, from);
         let sender = self
             .roster
             .get(from.node)
-            .map(|known| known.identity)
-            .filter(|identity| identity.node_boot() == from);
+            .filter(|known| known.identity.boot == from.boot && known.life.is_live())
+            .map(|known| known.identity);
         match notice {
-            Notice::Refused(who) => self.refused(now, who, from.node, out),
+            Notice::Refused(who) => {
+                if sender.is_some() {
+                    self.refused(now, who, from.node, out);
+                }
+            }
             Notice::Gone(identity) | Notice::Iam(identity) if identity.node_boot() != from => {
                 self.core.stats.packets_refused += 1;
             }
@@ -238,6 +244,19 @@ impl Swim {
         }
     }
 
+    /// ## Watch
+    ///
+    /// Probes are random, and in an unlucky run of them nobody asks for the dead one. So each
+    /// member also looks after one other, the next in the order of ids.
+    pub(super) fn watch(&mut self, now: Time, out: &mut Vec<SwimAction>) {
+        self.timers.set(now + WATCH_CHECK, Alarm::Watch);
+        let Some(next) = self.roster.next_alive(self.me.node) else { return };
+        if next.ask_at(&self.config) <= now {
+            let node = next.identity.node;
+            self.accuse(now, node, out);
+        }
+    }
+
     /// ## Accuse
     ///
     /// A probe out of turn: whoever says nothing until its end is suspect.
@@ -246,16 +265,37 @@ impl Swim {
             return;
         };
         let identity = known.identity;
-        self.notify(&identity, &Notice::Ping, out);
-        self.timers.set(now + self.config.probe_rtt * 2, Alarm::Accused(identity, now));
+        if self.accused.insert(node) {
+            self.roster.asked(now, node);
+            self.ask_accused(now, identity, now, 0, out);
+        }
     }
 
-    pub(super) fn accused_over(&mut self, now: Time, identity: Identity, since: Time) {
-        let Some(known) = self.roster.get(identity.node) else { return };
-        let silent = known.identity == identity && known.heard <= since;
-        if !silent || known.life != Life::Alive {
+    pub(super) fn ask_accused(
+        &mut self,
+        now: Time,
+        identity: Identity,
+        since: Time,
+        n_asked: u32,
+        out: &mut Vec<SwimAction>,
+    ) {
+        let silent = self.roster.get(identity.node).is_some_and(|known| {
+            known.identity == identity && known.life == Life::Alive && known.heard <= since
+        });
+        if silent && n_asked < ACCUSED_TRIES {
+            self.notify(&identity, &Notice::Ping, out);
+            let again = Alarm::Accused(identity, since, n_asked + 1);
+            self.timers.set(now + self.config.probe_rtt, again);
             return;
         }
+        self.accused.remove(&identity.node);
+        if silent && !self.is_deaf(now) {
+            self.suspect(now, identity);
+        }
+    }
+
+    fn suspect(&mut self, now: Time, identity: Identity) {
+        let Some(known) = self.roster.get(identity.node) else { return };
         let incarnation = known.incarnation;
         self.core.apply(vec![Member::new(identity, incarnation, State::Suspect)], true);
         let timer = self.core.suspicion_timer(identity, incarnation);

@@ -21,7 +21,7 @@
 //! What it does not promise: that all members see the same list at the same time, that a member
 //! said to be down is dead (silence is not proof), or an order of news from different members.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -92,6 +92,8 @@ pub struct Swim {
     /// The last exchange asked for because somebody held us for dead.
     corrected_at: Option<Time>,
     reports: Reports,
+    /// Members that were asked for a sign of life.
+    accused: BTreeSet<NodeId>,
     /// When a newer process of our name is asked for.
     twin_due: Option<Time>,
     members: Arc<Members>,
@@ -142,6 +144,7 @@ impl Swim {
             calls: BTreeMap::new(),
             corrected_at: None,
             reports: Reports::default(),
+            accused: BTreeSet::new(),
             twin_due: None,
             members: Arc::new(Members { me: identity.node, list: Vec::new() }),
             roster_alarm: None,
@@ -151,6 +154,7 @@ impl Swim {
         swim.timers.set(now, Alarm::Seeds);
         swim.timers.set(now + swim.config.lonely_period, Alarm::PushPull);
         swim.timers.set(now + DEAF_CHECK, Alarm::Deaf);
+        swim.timers.set(now + WATCH_CHECK, Alarm::Watch);
         swim.members = Arc::new(swim.build_members(now));
         swim
     }
@@ -244,7 +248,8 @@ impl Swim {
             Alarm::TwinProbe(twin) => self.probe_twin(now, twin, out),
             Alarm::Pending(identity, incarnation) => self.pending_over(identity, incarnation),
             Alarm::RenewAgain(identity, n) => self.ask_renewal(now, identity, n, out),
-            Alarm::Accused(identity, since) => self.accused_over(now, identity, since),
+            Alarm::Watch => self.watch(now, out),
+            Alarm::Accused(identity, since, n) => self.ask_accused(now, identity, since, n, out),
             Alarm::Card(identity, n) => self.want_card(now, identity, n, out),
             Alarm::Roster => {
                 self.roster_alarm = None;
@@ -453,3 +458,5 @@ impl Swim {
 
 /// How often this process looks whether it hears anybody.
 const DEAF_CHECK: Duration = Duration::from_secs(1);
+/// How often it looks after the next member.
+const WATCH_CHECK: Duration = Duration::from_millis(250);

@@ -1,6 +1,7 @@
 //! Everybody this process has heard of, and what the ring makes of them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use foca::State;
@@ -79,6 +80,9 @@ pub(crate) struct Known {
     pub(crate) card: Option<Arc<Card>>,
     /// When a packet of it came in last.
     pub(crate) heard: Time,
+    /// When it was last asked for a sign of life out of turn, and how often in vain.
+    asked_at: Time,
+    n_asked: u32,
     /// When it died or left.
     gone_at: Time,
     /// Down, and still in the ring until then.
@@ -93,11 +97,20 @@ impl Known {
             incarnation: member.incarnation(),
             life: Life::of(member),
             card: None,
-            heard: Time::ZERO,
+            heard: now,
+            asked_at: Time::ZERO,
+            n_asked: 0,
             gone_at: now,
             ring_until: Time::ZERO,
             flaps: Flaps::default(),
         }
+    }
+
+    /// When it is to be asked for a sign of life, if nothing is heard of it until then. Ever more
+    /// rarely when that was in vain and yet it lives: then only the way back from it is cut.
+    pub(crate) fn ask_at(&self, config: &SwimConfig) -> Time {
+        let patience = config.watch_after * (1 << self.n_asked.min(6));
+        self.heard.max(self.asked_at) + patience
     }
 
     fn in_ring(&self, now: Time) -> bool {
@@ -171,6 +184,14 @@ impl Roster {
         self.iter().filter(|known| known.life.is_live())
     }
 
+    /// The next member after `node`, in the order of ids and around its end, that is alive and
+    /// not suspect.
+    pub(crate) fn next_alive(&self, node: NodeId) -> Option<&Known> {
+        let after = self.known.range((Bound::Excluded(node), Bound::Unbounded));
+        let before = self.known.range(..node);
+        after.chain(before).map(|(_, known)| known).find(|known| known.life == Life::Alive)
+    }
+
     /// Whether `member` may say something that is not known here.
     pub(crate) fn is_news(&self, member: &foca::Member<Identity>) -> bool {
         let Some(known) = self.known.get(&member.id().node) else {
@@ -191,10 +212,23 @@ impl Roster {
             || self.known.values().any(|known| !known.life.is_live())
     }
 
-    pub(crate) fn heard(&mut self, now: Time, node: NodeId) {
-        if let Some(known) = self.known.get_mut(&node) {
+    pub(crate) fn heard(&mut self, now: Time, who: NodeBoot) {
+        let known = self.known.get_mut(&who.node);
+        if let Some(known) = known.filter(|known| known.identity.boot == who.boot) {
             known.heard = now;
+            known.n_asked = 0;
         }
+    }
+
+    pub(crate) fn asked(&mut self, now: Time, node: NodeId) {
+        if let Some(known) = self.known.get_mut(&node) {
+            known.asked_at = now;
+            known.n_asked += 1;
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.known.len()
     }
 
     /// Keeps a card of a boot that is known. Returns whether it was missing.
@@ -273,7 +307,8 @@ impl Roster {
         let at = list.partition_point(|member| member.id < my_id);
         list.insert(at, me);
         let damped = config.rules.hold(Rule::DampedRing);
-        let somebody_stands = list.iter().any(|member| member.in_ring && !member.held_down);
+        let somebody_stands =
+            list.iter().any(|member| member.in_ring && !member.held_down && 0 < member.weight);
         for member in &mut list {
             member.held_down &= damped && somebody_stands;
         }

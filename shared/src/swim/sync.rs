@@ -182,6 +182,7 @@ impl Swim {
     fn merge(&mut self, now: Time, from: NodeBoot, state: SwimState, out: &mut Vec<SwimAction>) {
         let whole = self.config.rules.hold(Rule::PushPull);
         let first = self.core.n_active() == 0;
+        let mut room = self.config.n_members_max.saturating_sub(self.roster.len());
         let mut wanted = Vec::new();
         let mut peer = None;
         for entry in state.members.into_iter().take(self.config.n_members_max) {
@@ -191,20 +192,25 @@ impl Swim {
             } else if !whole {
                 continue;
             }
+            if !self.is_me(member.id().node) && self.roster.get(member.id().node).is_none() {
+                if room == 0 {
+                    continue;
+                }
+                room -= 1;
+            }
             if self.accept(now, &member, out) {
                 wanted.push(member);
             }
         }
         // Who joins learns what the others know already, and need not tell them.
         self.core.apply(wanted, !first);
-        self.last_heard = self.last_heard.max(now);
         self.refresh(now, out);
+        self.heard(now, from);
         for card in state.cards.into_iter().take(self.config.n_members_max) {
             self.roster.keep_card(card);
         }
         self.publish(now, out);
         if let Some(peer) = peer {
-            self.roster.heard(now, peer.node);
             if !whole {
                 self.core.announce(peer);
             }
@@ -217,9 +223,6 @@ impl Swim {
         let theirs = *member.id();
         if self.is_me(theirs.node) {
             return self.accept_of_myself(now, member, out);
-        }
-        if !self.roster.admits(theirs.node, &self.config) {
-            return false;
         }
         let Some(mine) = self.core.members().find(|mine| mine.id().node == theirs.node).cloned()
         else {

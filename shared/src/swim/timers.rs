@@ -27,8 +27,10 @@ pub(crate) enum Alarm {
     Pending(Identity, u16),
     /// Tell a member again that it is taken for dead.
     RenewAgain(Identity, u32),
-    /// A probe asked for by an accusation ends.
-    Accused(Identity, Time),
+    /// Look after the next member.
+    Watch,
+    /// Ask an accused member again, or give it up.
+    Accused(Identity, Time, u32),
     /// Ask for a card again.
     Card(Identity, u32),
     /// The ring, or the list of the gone, changes by the passing of time.
@@ -57,6 +59,7 @@ fn rank(alarm: &Alarm) -> u8 {
         | Alarm::TwinProbe(_)
         | Alarm::Pending(..)
         | Alarm::RenewAgain(..)
+        | Alarm::Watch
         | Alarm::Accused(..)
         | Alarm::Card(..)
         | Alarm::Roster
