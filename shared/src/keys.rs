@@ -257,9 +257,8 @@ impl KeyFile {
         self.ring_of(DATAGRAM)
     }
 
-    /// The keys that prove membership in a link's hello. Prove with [`Keyring::newest`] and
-    /// [`Keyring::oldest`], accept either: two members in the midst of a rotation have one in
-    /// common.
+    /// The keys that prove membership in a link's hello, which uses the newest one that both
+    /// sides have.
     #[must_use]
     pub fn link_keys(&self) -> Keyring {
         self.ring_of(LINK)
@@ -329,6 +328,13 @@ impl Keyring {
     #[must_use]
     pub fn find(&self, id: KeyId) -> Option<&GossipKey> {
         [Some(&self.newest), self.older.as_ref()].into_iter().flatten().find(|key| key.id == id)
+    }
+
+    /// The bytes of all keys, newest first.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<[u8; KEY_BYTES]> {
+        let keys = [Some(&self.newest), self.older.as_ref()];
+        keys.into_iter().flatten().map(|key| *key.key.as_bytes()).collect()
     }
 
     /// The key to speak to a member whose newest key is `theirs`, where that is known: the newest

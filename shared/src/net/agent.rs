@@ -157,10 +157,12 @@ pub enum PeerError {
 ///
 /// The futures run on the runtime of whoever started the agent, and must end in bounded time.
 pub trait PushPuller: Send + Sync + 'static {
-    /// Calls the member at `addr` with our list; gives who answered, and its list.
+    /// Calls the member at `addr`, probably `node`, with our list; gives who answered, and its
+    /// list.
     fn push_pull(
         &self,
         addr: SocketAddr,
+        node: Option<NodeId>,
         mine: Bytes,
     ) -> impl Future<Output = Result<(NodeBoot, Bytes), PeerError>> + Send;
 

@@ -17,12 +17,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::agent::{Agent, PeerError, PushPuller};
-use super::link::{
-    DialError, Link, LinkConfig, LinkHandler, Links, PeerInfo, Reply, ServerStream,
-};
+use super::agent::Agent;
+use super::link::{DialError, Link, LinkConfig, LinkHandler, Links, PeerInfo, Reply, ServerStream};
+use super::peers::{LinkPeers, answer_push_pull};
 use crate::control::kind;
-use crate::id::{BootId, NodeBoot, NodeId};
+use crate::id::{NodeBoot, NodeId};
 use crate::member::Members;
 use crate::wire::link::CloseReason;
 
@@ -33,8 +32,6 @@ const EVENTS_MAX: usize = 8_192;
 const REDIAL_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause.
 const REDIAL_MAX: Duration = Duration::from_secs(1);
-/// How long a push/pull may take.
-const PUSH_PULL_MAX: Duration = Duration::from_secs(3);
 
 /// What the driver must know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,12 +85,9 @@ impl LinkHandler for Handler {
             self.hooks.call(peer, kind, payload, reply);
             return;
         }
-        let Some(agent) = self.agent.get().cloned() else { return };
-        tokio::spawn(async move {
-            if let Ok(answer) = agent.push_pull(peer.node_boot(), &payload).await {
-                reply.send(answer);
-            }
-        });
+        if let Some(agent) = self.agent.get() {
+            answer_push_pull(agent, peer, payload, reply);
+        }
     }
 
     fn notify(&self, peer: PeerInfo, kind: u8, payload: Bytes) {
@@ -107,44 +101,6 @@ impl LinkHandler for Handler {
     fn closed(&self, peer: PeerInfo, _reason: CloseReason) {
         // A full channel only costs the redial its haste: the mesh looks at every member again.
         let _ = self.broken.try_send(peer.node);
-    }
-}
-
-/// The way of the gossip agent to other members: push/pull and hellos over links.
-#[derive(Debug)]
-pub struct MeshPeers {
-    links: Links,
-}
-
-impl PushPuller for MeshPeers {
-    async fn push_pull(
-        &self,
-        addr: SocketAddr,
-        mine: Bytes,
-    ) -> Result<(NodeBoot, Bytes), PeerError> {
-        let link = self.links.dial(addr).await.map_err(peer_error)?;
-        let answer = link.call(kind::PUSH_PULL, mine, PUSH_PULL_MAX).await;
-        let answer = answer.map_err(|error| PeerError::Failed(error.to_string()))?;
-        Ok((link.peer().node_boot(), answer))
-    }
-
-    async fn hello(&self, addr: SocketAddr) -> Result<NodeBoot, PeerError> {
-        match self.links.dial(addr).await {
-            Ok(link) => Ok(link.peer().node_boot()),
-            Err(DialError::WrongPeer { found }) => Ok(found),
-            Err(error) => Err(peer_error(error)),
-        }
-    }
-
-    fn boot_is(&self, boot: BootId) {
-        self.links.set_boot(boot);
-    }
-}
-
-fn peer_error(error: DialError) -> PeerError {
-    match error {
-        DialError::Refused => PeerError::Refused,
-        error => PeerError::Failed(error.to_string()),
     }
 }
 
@@ -178,8 +134,7 @@ impl Mesh {
         let (broken_in, broken) = mpsc::channel(1024);
         let dropped = counter!("stead_mesh_events_dropped_total");
         let me = config.me.node;
-        let handler =
-            Handler { hooks, agent: OnceLock::new(), events, broken: broken_in, dropped };
+        let handler = Handler { hooks, agent: OnceLock::new(), events, broken: broken_in, dropped };
         let handler = Arc::new(handler);
         let links = Links::new(config, Arc::clone(&handler) as Arc<dyn LinkHandler>);
         (Self { me, links, handler, broken }, events_out)
@@ -193,8 +148,8 @@ impl Mesh {
 
     /// The agent's way to other members.
     #[must_use]
-    pub fn peers(&self) -> Arc<MeshPeers> {
-        Arc::new(MeshPeers { links: self.links.clone() })
+    pub fn peers(&self) -> Arc<LinkPeers> {
+        Arc::new(LinkPeers::new(self.links.clone()))
     }
 
     /// Keeps a link open to every live member that `agent` knows, until it is dropped.

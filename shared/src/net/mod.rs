@@ -5,4 +5,5 @@ pub mod agent;
 pub mod disk;
 pub mod link;
 pub mod mesh;
+pub mod peers;
 pub mod sock;

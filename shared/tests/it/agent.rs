@@ -19,9 +19,10 @@ use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-const CLUSTER: ClusterId = ClusterId(7);
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const ANY_PORT: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+pub(crate) const CLUSTER: ClusterId = ClusterId(7);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Who can be called where, instead of the link.
 #[derive(Clone, Default)]
@@ -43,6 +44,7 @@ impl PushPuller for Peer {
     async fn push_pull(
         &self,
         addr: SocketAddr,
+        _node: Option<NodeId>,
         mine: Bytes,
     ) -> Result<(NodeBoot, Bytes), PeerError> {
         let (who, agent) = self.directory.find(addr)?;
@@ -127,12 +129,12 @@ impl Running {
     }
 }
 
-struct Start<'a> {
-    name: &'a str,
-    boot: u64,
-    seeds: &'a [SocketAddr],
-    keys: Option<Keyring>,
-    bind: SocketAddr,
+pub(crate) struct Start<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) boot: u64,
+    pub(crate) seeds: &'a [SocketAddr],
+    pub(crate) keys: Option<Keyring>,
+    pub(crate) bind: SocketAddr,
 }
 
 /// More probes than usual, so that rounds pass in less time; as patient with suspects.
@@ -145,7 +147,7 @@ fn quick() -> SwimConfig {
     }
 }
 
-fn config(start: &Start<'_>) -> AgentConfig {
+pub(crate) fn config(start: &Start<'_>) -> AgentConfig {
     let of = NodeBoot { node: NodeId::of_name(start.name), boot: BootId(start.boot) };
     let card = Card {
         of,
@@ -208,11 +210,11 @@ async fn cluster<const N: usize>(keys: Option<&KeyFile>) -> [Running; N] {
     agents
 }
 
-fn n_ready(members: &Members) -> usize {
+pub(crate) fn n_ready(members: &Members) -> usize {
     members.list.iter().filter(|m| m.state == MemberState::Ready && m.card.is_some()).count()
 }
 
-fn n_live(members: &Members) -> usize {
+pub(crate) fn n_live(members: &Members) -> usize {
     members.list.iter().filter(|member| member.state.is_live()).count()
 }
 

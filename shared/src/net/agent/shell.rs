@@ -201,7 +201,7 @@ impl<P: PushPuller> Shell<P> {
                 self.send(NodeBoot { node: to, boot: to_boot }, addr, &payload);
             }
             SwimAction::ResolveSeeds => self.resolve_seeds(),
-            SwimAction::PushPull { addr, node: _ } => self.push_pull(addr),
+            SwimAction::PushPull { addr, node } => self.push_pull(addr, node),
             SwimAction::Dial { who, addr } => self.dial(who, addr),
             SwimAction::ProbeName { addr, old } => self.probe_name(addr, old),
             SwimAction::Changed => self.publish(),

@@ -10,7 +10,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 
 use super::shell::Shell;
 use super::{End, PeerError, PushPuller};
-use crate::id::NodeBoot;
+use crate::id::{NodeBoot, NodeId};
 use crate::swim::{SwimEvent, SwimState};
 
 /// Calls, dials and look-ups under way at once; more fail at once and come again.
@@ -96,12 +96,12 @@ impl<P: PushPuller> Shell<P> {
         self.spawn(None, resolve(seeds));
     }
 
-    pub(super) fn push_pull(&mut self, addr: SocketAddr) {
+    pub(super) fn push_pull(&mut self, addr: SocketAddr, node: Option<NodeId>) {
         let mine = self.swim.state().encode();
         let peers = Arc::clone(&self.peers);
         let failed = SwimEvent::PushPullFailed { addr };
         self.spawn(Some(failed.clone()), async move {
-            let called = peers.push_pull(addr, mine).await;
+            let called = peers.push_pull(addr, node, mine).await;
             let answer = called.and_then(|(from, list)| match SwimState::decode(&list) {
                 Ok(state) => Ok(SwimEvent::PushPull { from, state }),
                 Err(error) => Err(PeerError::Failed(error.to_string())),

@@ -3,9 +3,10 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use dashmap::DashMap;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::id::{BootId, NodeBoot, NodeId};
 use crate::net::sock::{self, SockError};
-use crate::wire::link::{Agreed, LocalHello};
+use crate::wire::link::{Agreed, KEYS_MAX, LocalHello};
 
 /// Connections of one kind between two processes. Two when both dial at once; a few more while
 /// old ones that broke in silence wait to be noticed.
@@ -45,9 +46,7 @@ impl std::fmt::Debug for Links {
 
 struct Shared {
     config: LinkConfig,
-    hello: LocalHello,
-    /// The boot id in hellos; it may change before the process has peers.
-    boot: AtomicU64,
+    hello: ArcSwap<LocalHello>,
     handler: Arc<dyn LinkHandler>,
     peers: DashMap<NodeId, Arc<Peer>>,
     handshakes: Arc<Semaphore>,
@@ -110,8 +109,7 @@ impl Links {
     pub fn new(config: LinkConfig, handler: Arc<dyn LinkHandler>) -> Self {
         Self {
             shared: Arc::new(Shared {
-                hello: config.hello(),
-                boot: AtomicU64::new(config.me.boot.0),
+                hello: ArcSwap::from_pointee(config.hello()),
                 handler,
                 peers: DashMap::new(),
                 handshakes: Arc::new(Semaphore::new(config.limits.handshakes_max)),
@@ -331,9 +329,7 @@ impl Links {
     }
 
     fn hello(&self) -> LocalHello {
-        let mut hello = self.shared.hello.clone();
-        hello.who.boot = BootId(self.shared.boot.load(Ordering::Relaxed));
-        hello
+        LocalHello::clone(&self.shared.hello.load())
     }
 
     fn peer(&self, node: NodeId) -> Arc<Peer> {
@@ -360,7 +356,7 @@ impl Links {
             protocol: agreed.version,
             addr,
         };
-        let windows = agreed.windows(&self.shared.hello);
+        let windows = agreed.windows(&self.shared.hello.load());
         let conn = Conn::new(peer, dialer, agreed, windows, self.shared.config.limits);
         let link = Link { conn };
         self.enter(&link)?;
@@ -450,11 +446,6 @@ impl Links {
         self.shared.peers.get(&node)?.open(ConnectionKind::Main, None)
     }
 
-    /// Says another boot id in hellos from now on. Open links keep the old one: close them first.
-    pub fn set_boot(&self, boot: BootId) {
-        self.shared.boot.store(boot.0, Ordering::Relaxed);
-    }
-
     /// Everybody with an open connection for requests and control.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerInfo> {
@@ -475,6 +466,25 @@ impl Links {
                 link.close(CloseReason::NewerBoot);
             }
         }
+    }
+
+    /// Another boot id of this process from now on. Closes the links made under the one so far.
+    pub fn set_boot(&self, boot: BootId) {
+        self.shared.hello.rcu(|hello| {
+            let who = NodeBoot { boot, ..hello.who };
+            LocalHello { who, ..LocalHello::clone(hello) }
+        });
+        for link in self.all_links() {
+            link.close(CloseReason::NewerBoot);
+        }
+    }
+
+    /// Other link keys for hellos from now on, the primary one first. Open links stay.
+    pub fn set_keys(&self, keys: &[[u8; 32]]) {
+        self.shared.hello.rcu(|hello| {
+            let keys = keys.iter().copied().take(KEYS_MAX).collect();
+            LocalHello { keys, ..LocalHello::clone(hello) }
+        });
     }
 
     /// Closes every link and refuses new ones; waits until all are gone.
