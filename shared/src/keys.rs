@@ -317,6 +317,12 @@ impl Keyring {
         &self.newest
     }
 
+    /// The keys' bytes, the newest first.
+    #[must_use]
+    pub fn secrets(&self) -> Vec<[u8; KEY_BYTES]> {
+        std::iter::once(&self.newest).chain(&self.older).map(|key| *key.key.as_bytes()).collect()
+    }
+
     /// The oldest key that is still understood; the newest when there is one only. Every member
     /// that misses at most one rotation has it.
     #[must_use]
@@ -328,13 +334,6 @@ impl Keyring {
     #[must_use]
     pub fn find(&self, id: KeyId) -> Option<&GossipKey> {
         [Some(&self.newest), self.older.as_ref()].into_iter().flatten().find(|key| key.id == id)
-    }
-
-    /// The bytes of all keys, newest first.
-    #[must_use]
-    pub fn to_vec(&self) -> Vec<[u8; KEY_BYTES]> {
-        let keys = [Some(&self.newest), self.older.as_ref()];
-        keys.into_iter().flatten().map(|key| *key.key.as_bytes()).collect()
     }
 
     /// The key to speak to a member whose newest key is `theirs`, where that is known: the newest

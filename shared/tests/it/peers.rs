@@ -52,7 +52,7 @@ impl Process {
             me,
             role: Role::Node,
             cluster,
-            keys: keys.map(|keys| keys.link_keys().to_vec()).unwrap_or_default(),
+            keys: keys.map(|keys| keys.link_keys().secrets()).unwrap_or_default(),
             limits: LinkLimits::default(),
         };
         let (mesh, _) = Mesh::new(link_config, Arc::new(Quiet));
@@ -167,7 +167,7 @@ async fn a_joiner_with_the_new_key_file_meets_members_that_have_the_old_one() {
     }
     for process in [&a, &b, &c] {
         process.agent.set_keys(new.keyring());
-        process.links.set_keys(&new.link_keys().to_vec());
+        process.links.set_keys(&new.link_keys().secrets());
     }
     let next = new.rotate(SecretKey::new([6; 32]), 3);
     let e = Process::start(&joiner(&seeds, "e"), Some(&next), CLUSTER);
