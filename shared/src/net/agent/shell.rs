@@ -24,7 +24,10 @@ use crate::member::Members;
 use crate::net::disk;
 use crate::swim::{FatalReason, Swim, SwimAction, SwimEvent};
 use crate::time::Time;
-use crate::wire::datagram::{DATAGRAM_BYTES_MAX, Envelope, NONCE_BYTES};
+use crate::wire::datagram::{DATAGRAM_BYTES_MAX, Envelope, NONCE_BYTES, PAYLOAD_BYTES_MAX};
+
+// Whatever the machine hands out fits into an envelope.
+const _: () = assert!(crate::swim::PAYLOAD_BYTES_MAX <= PAYLOAD_BYTES_MAX);
 
 /// Datagrams read in one turn, so that a flood cannot hold up timers.
 const BATCH: usize = 64;
