@@ -11,11 +11,11 @@ use dashmap::mapref::entry::Entry;
 use http::{Method, Request, Response, StatusCode};
 use stead_shared::id::{Epoch, SessionKey, ShardId};
 use stead_shared::refusal::Refusal;
+use stead_shared::wire::http::{RequestMeta, ResponseMeta};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::body::Body;
-use crate::meta::{RequestMeta, ResponseMeta};
 use crate::problem::Problem;
 use crate::service::SharedService;
 use crate::session::{SessionHandle, Why};
@@ -121,6 +121,7 @@ impl Host {
         let begun = turn.begin()?;
         let epoch = begun.session.epoch();
         accepted();
+        let is_head = head.method == Method::HEAD;
         let answer = if is_safe_to_run(&meta, &head.method) {
             let job = Job::Request(Request::from_parts(head, body));
             self.run(begun, job).await
@@ -131,7 +132,7 @@ impl Host {
         let meta = ResponseMeta {
             shard: shard.id(),
             epoch: answer.epoch,
-            length: answer.response.body().length(),
+            length: content_length(is_head, &answer.response),
             pressure: shard.pressure(),
         };
         Ok((meta, answer.response))
@@ -441,6 +442,16 @@ fn deadline(meta: &RequestMeta) -> Option<Instant> {
 /// Whether the request can run although an earlier attempt of it may have run.
 fn is_safe_to_run(meta: &RequestMeta, method: &Method) -> bool {
     meta.attempt <= 1 || method.is_idempotent()
+}
+
+/// The length of the content, where the answer has content at all (RFC 9110 §6.4.1).
+fn content_length(is_head: bool, response: &Response<Body>) -> Option<u64> {
+    let status = response.status();
+    let has_none = is_head
+        || status.is_informational()
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED;
+    if has_none { None } else { response.body().length() }
 }
 
 fn maybe_executed(epoch: Epoch) -> Answer {

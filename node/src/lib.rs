@@ -1,11 +1,11 @@
 //! The owner side of `stead`: sessions, their state, and the shards that carry them.
 #![warn(missing_docs)]
 
+pub mod builtin;
 pub mod logic;
 
 mod body;
 mod host;
-mod meta;
 mod metrics;
 mod problem;
 mod service;
@@ -17,7 +17,6 @@ mod upgrade;
 
 pub use body::{Body, BodyError, BodySender, ReaderGone};
 pub use host::{Export, Host, HostStats, Incoming};
-pub use meta::{RequestMeta, ResponseMeta};
 pub use problem::{OUTCOME, Problem, REFUSAL};
 pub use service::{NoSession, Service, SharedService, Tower, tower};
 pub use session::{Attached, Session, SessionHandle, StateError, TimerId, TurnError, Why};
@@ -27,3 +26,5 @@ pub use store::record::RecordError;
 pub use store::shard::{Gate, ShardStats};
 pub use turn::{StampEtag, etag};
 pub use upgrade::{Upgrade, UpgradeSender, Upgraded};
+
+pub use stead_shared::wire::http::{RequestMeta, ResponseMeta};

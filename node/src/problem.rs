@@ -1,6 +1,6 @@
 //! Errors as documents: RFC 9457 `application/problem+json`.
 
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, UPGRADE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use stead_shared::refusal::Refusal;
@@ -23,6 +23,7 @@ pub struct Problem {
     is_outcome_unknown: bool,
     retry_after_ms: Option<u32>,
     allow: Option<&'static str>,
+    upgrade: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -31,6 +32,7 @@ struct Document<'a> {
     kind: String,
     title: &'a str,
     status: u16,
+    #[serde(skip_serializing_if = "str::is_empty")]
     detail: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     refusal: Option<&'a str>,
@@ -57,6 +59,7 @@ impl Problem {
             is_outcome_unknown: false,
             retry_after_ms: None,
             allow: None,
+            upgrade: None,
         }
     }
 
@@ -104,6 +107,13 @@ impl Problem {
         self
     }
 
+    /// Names the protocol that would have been right.
+    #[must_use]
+    pub fn upgrade(mut self, protocol: &'static str) -> Self {
+        self.upgrade = Some(protocol);
+        self
+    }
+
     /// The answer.
     #[must_use]
     pub fn into_response(self) -> Response<Body> {
@@ -129,6 +139,10 @@ impl Problem {
         }
         if let Some(methods) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(methods));
+        }
+        if let Some(protocol) = self.upgrade {
+            headers.insert(UPGRADE, HeaderValue::from_static(protocol));
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         }
         if let Some(ms) = self.retry_after_ms {
             headers.insert(RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000)));

@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
 
+mod builtin;
 mod common;
 mod moves;
+mod room;
 mod time;
 mod turns;
 mod typed;

@@ -49,7 +49,7 @@ impl Service for Diary {
             "put" => session.put_bytes(rest.as_bytes()).map(|()| String::new()),
             "get" => {
                 let bytes = session.bytes().unwrap();
-                Ok(bytes.map_or("none".into(), |b| String::from_utf8(b.to_vec()).unwrap()))
+                Ok(bytes.map_or_else(|| "none".into(), |b| String::from_utf8(b.to_vec()).unwrap()))
             }
             "ttl" => session.expire_in(ms()).map(|()| String::new()),
             "after" => session.after(ms(), "once").map(|id| format!("{id:?}")),
