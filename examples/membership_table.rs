@@ -108,9 +108,7 @@ fn crash_with_links(n: u32, seed: u64, rules: SwimRules) -> Option<Duration> {
 /// Until the joiner knows all, and until all know the joiner and everybody else.
 fn join(n: u32, seed: u64, rules: SwimRules) -> (Option<Duration>, Option<Duration>) {
     let mut cluster = MembershipSim::new(config(n, seed, rules, 0.0));
-    for host in (0..n - 1).map(Host) {
-        cluster.start(host);
-    }
+    cluster.start_hosts(0..n - 1);
     cluster.run_until_agreed(LIMIT);
     cluster.run_for(Duration::from_secs(10));
     let joiner = Host(n - 1);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,6 +123,8 @@ struct Process {
     members: Arc<Members>,
     /// Its list shows exactly those alive that are.
     right: bool,
+    /// It has been told to say goodbye.
+    leaving: bool,
 }
 
 /// Processes on hosts, and what they notice.
@@ -269,6 +272,13 @@ impl MembershipSim {
         self.processes.values().fold(self.past, |sum, process| add(sum, process.swim.stats()))
     }
 
+    /// Starts the processes of these hosts at once, under their normal names.
+    pub fn start_hosts(&mut self, hosts: Range<u32>) {
+        for host in hosts.map(Host) {
+            self.start(host);
+        }
+    }
+
     /// Starts the process of `host` under its normal name.
     pub fn start(&mut self, host: Host) -> NodeBoot {
         self.start_as(host, &name_of(host), None)
@@ -291,9 +301,9 @@ impl MembershipSim {
             calls: BTreeMap::new(),
             asking: None,
             right: false,
+            leaving: false,
         };
         self.processes.insert(host, process);
-        self.truth.insert(me.node, me.boot);
         self.judge_all();
         self.set_tick(host);
         me
@@ -307,8 +317,8 @@ impl MembershipSim {
 
     /// The process at `host` says goodbye. It counts as gone from now on.
     pub fn leave(&mut self, host: Host) {
-        let me = self.process(host).swim.me();
-        self.truth.remove(&me.node);
+        let process = self.processes.get_mut(&host).expect("a process runs there");
+        process.leaving = true;
         self.judge_all();
         self.tell(host, SwimEvent::Leave);
     }
@@ -336,10 +346,6 @@ impl MembershipSim {
         self.sim.crash(host);
         if let Some(process) = self.processes.remove(&host) {
             self.past = add(self.past, process.swim.stats());
-            let me = process.swim.me();
-            if self.truth.get(&me.node) == Some(&me.boot) {
-                self.truth.remove(&me.node);
-            }
         }
     }
 
@@ -509,11 +515,7 @@ impl MembershipSim {
                 self.note(host, Change::Died { who, confirmed });
             }
             SwimAction::ProbeName { addr, old } => self.ask_name(host, addr, old),
-            SwimAction::BootIs(boot) => {
-                let node = self.process(host).swim.me().node;
-                self.truth.insert(node, boot);
-                self.judge_all();
-            }
+            SwimAction::BootIs(_) => self.judge_all(),
             SwimAction::Fatal(reason) => {
                 self.note(host, Change::Fatal(reason));
                 self.crash(host);
@@ -617,7 +619,13 @@ impl MembershipSim {
         self.judge(host);
     }
 
+    /// Who is alive has changed: of two processes of one name the first one counts.
     fn judge_all(&mut self) {
+        let present = self.processes.values().filter(|process| !process.leaving);
+        self.truth.clear();
+        for me in present.map(|process| process.swim.me()) {
+            self.truth.entry(me.node).or_insert(me.boot);
+        }
         for process in self.processes.values_mut() {
             process.right = shows(&process.members, &self.truth);
         }

@@ -14,7 +14,7 @@ const KIND_CORE: u8 = 0;
 /// First byte of a payload: a [`Notice`] follows.
 const KIND_NOTICE: u8 = 1;
 
-/// A message of our own. All but cards take at most 48 bytes.
+/// A message of our own. All but cards take at most 48 bytes (60 where addresses are IPv6).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Notice {
     /// A connect to this process was refused to the sender.
@@ -100,4 +100,65 @@ pub(crate) fn peek(mut packet: &[u8]) -> Option<Peeked> {
         }
     }
     Some(Peeked { header, updates })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::id::{BootId, NodeId};
+    use crate::member::Role;
+    use crate::swim::identity::{PROTOCOL, Standing};
+
+    fn identity() -> Identity {
+        Identity {
+            boot: BootId(u64::MAX),
+            bump: u32::MAX,
+            gossip: "192.0.2.1:65535".parse().unwrap(),
+            node: NodeId(u64::MAX),
+            role: Role::Router,
+            standing: Standing::Gone,
+            weight: u16::MAX,
+            zone: u32::MAX,
+            protocol: PROTOCOL,
+        }
+    }
+
+    #[test]
+    fn notices_are_small() {
+        let who = identity().node_boot();
+        let all = [
+            Notice::Refused(who),
+            Notice::Gone(identity()),
+            Notice::Renew(identity()),
+            Notice::Iam(identity()),
+            Notice::CardWanted,
+            Notice::Ping,
+            Notice::Pong,
+        ];
+        for notice in all {
+            let payload = notice.encode().unwrap();
+            assert!(payload.len() <= 48, "{notice:?}: {} bytes", payload.len());
+            let Some(Payload::Notice(read)) = read(&payload) else { panic!("{notice:?}") };
+            assert_eq!(*read, notice);
+        }
+    }
+
+    #[test]
+    fn unknown_kinds_and_trailing_bytes_are_refused() {
+        let mut payload = Notice::Ping.encode().unwrap().to_vec();
+        payload.push(0);
+        assert!(read(&payload).is_none());
+        assert!(read(&[2, 0]).is_none());
+        assert!(read(&[]).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn reading_never_panics(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read(&payload);
+            let _ = peek(&payload);
+        }
+    }
 }
