@@ -5,18 +5,24 @@ pub mod builtin;
 pub mod logic;
 
 mod body;
+mod driver;
 mod host;
+mod http;
 mod metrics;
+mod node;
 mod problem;
+mod serve;
 mod service;
 mod session;
 mod state;
 mod store;
+mod transfer;
 mod turn;
 mod upgrade;
 
 pub use body::{Body, BodyError, BodySender, ReaderGone};
 pub use host::{Export, Host, HostStats, Incoming};
+pub use node::{Handle, LeaveReport, Node, NodeBuilder, NodeError};
 pub use problem::{OUTCOME, Problem, REFUSAL};
 pub use service::{NoSession, Service, SharedService, Tower, tower};
 pub use session::{Attached, Session, SessionHandle, StateError, TimerId, TurnError, Why};

@@ -419,6 +419,12 @@ impl Ownership {
         &self.book
     }
 
+    /// Position and checksum of the own claim log, for comparison.
+    #[must_use]
+    pub fn heartbeat(&self) -> ClaimsUpdate {
+        self.log.heartbeat()
+    }
+
     /// Number of shards that this node serves or moves.
     #[must_use]
     pub fn n_owned(&self) -> usize {

@@ -6,4 +6,5 @@ pub mod disk;
 pub mod link;
 pub mod mesh;
 pub mod peers;
+pub mod process;
 pub mod sock;

@@ -17,6 +17,7 @@
 //! and runs apart from the request path.
 
 mod auth;
+mod cluster;
 mod report;
 mod serve;
 
@@ -25,6 +26,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 pub use auth::{AdminToken, TokenError};
+pub use cluster::{ClusterAdmin, Local, shard_count_of, shards_report, where_report};
 pub use report::{
     DrainReport, DrainState, MemberReport, MembersReport, Problem, ShardsReport, WhereReport,
 };

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::conn::{Conn, State};
 use super::slots::StreamEvent;
 use super::{PeerInfo, SendError};
-use crate::wire::link::{FrameType, ResetCode, Side, StreamId, flag};
+use crate::wire::link::{ConnectionKind, FrameType, ResetCode, Side, StreamId, flag};
 
 /// Bits that tell which halves of a stream are alive.
 pub(super) struct Half;
@@ -164,20 +164,6 @@ impl SendHalf {
         self.place.send_body(data, true).await
     }
 
-    /// Like [`send`](Self::send), or [`send_last`](Self::send_last) with `last`, polled: what went
-    /// is taken out of `data`.
-    ///
-    /// # Errors
-    /// As for [`send`](Self::send).
-    pub fn poll_send(
-        &mut self,
-        cx: &Context<'_>,
-        data: &mut Bytes,
-        last: bool,
-    ) -> Poll<Result<(), SendError>> {
-        self.place.poll_body(data, last, cx)
-    }
-
     /// Ends the body, with encoded trailers if any.
     ///
     /// # Errors
@@ -254,6 +240,14 @@ pub struct ServerStream {
     pub recv: RecvHalf,
     /// Answers.
     pub send: ServerSend,
+}
+
+impl ServerStream {
+    /// What the connection that it came on is for.
+    #[must_use]
+    pub fn kind(&self) -> ConnectionKind {
+        self.send.place.conn.kind
+    }
 }
 
 impl ServerStream {

@@ -1,0 +1,455 @@
+//! The one loop that feeds the ownership machine and carries out what it decides.
+//!
+//! Events come from gossip, from links, from the tasks that move state, and from the process
+//! itself; the machine ([`crate::logic::ownership`]) turns them into actions. Nothing here decides
+//! anything about ownership.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use stead_shared::claims::ClaimsUpdate;
+use stead_shared::control::{self, Control, HandoffId, ShardEpoch, kind};
+use stead_shared::id::{BootId, Epoch, NodeBoot, NodeId, ShardId};
+use stead_shared::member::{Members, Phase};
+use stead_shared::net::agent::{Agent, AgentEvent};
+use stead_shared::net::link::Links;
+use stead_shared::net::mesh::MeshEvent;
+use stead_shared::time::Time;
+use stead_shared::view::View;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::host::{Host, Incoming};
+use crate::logic::ownership::{Action, Event, GiveUp, Note, Ownership, OwnershipConfig};
+use crate::transfer;
+
+/// Events taken from a channel in one turn of the loop, before claims are pushed and views
+/// published.
+const BATCH: usize = 256;
+/// How often shard sizes are told to the machine and gauges are set.
+const SIZES_EVERY: Duration = Duration::from_millis(500);
+/// How often claim logs are compared with every peer.
+const COMPARE_EVERY: Duration = Duration::from_secs(10);
+
+/// What tasks report back.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// Gates are closed and quiet.
+    Sealed(HandoffId),
+    /// State did not arrive.
+    SendFailed(HandoffId),
+    /// State is here.
+    Received(HandoffId, BTreeMap<ShardId, Incoming>),
+    /// State broke off.
+    ReceiveFailed(HandoffId),
+    /// The process wants to leave.
+    Drain,
+}
+
+/// How far the node is, for everybody in the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// Joined or founded.
+    pub(crate) ready: bool,
+    /// Was asked to drain.
+    pub(crate) draining: bool,
+    /// Since when.
+    pub(crate) draining_since: Option<Instant>,
+    /// Has nothing left to hand off.
+    pub(crate) drained: bool,
+    /// The cluster did not let it in.
+    pub(crate) gave_up: Option<GiveUp>,
+    /// Shards here, moving ones included.
+    pub(crate) n_owned: usize,
+    /// Shards between two owners here.
+    pub(crate) n_moving: usize,
+}
+
+struct Meters {
+    handed_off: Counter,
+    aborted: Counter,
+    lost: Counter,
+    taken_over: Counter,
+    yielded: Counter,
+    sealed_seconds: Histogram,
+    owned: Gauge,
+    moving: Gauge,
+}
+
+impl Meters {
+    fn new() -> Self {
+        Self {
+            handed_off: counter!("stead_handoffs_total", "outcome" => "done"),
+            aborted: counter!("stead_handoffs_total", "outcome" => "aborted"),
+            lost: counter!("stead_shards_lost_total"),
+            taken_over: counter!("stead_shards_taken_over_total"),
+            yielded: counter!("stead_shards_yielded_total"),
+            sealed_seconds: histogram!("stead_handoff_sealed_seconds"),
+            owned: gauge!("stead_shards_owned"),
+            moving: gauge!("stead_shards_moving"),
+        }
+    }
+}
+
+/// Everything the loop owns.
+pub(crate) struct Driver {
+    pub(crate) me: NodeBoot,
+    pub(crate) machine: Ownership,
+    /// What the machine was made with.
+    pub(crate) ownership: OwnershipConfig,
+    pub(crate) host: Host,
+    pub(crate) agent: Agent,
+    pub(crate) links: Links,
+    pub(crate) views: watch::Sender<Arc<View>>,
+    pub(crate) progress: watch::Sender<Progress>,
+    /// Where shards go that were granted away, until their claim is seen.
+    pub(crate) granted: Arc<DashMap<ShardId, Epoch>>,
+    pub(crate) done_in: mpsc::Sender<Done>,
+    pub(crate) origin: Instant,
+}
+
+/// The loop's sources.
+pub(crate) struct Sources {
+    pub(crate) agent_events: mpsc::Receiver<AgentEvent>,
+    pub(crate) mesh_events: mpsc::Receiver<MeshEvent>,
+    pub(crate) done: mpsc::Receiver<Done>,
+}
+
+struct State {
+    copies: HashMap<HandoffId, BTreeMap<ShardId, Incoming>>,
+    publish: bool,
+    meters: Meters,
+}
+
+enum Woken {
+    Gossip(Option<AgentEvent>),
+    Members,
+    Mesh(usize),
+    Done(Option<Done>),
+    Sizes,
+    Compare,
+    Tick,
+}
+
+impl Driver {
+    /// Runs until gossip has ended.
+    pub(crate) async fn run(mut self, mut sources: Sources) {
+        let mut state = State { copies: HashMap::new(), publish: true, meters: Meters::new() };
+        let mut members = self.agent.members();
+        let mut sizes = tokio::time::interval(SIZES_EVERY);
+        let mut compare = tokio::time::interval(COMPARE_EVERY);
+        let mut mesh = Vec::with_capacity(BATCH);
+        loop {
+            let tick = self.instant(self.machine.deadline());
+            let woken = tokio::select! {
+                biased;
+                event = sources.agent_events.recv() => Woken::Gossip(event),
+                changed = members.changed() => {
+                    if changed.is_err() { return }
+                    Woken::Members
+                }
+                done = sources.done.recv() => Woken::Done(done),
+                n = sources.mesh_events.recv_many(&mut mesh, BATCH) => Woken::Mesh(n),
+                _ = sizes.tick() => Woken::Sizes,
+                _ = compare.tick() => Woken::Compare,
+                () = tokio::time::sleep_until(tick) => Woken::Tick,
+            };
+            match woken {
+                Woken::Gossip(None) | Woken::Mesh(0) | Woken::Done(None) => return,
+                Woken::Gossip(Some(event)) => self.on_gossip(event, &mut state),
+                Woken::Members => {
+                    let members = Arc::clone(&members.borrow_and_update());
+                    self.on_members(members, &mut state);
+                }
+                Woken::Mesh(_) => {
+                    for event in mesh.drain(..) {
+                        self.on_mesh(event, &mut state);
+                    }
+                }
+                Woken::Done(Some(done)) => self.on_done(done, &mut state),
+                Woken::Sizes => self.on_sizes(&mut state),
+                Woken::Compare => self.compare_claims(),
+                Woken::Tick => self.feed(Event::Tick, &mut state),
+            }
+            self.publish(&mut state);
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time::ZERO + self.origin.elapsed()
+    }
+
+    fn instant(&self, at: Time) -> Instant {
+        self.origin + at.since(Time::ZERO)
+    }
+
+    fn feed(&mut self, event: Event, state: &mut State) {
+        let mut actions = Vec::new();
+        self.machine.handle(self.now(), event, &mut actions);
+        for action in actions {
+            self.act(action, state);
+        }
+    }
+
+    // ---- sources ---------------------------------------------------------------------------
+
+    fn on_gossip(&mut self, event: AgentEvent, state: &mut State) {
+        match event {
+            AgentEvent::Died { who, confirmed } => self.feed(Event::Died { who, confirmed }, state),
+            AgentEvent::Synced { with: _ } => {}
+            AgentEvent::BootIs(boot) => self.begin_anew(boot),
+        }
+    }
+
+    /// An earlier boot of this name had a higher id: this process has another one from now on.
+    /// That is learned at the first contact, before anything is owned.
+    fn begin_anew(&mut self, boot: BootId) {
+        if self.machine.n_owned() > 0 {
+            tracing::error!(%boot, "the boot id changed after shards were claimed");
+            return;
+        }
+        self.me.boot = boot;
+        self.ownership.me = self.me;
+        let view = Arc::clone(&self.views.borrow());
+        let (members, targets) = (Arc::clone(&view.members), Arc::clone(&view.targets));
+        self.machine = Ownership::new(self.ownership.clone(), members, targets, self.now());
+    }
+
+    fn on_members(&mut self, members: Arc<Members>, state: &mut State) {
+        let view = Arc::new(self.views.borrow().with_members(members));
+        let event = Event::Members {
+            members: Arc::clone(&view.members),
+            targets: Arc::clone(&view.targets),
+            digest: view.members_digest,
+        };
+        self.views.send_replace(view);
+        self.feed(event, state);
+    }
+
+    fn on_mesh(&mut self, event: MeshEvent, state: &mut State) {
+        match event {
+            MeshEvent::Connected(peer) => self.feed(Event::Connected(peer), state),
+            MeshEvent::Disconnected(node) => self.feed(Event::Disconnected(node), state),
+            MeshEvent::Note { from, kind, payload } => self.on_note(from, kind, &payload, state),
+        }
+    }
+
+    fn on_note(&mut self, from: NodeBoot, kind: u8, payload: &Bytes, state: &mut State) {
+        let event = match kind {
+            kind::CLAIMS => control::decode::<ClaimsUpdate>(payload).ok().map(Event::Claims),
+            kind::CLAIMS_WANTED => Some(Event::ClaimsWanted(from.node)),
+            kind::CONTROL => {
+                Control::decode(payload).ok().map(|message| Event::Control { from, message })
+            }
+            _ => None,
+        };
+        match event {
+            Some(event) => self.feed(event, state),
+            None => counter!("stead_control_unreadable_total").increment(1),
+        }
+    }
+
+    fn on_done(&mut self, done: Done, state: &mut State) {
+        match done {
+            Done::Sealed(id) => self.feed(Event::Sealed(id), state),
+            Done::SendFailed(id) => self.feed(Event::SendFailed(id), state),
+            Done::Received(id, copy) => {
+                state.copies.insert(id, copy);
+                self.feed(Event::Received(id), state);
+            }
+            Done::ReceiveFailed(id) => self.feed(Event::ReceiveFailed(id), state),
+            Done::Drain => {
+                self.progress.send_modify(|progress| {
+                    progress.draining = true;
+                    progress.draining_since.get_or_insert_with(Instant::now);
+                });
+                self.agent.set_phase(Phase::Leaving);
+                self.feed(Event::Drain, state);
+            }
+        }
+    }
+
+    fn on_sizes(&mut self, state: &mut State) {
+        let sizes = self
+            .host
+            .stats_by_shard()
+            .into_iter()
+            .filter(|stats| stats.sessions > 0)
+            .map(|stats| (stats.shard, stats.bytes))
+            .collect();
+        self.feed(Event::Sizes(sizes), state);
+    }
+
+    fn compare_claims(&self) {
+        let heartbeat = control::encode(&self.machine.heartbeat());
+        for peer in self.links.peers() {
+            self.note(peer.node, kind::CLAIMS, heartbeat.clone());
+        }
+    }
+
+    // ---- actions ---------------------------------------------------------------------------
+
+    /// Lost without a link, or when too much waits on it: whoever wants an answer asks again.
+    fn note(&self, to: NodeId, kind: u8, payload: Bytes) {
+        let sent = self.links.open_link(to).map(|link| link.notify(kind, payload));
+        if !matches!(sent, Some(Ok(()))) {
+            counter!("stead_control_unsent_total").increment(1);
+        }
+    }
+
+    fn act(&self, action: Action, state: &mut State) {
+        match action {
+            Action::Send { to, message } => self.note(to, kind::CONTROL, message.encode()),
+            Action::PushClaims(update) => {
+                let update = control::encode(&update);
+                for peer in self.links.peers() {
+                    self.note(peer.node, kind::CLAIMS, update.clone());
+                }
+            }
+            Action::SendClaims { to, update } => {
+                self.note(to, kind::CLAIMS, control::encode(&update));
+            }
+            Action::AskClaims { to } => self.note(to, kind::CLAIMS_WANTED, Bytes::new()),
+            Action::BecomeReady => {
+                self.agent.set_phase(Phase::Ready);
+                self.progress.send_modify(|progress| progress.ready = true);
+            }
+            Action::OpenEmpty { shards, lost } => self.open_empty(&shards, lost, state),
+            Action::Seal { handoff, shards } => self.seal(handoff, &shards),
+            Action::Reopen { shards } => {
+                for at in shards {
+                    self.granted.remove(&at.shard);
+                    self.host.reopen(at.shard, at.epoch);
+                }
+            }
+            Action::SendState { handoff, to, shards } => self.send_state(handoff, to, shards),
+            Action::DropCopy { handoff } => {
+                state.copies.remove(&handoff);
+            }
+            Action::OpenCopy { handoff, shards } => self.open_copy(handoff, &shards, state),
+            Action::DropState { shards } => {
+                for shard in shards {
+                    self.host.drop_shard(shard);
+                    self.granted.remove(&shard);
+                }
+            }
+            Action::Yield { to, shards } => self.give_up_shards(to, &shards, state),
+            Action::Publish => state.publish = true,
+            Action::Drained => self.progress.send_modify(|progress| progress.drained = true),
+            Action::Note(note) => self.log(&note, state),
+            Action::GiveUp(why) => {
+                self.progress.send_modify(|progress| progress.gave_up = Some(why));
+            }
+        }
+    }
+
+    fn open_empty(&self, shards: &[ShardEpoch], lost: bool, state: &State) {
+        for at in shards {
+            self.host.activate_empty(at.shard, at.epoch);
+        }
+        if lost {
+            state.meters.lost.increment(shards.len() as u64);
+            let n_shards = shards.len();
+            tracing::warn!(n_shards, "shards of a dead owner start empty: their sessions are gone");
+        }
+    }
+
+    fn seal(&self, handoff: HandoffId, shards: &[ShardId]) {
+        // Every gate is closed when this loop ends, before anything waits (R2).
+        let quiet: Vec<_> = shards.iter().map(|shard| self.host.seal(*shard)).collect();
+        let done = self.done_in.clone();
+        tokio::spawn(async move {
+            for quiet in quiet {
+                quiet.await;
+            }
+            // The loop is gone only when the process is.
+            let _ = done.send(Done::Sealed(handoff)).await;
+        });
+    }
+
+    fn send_state(&self, handoff: HandoffId, to: NodeBoot, shards: Vec<ShardEpoch>) {
+        let addr = self.views.borrow().members.find(to.node).map(|member| member.gossip);
+        let (links, host, done) = (self.links.clone(), self.host.clone(), self.done_in.clone());
+        tokio::spawn(async move {
+            let sent = match addr {
+                Some(addr) => transfer::send(&links, &host, (to, addr), handoff, &shards).await,
+                None => Err(transfer::TransferError::NoAddress),
+            };
+            if let Err(error) = sent {
+                tracing::warn!(%error, to = %to.node, "state could not be sent");
+                let _ = done.send(Done::SendFailed(handoff)).await;
+            }
+        });
+    }
+
+    fn open_copy(&self, handoff: HandoffId, shards: &[ShardEpoch], state: &mut State) {
+        let mut copy = state.copies.remove(&handoff).unwrap_or_default();
+        for at in shards {
+            match copy.remove(&at.shard) {
+                Some(incoming) => {
+                    incoming.activate(at.epoch);
+                }
+                None => self.host.activate_empty(at.shard, at.epoch),
+            }
+        }
+    }
+
+    fn give_up_shards(&self, to: NodeBoot, shards: &[ShardEpoch], state: &State) {
+        let mut n_sessions = 0;
+        for at in shards {
+            // The gate closes before this returns; what runs behind it commits nothing more.
+            drop(self.host.seal(at.shard));
+            n_sessions += self.host.drop_shard(at.shard);
+        }
+        state.meters.yielded.increment(shards.len() as u64);
+        let n_shards = shards.len();
+        tracing::warn!(n_shards, n_sessions, to = %to.node,
+            "another node serves these shards at a higher epoch: they are given up here");
+    }
+
+    fn log(&self, note: &Note, state: &State) {
+        match note {
+            Note::Founded { alone: true } => {
+                tracing::warn!("no seed answered: founded a cluster alone");
+            }
+            Note::Founded { alone: false } => tracing::info!("founded the cluster"),
+            Note::Joined => tracing::info!("joined the cluster"),
+            Note::HandedOff { to, n_shards, sealed_for } => {
+                state.meters.handed_off.increment(1);
+                state.meters.sealed_seconds.record(sealed_for.as_secs_f64());
+                tracing::debug!(to = %to.node, n_shards, ?sealed_for, "handed off");
+            }
+            Note::Aborted { to, n_shards, why } => {
+                state.meters.aborted.increment(1);
+                tracing::info!(to = %to.node, n_shards, why, "handoff aborted");
+            }
+            Note::TookOver { n_shards } => {
+                state.meters.taken_over.increment(*n_shards as u64);
+                tracing::info!(n_shards, "claimed shards that nobody held");
+            }
+        }
+    }
+
+    fn publish(&self, state: &mut State) {
+        if !std::mem::take(&mut state.publish) {
+            return;
+        }
+        for at in self.machine.granted() {
+            self.granted.insert(at.shard, at.epoch);
+        }
+        let claims = self.machine.book().table().clone();
+        let view = Arc::new(self.views.borrow().with_claims(claims));
+        self.views.send_replace(view);
+        let (n_owned, n_moving) = (self.machine.n_owned(), self.machine.n_moving());
+        state.meters.owned.set(n_owned as f64);
+        state.meters.moving.set(n_moving as f64);
+        self.progress.send_modify(|progress| {
+            progress.n_owned = n_owned;
+            progress.n_moving = n_moving;
+        });
+    }
+}

@@ -1,0 +1,691 @@
+//! A node of a cluster: built, run, drained.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use stead_shared::config::{ConfigError, NodeConfig, NodeOptions};
+use stead_shared::control::kind;
+use stead_shared::id::{Epoch, NodeId, ShardId};
+use stead_shared::member::{Member, Members, Phase, Role};
+use stead_shared::net::admin::{ClusterAdmin, DrainReport, DrainState, Local, Readiness};
+use stead_shared::net::agent::{Agent, End};
+use stead_shared::net::link::{ConnectionKind, Links, PeerInfo, Reply, ServerStream};
+use stead_shared::net::mesh::Hooks;
+use stead_shared::net::process::{self, Process, ProcessConfig, StartError};
+use stead_shared::net::sock::{self, SockError};
+use stead_shared::swim::{FatalReason, SwimConfig};
+use stead_shared::time::Time;
+use stead_shared::view::{ClusterParams, View};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::driver::{Done, Driver, Progress, Sources};
+use crate::host::{Host, HostStats};
+use crate::logic::forming::FormingConfig;
+use crate::logic::ownership::{GiveUp, Ownership, OwnershipConfig};
+use crate::serve::Server;
+use crate::service::{Service, SharedService};
+use crate::store::core::HostConfig;
+use crate::transfer;
+
+/// Reports of tasks that may wait for the driver.
+const DONE_MAX: usize = 1_024;
+/// Incoming transfers at a time: more than the machine ever agrees to.
+const TRANSFERS_MAX: usize = 32;
+/// How long late requests are still answered after a drain, while claims spread.
+const LINGER: Duration = Duration::from_millis(200);
+/// How long links may take to close.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+
+/// Why a node did not start, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Its options contradict each other.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Sockets, files or gossip. Nothing was started.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The plain HTTP socket. Nothing was started.
+    #[error(transparent)]
+    Sock(#[from] SockError),
+    /// Gossip ended it.
+    #[error(transparent)]
+    Fatal(#[from] FatalReason),
+    /// A seed does not belong to our cluster.
+    #[error("{addr}: {why}")]
+    Rejected {
+        /// The seed.
+        addr: SocketAddr,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// Gossip broke down.
+    #[error("the gossip thread ended; this node cannot know its cluster any more")]
+    GossipLost,
+    /// The cluster did not let it in.
+    #[error(
+        "the cluster did not let this node in within 30 s: not all owners answered; see \
+         `stead status` on another member, and whether this node's gossip port is reachable"
+    )]
+    JoinTimeout,
+    /// Another member counts shards differently.
+    #[error(
+        "this node has --shards {ours}, but {name} of the same cluster has {theirs}: the number \
+         of shards is fixed for the life of a cluster; start this node with --shards {theirs}"
+    )]
+    ShardCount {
+        /// Ours.
+        ours: u32,
+        /// Theirs.
+        theirs: u32,
+        /// Who.
+        name: String,
+    },
+    /// Another member places shards differently.
+    #[error(
+        "this node has --balance {ours} (thousandths), but {name} of the same cluster has \
+         {theirs}: all nodes need the same"
+    )]
+    Balance {
+        /// Ours.
+        ours: u32,
+        /// Theirs.
+        theirs: u32,
+        /// Who.
+        name: String,
+    },
+}
+
+/// What was not handed off when a node ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeaveReport {
+    /// Shards that this node still owned.
+    pub shards_left: usize,
+    /// Sessions in them, which are gone.
+    pub sessions_left: u64,
+    /// Whether the deadline or a second signal cut the drain short.
+    pub forced: bool,
+}
+
+/// Builds a [`Node`].
+#[derive(Debug)]
+pub struct NodeBuilder {
+    options: NodeOptions,
+    config: Option<NodeConfig>,
+    swim: SwimConfig,
+    host: HostConfig,
+    service: Option<SharedService>,
+}
+
+impl NodeBuilder {
+    fn new() -> Self {
+        Self {
+            options: NodeOptions::default(),
+            config: None,
+            swim: SwimConfig::default(),
+            host: HostConfig::default(),
+            service: None,
+        }
+    }
+
+    /// The stable name; its hash is the node's id.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.options.name = Some(name.into());
+        self
+    }
+
+    /// Where gossip (UDP) and the link (TCP) listen.
+    #[must_use]
+    pub fn gossip(mut self, addr: SocketAddr) -> Self {
+        self.options.gossip = addr;
+        self
+    }
+
+    /// Where plain HTTP listens.
+    #[must_use]
+    pub fn http(mut self, addr: SocketAddr) -> Self {
+        self.options.http = addr;
+        self
+    }
+
+    /// Seeds, `HOST:PORT` each. Without any the node founds a cluster.
+    #[must_use]
+    pub fn join<S: Into<String>>(mut self, seeds: impl IntoIterator<Item = S>) -> Self {
+        self.options.join = seeds.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// All options at once, as a file or flags give them.
+    #[must_use]
+    pub fn options(mut self, options: NodeOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// A configuration that was checked before. It takes the place of all options.
+    #[must_use]
+    pub fn config(mut self, config: NodeConfig) -> Self {
+        self.config = Some(config);
+        self
+    }
+
+    /// Tuning of the membership protocol.
+    #[must_use]
+    pub fn swim(mut self, swim: SwimConfig) -> Self {
+        self.swim = swim;
+        self
+    }
+
+    /// Limits of sessions and shards beside those among the options.
+    #[must_use]
+    pub fn host(mut self, host: HostConfig) -> Self {
+        self.host = host;
+        self
+    }
+
+    /// The service that answers requests. Without one the built-in session service does.
+    #[must_use]
+    pub fn service(mut self, service: impl Service) -> Self {
+        self.service = Some(SharedService::new(service));
+        self
+    }
+
+    /// Starts the node; it joins or founds in the background, see [`Node::ready`].
+    ///
+    /// # Errors
+    /// [`NodeError`]; nothing is left running.
+    pub async fn start(self) -> Result<Node, NodeError> {
+        let config = match self.config {
+            Some(config) => config,
+            None => NodeConfig::try_from(&self.options)?,
+        };
+        let service = self.service.unwrap_or_else(|| {
+            SharedService::new(crate::builtin::BuiltIn::new(
+                crate::builtin::BuiltInConfig::default(),
+            ))
+        });
+        let host = HostConfig {
+            session_ttl: config.session_ttl,
+            memory_max: config.memory_max,
+            ..self.host
+        };
+        Node::start(config, self.swim, Host::new(host, service)).await
+    }
+}
+
+/// What streams and calls of peers meet. The server is there only once the view is.
+struct NodeHooks {
+    server: std::sync::OnceLock<Server>,
+    done: mpsc::Sender<Done>,
+    transfers: Arc<Semaphore>,
+    progress: watch::Receiver<Progress>,
+    name: String,
+}
+
+impl Hooks for NodeHooks {
+    fn opened(&self, _peer: PeerInfo, stream: ServerStream) {
+        let Some(server) = self.server.get().cloned() else { return };
+        match stream.kind() {
+            ConnectionKind::Main => {
+                tokio::spawn(server.answer(stream));
+            }
+            ConnectionKind::Bulk => self.receive(server.host, stream),
+        }
+    }
+
+    fn call(&self, _peer: PeerInfo, kind: u8, _payload: Bytes, reply: Reply) {
+        match kind {
+            kind::DRAIN if self.done.try_send(Done::Drain).is_ok() => reply.send(Bytes::new()),
+            kind::DRAIN_PROGRESS => {
+                let progress = *self.progress.borrow();
+                let sessions = self.server.get().map_or(0, |s| s.host.stats().sessions);
+                let text = self.report(progress, sessions);
+                reply.send(text);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl NodeHooks {
+    fn report(&self, progress: Progress, sessions: u64) -> Bytes {
+        let report = drain_report(&self.name, progress, sessions);
+        Bytes::from(serde_json::to_vec(&report).expect("plain data always encodes"))
+    }
+
+    fn receive(&self, host: Host, stream: ServerStream) {
+        let Ok(head) = transfer::head_of(&stream) else { return };
+        let Ok(slot) = Arc::clone(&self.transfers).try_acquire_owned() else { return };
+        let done = self.done.clone();
+        tokio::spawn(async move {
+            let outcome = match transfer::receive(&host, &head, stream).await {
+                Ok(copy) => Done::Received(head.handoff, copy),
+                Err(error) => {
+                    tracing::warn!(%error, from = %head.handoff.source.node, "state did not arrive");
+                    Done::ReceiveFailed(head.handoff)
+                }
+            };
+            drop(slot);
+            // The driver is gone only when the process is.
+            let _ = done.send(outcome).await;
+        });
+    }
+}
+
+/// A running node. Dropping it stops the process's part without a goodbye.
+#[derive(Debug)]
+pub struct Node {
+    handle: Handle,
+    stop: tokio_util::sync::CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+    drain_timeout: Duration,
+}
+
+/// A cheap way to a running node, for everybody in the process.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) name: String,
+    pub(crate) me: NodeId,
+    pub(crate) params: Arc<ClusterParams>,
+    pub(crate) host: Host,
+    pub(crate) agent: Agent,
+    pub(crate) links: Links,
+    pub(crate) views: watch::Receiver<Arc<View>>,
+    pub(crate) progress: watch::Receiver<Progress>,
+    pub(crate) server: Server,
+    pub(crate) done: mpsc::Sender<Done>,
+    pub(crate) http: SocketAddr,
+    pub(crate) config: NodeConfig,
+    pub(crate) requests: std::sync::atomic::AtomicU64,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// A builder with default options.
+    #[must_use]
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder::new()
+    }
+
+    async fn start(config: NodeConfig, swim: SwimConfig, host: Host) -> Result<Self, NodeError> {
+        let http = sock::tcp_listener(config.http, "http")?;
+        let http_addr = http.local_addr().unwrap_or(config.http);
+        let (done_in, done) = mpsc::channel(DONE_MAX);
+        let (progress, progress_out) = watch::channel(Progress::default());
+        let hooks = Arc::new(NodeHooks {
+            server: std::sync::OnceLock::new(),
+            done: done_in.clone(),
+            transfers: Arc::new(Semaphore::new(TRANSFERS_MAX)),
+            progress: progress_out.clone(),
+            name: config.name.clone(),
+        });
+        let process_config = process_config(&config, http_addr, swim);
+        let process = process::start(process_config, Arc::clone(&hooks) as Arc<dyn Hooks>).await?;
+        let params = Arc::new(ClusterParams {
+            shards: config.shards,
+            balance_permille: config.balance_permille,
+            secret: process.secret.clone(),
+        });
+        let members = Arc::clone(&process.agent.members().borrow());
+        let (views, views_out) = watch::channel(Arc::new(View::new(Arc::clone(&params), members)));
+        let granted: Arc<DashMap<ShardId, Epoch>> = Arc::new(DashMap::new());
+        let server =
+            Server { host: host.clone(), views: views_out.clone(), granted: Arc::clone(&granted) };
+        // Set once: `start` made the hooks.
+        let _ = hooks.server.set(server.clone());
+        let stop = process.stop.clone();
+        let inner = Inner {
+            name: config.name.clone(),
+            me: process.me.node,
+            params,
+            host: host.clone(),
+            agent: process.agent.clone(),
+            links: process.links.clone(),
+            views: views_out,
+            progress: progress_out,
+            server,
+            done: done_in.clone(),
+            http: http_addr,
+            config: config.clone(),
+            requests: std::sync::atomic::AtomicU64::new(1),
+        };
+        let handle = Handle { inner: Arc::new(inner) };
+        let driver =
+            Wiring { config: &config, host: host.clone(), views, progress, granted, done_in };
+        let tasks = vec![
+            driver.spawn(process, done),
+            tokio::spawn(async move { host.keep_time().await }),
+            tokio::spawn(crate::http::serve(handle.clone(), http, stop.clone())),
+        ];
+        Ok(Self { handle, stop, tasks, drain_timeout: config.drain_timeout })
+    }
+
+    /// A way to this node for the rest of the process.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Waits until the node owns its part of the cluster, or cannot.
+    ///
+    /// # Errors
+    /// Why it never will.
+    pub async fn ready(&self) -> Result<(), NodeError> {
+        let mut progress = self.handle.inner.progress.clone();
+        tokio::select! {
+            biased;
+            error = self.failed() => Err(error),
+            ready = progress.wait_for(|progress| progress.ready) => {
+                ready.map(|_| ()).map_err(|_| NodeError::GossipLost)
+            }
+        }
+    }
+
+    /// Runs until `shutdown`, then hands everything off and leaves.
+    ///
+    /// # Errors
+    /// When the cluster does not let it in or throws it out. Its sessions are gone then.
+    pub async fn run_until(
+        self,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<LeaveReport, NodeError> {
+        self.run_until_forced(shutdown, std::future::pending()).await
+    }
+
+    /// As [`run_until`](Self::run_until); `force` cuts the drain short.
+    ///
+    /// # Errors
+    /// As for [`run_until`](Self::run_until).
+    pub async fn run_until_forced(
+        self,
+        shutdown: impl Future<Output = ()>,
+        force: impl Future<Output = ()>,
+    ) -> Result<LeaveReport, NodeError> {
+        tokio::select! {
+            biased;
+            error = self.failed() => {
+                self.abandon().await;
+                return Err(error);
+            }
+            () = shutdown => {}
+            () = self.asked_to_leave() => {}
+        }
+        Ok(self.leave(force).await)
+    }
+
+    /// A drain that somebody else asked for has ended.
+    async fn asked_to_leave(&self) {
+        let mut progress = self.handle.inner.progress.clone();
+        if progress.wait_for(|progress| progress.draining && progress.drained).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn failed(&self) -> NodeError {
+        let inner = &self.handle.inner;
+        let mut progress = inner.progress.clone();
+        let mut views = inner.views.clone();
+        let mismatch = async {
+            loop {
+                let found = mismatch(&inner.config, inner.me, &views.borrow_and_update().members);
+                if let Some(error) = found {
+                    return error;
+                }
+                if views.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            end = inner.agent.ended() => match end {
+                End::Fatal(reason) => NodeError::Fatal(reason),
+                End::Rejected { addr, why } => NodeError::Rejected { addr, why },
+                End::Left | End::Stopped | End::Lost => NodeError::GossipLost,
+            },
+            error = mismatch => error,
+            Ok(gave_up) = async {
+                progress.wait_for(|progress| progress.gave_up.is_some()).await.map(|p| p.gave_up)
+            } => match gave_up {
+                Some(GiveUp::JoinTimeout) | None => NodeError::JoinTimeout,
+            },
+        }
+    }
+
+    async fn leave(self, force: impl Future<Output = ()>) -> LeaveReport {
+        let inner = Arc::clone(&self.handle.inner);
+        // The driver is gone only when the process is.
+        let _ = inner.done.send(Done::Drain).await;
+        let mut progress = inner.progress.clone();
+        let forced = tokio::select! {
+            biased;
+            drained = progress.wait_for(|progress| progress.drained) => drained.is_err(),
+            () = tokio::time::sleep(self.drain_timeout) => true,
+            () = force => true,
+        };
+        let owned = inner.progress.borrow().n_owned;
+        let HostStats { sessions, .. } = inner.host.stats();
+        let report = LeaveReport { shards_left: owned, sessions_left: sessions, forced };
+        if !forced && owned == 0 {
+            tokio::time::sleep(LINGER).await;
+        }
+        inner.agent.set_phase(Phase::Leaving);
+        inner.agent.leave().await;
+        self.abandon().await;
+        report
+    }
+
+    async fn abandon(self) {
+        self.stop.cancel();
+        let inner = &self.handle.inner;
+        inner.agent.stop();
+        if tokio::time::timeout(CLOSE_MAX, inner.links.close_all()).await.is_err() {
+            tracing::debug!("links did not close in time");
+        }
+        for task in self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// What the driver needs from the start.
+struct Wiring<'a> {
+    config: &'a NodeConfig,
+    host: Host,
+    views: watch::Sender<Arc<View>>,
+    progress: watch::Sender<Progress>,
+    granted: Arc<DashMap<ShardId, Epoch>>,
+    done_in: mpsc::Sender<Done>,
+}
+
+impl Wiring<'_> {
+    fn spawn(self, process: Process, done: mpsc::Receiver<Done>) -> JoinHandle<()> {
+        let forming = FormingConfig {
+            has_seeds: !self.config.member.join.is_empty(),
+            alone_after: self.config.form_alone_after,
+            ..FormingConfig::default()
+        };
+        let ownership = OwnershipConfig::new(process.me, self.config.shards.get(), forming);
+        let view = Arc::clone(&self.views.borrow());
+        let (members, targets) = (Arc::clone(&view.members), Arc::clone(&view.targets));
+        let driver = Driver {
+            me: process.me,
+            machine: Ownership::new(ownership.clone(), members, targets, Time::ZERO),
+            ownership,
+            host: self.host,
+            agent: process.agent,
+            links: process.links,
+            views: self.views,
+            progress: self.progress,
+            granted: self.granted,
+            done_in: self.done_in,
+            origin: Instant::now(),
+        };
+        let sources =
+            Sources { agent_events: process.agent_events, mesh_events: process.mesh_events, done };
+        tokio::spawn(driver.run(sources))
+    }
+}
+
+fn process_config(config: &NodeConfig, http: SocketAddr, swim: SwimConfig) -> ProcessConfig {
+    let data_dir: Option<PathBuf> = config.data_dir.clone();
+    ProcessConfig {
+        member: config.member.clone(),
+        name: config.name.clone(),
+        role: Role::Node,
+        weight: config.weight,
+        zone: config.zone.clone(),
+        http: config.member.reachable(http),
+        n_shards: config.shards.get(),
+        balance_permille: config.balance_permille,
+        data_dir,
+        swim,
+    }
+}
+
+/// How far a drain is.
+fn drain_report(name: &str, progress: Progress, sessions: u64) -> DrainReport {
+    let state = match (progress.draining, progress.drained) {
+        (false, _) => DrainState::Idle,
+        (true, false) => DrainState::Draining,
+        (true, true) => DrainState::Drained,
+    };
+    let elapsed = progress.draining_since.map_or(Duration::ZERO, |since| since.elapsed());
+    DrainReport {
+        node: name.to_owned(),
+        state,
+        shards_left: u32::try_from(progress.n_owned).unwrap_or(u32::MAX),
+        sessions_left: sessions,
+        elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+impl Local for Handle {
+    fn name(&self) -> String {
+        self.inner.name.clone()
+    }
+
+    fn ready(&self) -> Readiness {
+        let progress = *self.inner.progress.borrow();
+        if progress.draining {
+            Readiness::NotReady("draining".to_owned())
+        } else if progress.ready {
+            Readiness::Ready
+        } else {
+            Readiness::NotReady("joining: not all owners' claims are known yet".to_owned())
+        }
+    }
+
+    fn moving(&self) -> u32 {
+        u32::try_from(self.inner.progress.borrow().n_moving).unwrap_or(u32::MAX)
+    }
+
+    fn drain(&self) -> bool {
+        // A full queue means that the driver is busy; the caller is told to ask again by the
+        // progress that does not begin.
+        let _ = self.inner.done.try_send(Done::Drain);
+        true
+    }
+
+    fn drain_report(&self) -> Option<DrainReport> {
+        let sessions = self.inner.host.stats().sessions;
+        Some(drain_report(&self.inner.name, *self.inner.progress.borrow(), sessions))
+    }
+}
+
+/// A live node that was configured for another cluster than ours.
+fn mismatch(config: &NodeConfig, me: NodeId, members: &Members) -> Option<NodeError> {
+    let others = |m: &&Member| m.id != me && m.role == Role::Node && m.state.is_live();
+    members.list.iter().filter(others).find_map(|member| {
+        let card = member.card.as_deref()?;
+        let (name, ours) = (card.name.clone(), config.shards.get());
+        if card.n_shards != ours {
+            return Some(NodeError::ShardCount { ours, theirs: card.n_shards, name });
+        }
+        let ours = config.balance_permille;
+        let theirs = card.balance_permille;
+        (theirs != ours).then_some(NodeError::Balance { ours, theirs, name })
+    })
+}
+
+impl Handle {
+    /// The node's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Where plain HTTP listens.
+    #[must_use]
+    pub fn http_addr(&self) -> SocketAddr {
+        self.inner.http
+    }
+
+    /// Where gossip and the link listen, as others reach it.
+    #[must_use]
+    pub fn gossip_addr(&self) -> SocketAddr {
+        self.inner.agent.gossip()
+    }
+
+    /// The cluster as this node sees it now.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.inner.views.borrow())
+    }
+
+    /// The cluster as this node sees it, from now on.
+    #[must_use]
+    pub fn views(&self) -> watch::Receiver<Arc<View>> {
+        self.inner.views.clone()
+    }
+
+    /// Who owns the session `key`, and in which epoch; none when nobody alive does.
+    #[must_use]
+    pub fn owner_of(&self, key: &stead_shared::id::SessionKey) -> Option<(NodeId, Epoch)> {
+        let view = self.view();
+        let shard = self.inner.params.shard_of(key);
+        view.live_claim(shard).map(|(epoch, owner)| (owner.node, epoch))
+    }
+
+    /// What this node holds.
+    #[must_use]
+    pub fn stats(&self) -> HostStats {
+        self.inner.host.stats()
+    }
+
+    /// What the node's admin interface answers; see [`stead_shared::net::admin`].
+    #[must_use]
+    pub fn admin(&self) -> ClusterAdmin {
+        let views = self.inner.views.clone();
+        ClusterAdmin {
+            members: self.inner.agent.members(),
+            view: Arc::new(move || Some(Arc::clone(&views.borrow()))),
+            links: self.inner.links.clone(),
+            local: Arc::new(self.clone()),
+        }
+    }
+
+    /// Hands everything off; [`Node::run_until`] then leaves.
+    pub async fn drain(&self) {
+        // The driver is gone only when the process is.
+        let _ = self.inner.done.send(Done::Drain).await;
+        let mut progress = self.inner.progress.clone();
+        let _ = progress.wait_for(|progress| progress.drained).await;
+    }
+}

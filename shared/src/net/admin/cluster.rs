@@ -1,0 +1,189 @@
+//! The admin interface of a process that knows the cluster: the same for nodes and routers but
+//! for what [`Local`] says of the process itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::{
+    AdminSource, DrainError, DrainReport, Later, MembersReport, Readiness, ShardsReport,
+    WhereReport,
+};
+use crate::control::kind;
+use crate::hash::ShardCount;
+use crate::id::{NodeId, SessionKey, ShardId};
+use crate::member::{Member, Members, Role};
+use crate::net::link::Links;
+use crate::view::View;
+
+/// How long another node may take to answer.
+const CALL_MAX: Duration = Duration::from_secs(3);
+
+/// What a process says of itself.
+pub trait Local: Send + Sync + 'static {
+    /// Its name.
+    fn name(&self) -> String;
+    /// Whether it should be sent requests.
+    fn ready(&self) -> Readiness;
+    /// Shards that are between two owners here.
+    fn moving(&self) -> u32;
+    /// Starts its drain. False when it has none: it owns nothing.
+    fn drain(&self) -> bool;
+    /// How far that is; none when it owns nothing.
+    fn drain_report(&self) -> Option<DrainReport>;
+}
+
+/// Answers from a process's newest view.
+pub struct ClusterAdmin {
+    /// Everybody; known before the number of shards is.
+    pub members: watch::Receiver<Arc<Members>>,
+    /// The newest view; none until the number of shards is known.
+    pub view: Arc<dyn Fn() -> Option<Arc<View>> + Send + Sync>,
+    /// Ways to other members.
+    pub links: Links,
+    /// The process itself.
+    pub local: Arc<dyn Local>,
+}
+
+impl std::fmt::Debug for ClusterAdmin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterAdmin").finish_non_exhaustive()
+    }
+}
+
+/// Names of members by id.
+fn names(members: &Members) -> BTreeMap<NodeId, String> {
+    members.list.iter().map(|member| (member.id, member.name())).collect()
+}
+
+/// Who serves how many shards in `view`, and which of them `view.members.me` does.
+#[must_use]
+pub fn shards_report(view: &View, moving: u32) -> ShardsReport {
+    let names = names(&view.members);
+    let name = |node: NodeId| names.get(&node).cloned().unwrap_or_else(|| node.to_string());
+    let live_nodes = view.members.list.iter().filter(|member| member.is_live_node());
+    let mut by_node: BTreeMap<String, u32> = live_nodes.map(|member| (member.name(), 0)).collect();
+    let n_shards = view.params.shards;
+    let mut unowned = 0;
+    let mut owned = Vec::new();
+    for shard in n_shards.all() {
+        match view.live_claim(shard) {
+            Some((_, owner)) => {
+                *by_node.entry(name(owner.node)).or_default() += 1;
+                if owner.node == view.members.me {
+                    owned.push(shard.0);
+                }
+            }
+            None => unowned += 1,
+        }
+    }
+    let targets =
+        view.targets.counts().into_iter().map(|(node, count)| (name(node), count)).collect();
+    let shards = n_shards.get();
+    ShardsReport { shards, by_node, unowned, moving, under_replicated: 0, targets, owned }
+}
+
+/// Where the session `key` is in `view`.
+#[must_use]
+pub fn where_report(view: &View, key: &SessionKey) -> WhereReport {
+    let shard: ShardId = view.params.shard_of(key);
+    let claim = view.live_claim(shard);
+    let owner = claim.map(|(_, owner)| {
+        view.members.find(owner.node).map_or_else(|| owner.node.to_string(), Member::name)
+    });
+    let epoch = claim.map(|(epoch, _)| epoch.to_string());
+    WhereReport { shard: shard.0, owner, epoch, replicas: Vec::new() }
+}
+
+/// The number of shards that live nodes were configured with, as their cards say.
+#[must_use]
+pub fn shard_count_of(members: &Members) -> Option<ShardCount> {
+    let nodes = members.list.iter().filter(|member| member.is_live_node());
+    nodes
+        .filter_map(|member| member.card.as_deref())
+        .find_map(|card| ShardCount::new(card.n_shards).ok())
+}
+
+impl ClusterAdmin {
+    fn find(&self, name: &str) -> Result<Member, DrainError> {
+        let members = self.members.borrow();
+        let found = members.list.iter().find(|m| m.state.is_live() && m.name() == name);
+        match found {
+            None => Err(DrainError::UnknownNode(name.to_owned())),
+            Some(member) if member.role == Role::Router => {
+                Err(DrainError::NotANode(name.to_owned()))
+            }
+            Some(member) => Ok(member.clone()),
+        }
+    }
+
+    /// Asks another node.
+    fn ask(&self, name: String, kind: u8) -> Later<Result<Bytes, DrainError>> {
+        let (found, links) = (self.find(&name), self.links.clone());
+        Box::pin(async move {
+            let member = found?;
+            let unreachable =
+                |reason: String| DrainError::Unreachable { node: name.clone(), reason };
+            let link = links.to(member.id, Some(member.boot), member.gossip).await;
+            let link = link.map_err(|error| unreachable(error.to_string()))?;
+            let answer = link.call(kind, Bytes::new(), CALL_MAX).await;
+            answer.map_err(|error| unreachable(error.to_string()))
+        })
+    }
+
+    fn is_me(&self, node: Option<&String>) -> bool {
+        node.is_none_or(|name| *name == self.local.name())
+    }
+}
+
+impl AdminSource for ClusterAdmin {
+    fn ready(&self) -> Readiness {
+        self.local.ready()
+    }
+
+    fn members(&self) -> MembersReport {
+        let digest = (self.view)().map_or(0, |view| view.members_digest);
+        MembersReport::of(&self.members.borrow(), digest)
+    }
+
+    fn shards(&self) -> ShardsReport {
+        (self.view)()
+            .map_or_else(ShardsReport::default, |view| shards_report(&view, self.local.moving()))
+    }
+
+    fn where_is(&self, key: &SessionKey) -> Option<WhereReport> {
+        let view = (self.view)()?;
+        Some(where_report(&view, key))
+    }
+
+    fn drain(&self, node: Option<String>) -> Later<Result<(), DrainError>> {
+        if self.is_me(node.as_ref()) {
+            let started = self.local.drain();
+            let name = self.local.name();
+            return Box::pin(async move {
+                if started { Ok(()) } else { Err(DrainError::NotANode(name)) }
+            });
+        }
+        let asked = self.ask(node.unwrap_or_default(), kind::DRAIN);
+        Box::pin(async move { asked.await.map(|_| ()) })
+    }
+
+    fn drain_progress(&self, node: Option<String>) -> Later<Result<DrainReport, DrainError>> {
+        if self.is_me(node.as_ref()) {
+            let (report, name) = (self.local.drain_report(), self.local.name());
+            return Box::pin(async move { report.ok_or(DrainError::NotANode(name)) });
+        }
+        let name = node.unwrap_or_default();
+        let asked = self.ask(name.clone(), kind::DRAIN_PROGRESS);
+        Box::pin(async move {
+            let answer = asked.await?;
+            serde_json::from_slice(&answer).map_err(|error| DrainError::Unreachable {
+                node: name,
+                reason: format!("its answer cannot be read: {error}"),
+            })
+        })
+    }
+}
