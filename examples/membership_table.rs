@@ -84,7 +84,7 @@ fn quantiles(times: &[Option<Duration>]) -> String {
     let at = |permille: usize| {
         let rank = (times.len() * permille).div_ceil(1_000).max(1);
         match times[rank - 1] {
-            Some(time) => format!("{:.2}", time.as_secs_f64()),
+            Some(time) => format!("{:.3}", time.as_secs_f64()),
             None => "never".to_owned(),
         }
     };
@@ -165,6 +165,21 @@ fn soak(n: u32, seed: u64, rules: SwimRules, loss: f64, length: Duration) -> Soa
     }
 }
 
+/// One member after the other stands still for two seconds, as in a long collection or a busy
+/// machine.
+fn pauses(n: u32, seed: u64, length: Duration) -> usize {
+    let mut cluster = MembershipSim::agreed_cluster(config(n, seed, SwimRules::all(), 0.0));
+    let since = cluster.now();
+    while cluster.now().since(since) < length {
+        let host = Host(cluster.rng().random_range(0..n));
+        cluster.pause(host);
+        cluster.run_for(Duration::from_secs(2));
+        cluster.resume(host);
+        cluster.run_for(Duration::from_secs(3));
+    }
+    cluster.n_false_downs(since)
+}
+
 fn print_speed(options: &Options) {
     let all = SwimRules::all();
     println!("seconds until all know (p50, p90, max of {} seeds)", options.seeds);
@@ -199,8 +214,8 @@ fn print_stability(options: &Options) {
         options.soak.as_secs()
     );
     println!(
-        "{:>5} | {:>9} | {:>9} | {:>9} | {:>9} | per node and second, no loss",
-        "n", "0 %", "1 %", "5 %", "10 % loss"
+        "{:>5} | {:>9} | {:>9} | {:>9} | {:>9} | {:>10} | per node and second, no loss",
+        "n", "0 %", "1 %", "5 %", "10 % loss", "2 s pauses"
     );
     for &n in &options.sizes {
         let runs: Vec<Soak> = [0.0, 0.01, 0.05, 0.10]
@@ -212,8 +227,9 @@ fn print_stability(options: &Options) {
             .map(|run| format!("{:>9}", format!("{} / {}", run.false_downs, run.renewals)))
             .collect();
         println!(
-            "{n:>5} | {} | {:.1} packets, {:.0} bytes + {:.0} bytes of push/pull",
+            "{n:>5} | {} | {:>10} | {:.1} packets, {:.0} bytes + {:.0} bytes of push/pull",
             row.join(" | "),
+            pauses(n, 1, options.soak),
             runs[0].packets,
             runs[0].packet_bytes,
             runs[0].list_bytes

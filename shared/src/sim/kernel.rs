@@ -315,3 +315,88 @@ impl<E> Sim<E> {
         &mut self.hosts[host.0 as usize]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Host = Host(0);
+    const B: Host = Host(1);
+
+    fn pair(seed: u64, net: NetConfig) -> Sim<u32> {
+        let mut sim = Sim::new(seed, 2, net);
+        sim.start(A);
+        sim.start(B);
+        sim
+    }
+
+    fn drain(sim: &mut Sim<u32>) -> Vec<(Host, u32)> {
+        let until = sim.now() + Duration::from_secs(10);
+        std::iter::from_fn(|| sim.next(until)).collect()
+    }
+
+    #[test]
+    fn equal_seeds_give_equal_runs() {
+        let run = |seed| {
+            let net = NetConfig { loss: 0.3, duplicate: 0.3, ..NetConfig::default() };
+            let mut sim = pair(seed, net);
+            (0..100).for_each(|n| sim.datagram(A, B, n));
+            drain(&mut sim)
+        };
+        assert_eq!(run(1), run(1));
+        assert_ne!(run(1), run(2));
+    }
+
+    #[test]
+    fn datagrams_are_lost_doubled_and_overtaken() {
+        let net = NetConfig { loss: 0.3, duplicate: 0.3, ..NetConfig::default() };
+        let mut sim = pair(1, net);
+        (0..1_000).for_each(|n| sim.datagram(A, B, n));
+        let got: Vec<u32> = drain(&mut sim).into_iter().map(|(_, n)| n).collect();
+        let distinct: BTreeSet<u32> = got.iter().copied().collect();
+        assert!((650..750).contains(&distinct.len()), "{}", distinct.len());
+        assert!(distinct.len() + 150 < got.len());
+        assert!(!got.is_sorted());
+    }
+
+    #[test]
+    fn a_cut_has_a_direction() {
+        let mut sim = pair(1, NetConfig::default());
+        sim.cut(A, B);
+        sim.datagram(A, B, 1);
+        sim.datagram(B, A, 2);
+        assert_eq!(drain(&mut sim), [(A, 2)]);
+        assert_eq!(sim.connect(B, A), Connect::Silent, "a connection needs both directions");
+        sim.heal();
+        assert_eq!(sim.connect(B, A), Connect::Open);
+    }
+
+    #[test]
+    fn what_comes_in_a_pause_waits() {
+        let mut sim = pair(1, NetConfig::default());
+        sim.timer(B, Time::from_micros(5), 1);
+        sim.pause(B);
+        sim.datagram(A, B, 2);
+        assert_eq!(drain(&mut sim), []);
+        sim.resume(B);
+        assert_eq!(drain(&mut sim), [(B, 1), (B, 2)]);
+    }
+
+    #[test]
+    fn a_new_process_gets_no_timers_of_the_old_one_but_its_datagrams() {
+        let mut sim = pair(1, NetConfig::default());
+        sim.timer(B, Time::from_micros(5_000), 1);
+        sim.datagram(A, B, 2);
+        sim.crash(B);
+        assert_eq!(sim.connect(A, B), Connect::Refused);
+        sim.start(B);
+        assert_eq!(drain(&mut sim), [(B, 2)]);
+    }
+
+    #[test]
+    fn time_passes_without_events() {
+        let mut sim = pair(1, NetConfig::default());
+        assert_eq!(sim.next(Time::from_micros(7)), None);
+        assert_eq!(sim.now(), Time::from_micros(7));
+    }
+}

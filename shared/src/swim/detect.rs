@@ -320,11 +320,12 @@ impl Swim {
             return;
         }
         let (identity, mine) = (known.identity, self.is_me(by));
-        let wanted = if self.core.n_active() <= 1 { 1 } else { 2 };
+        let wanted = self.witnesses_wanted(now, who.node);
         let always = !self.config.rules.hold(Rule::NoticesOnChange);
         let Some(report) = self.reports.entry(now, who, self.config.refusal_window) else {
             return;
         };
+        let first = report.by.is_empty();
         report.by.insert(by);
         let proved = wanted <= report.by.len();
         let tell = mine && (!report.told || always);
@@ -332,12 +333,33 @@ impl Swim {
         report.told |= tell;
         report.dialled |= look;
         if proved {
-            self.reports.0.remove(&who);
             self.prove(now, identity, out);
         } else if tell {
             self.call_witnesses(who, out);
         } else if look {
             out.push(SwimAction::Dial { who, addr: identity.gossip });
+        }
+        if first && !proved {
+            // By then it shows who else is there to be a witness.
+            self.timers.set(now + self.config.deaf_after, Alarm::Refused(who));
+        }
+    }
+
+    /// Two, or one when nobody else was heard lately who could be the other one.
+    fn witnesses_wanted(&self, now: Time, who: NodeId) -> usize {
+        let mut others = self.roster.live().filter(|known| known.identity.node != who);
+        let company = others.any(|known| now.since(known.heard) < self.config.deaf_after);
+        if company { 2 } else { 1 }
+    }
+
+    /// Counts the witnesses again.
+    pub(super) fn refused_over(&mut self, now: Time, who: NodeBoot, out: &mut Vec<SwimAction>) {
+        let n = self.reports.0.get(&who).map_or(0, |report| report.by.len());
+        let known = self.roster.get(who.node).map(|known| (known.identity, known.life));
+        let Some((identity, life)) = known else { return };
+        let there = identity.boot == who.boot && life.is_live();
+        if there && 0 < n && self.witnesses_wanted(now, who.node) <= n {
+            self.prove(now, identity, out);
         }
     }
 
@@ -351,17 +373,27 @@ impl Swim {
 
     /// Declares a proved death. It travels by gossip; nobody can refute it but by a new bump.
     fn prove(&mut self, now: Time, identity: Identity, out: &mut Vec<SwimAction>) {
+        self.reports.0.remove(&identity.node_boot());
         let down = Member::new(identity, PROVED, State::Down);
         self.core.apply(vec![down.clone()], true);
         self.roster.observe(now, &down, &self.config, out);
     }
 
     /// ## Another boot answered at the address of a member
-    pub(super) fn other_boot(&mut self, node: NodeId, boot: BootId) {
+    ///
+    /// The one before it is dead, and the new one may not know yet that we are here.
+    pub(super) fn other_boot(
+        &mut self,
+        now: Time,
+        node: NodeId,
+        boot: BootId,
+        out: &mut Vec<SwimAction>,
+    ) {
         let Some(known) = self.roster.get(node) else { return };
         if known.identity.boot < boot && self.config.rules.hold(Rule::BootIsDeath) {
-            let down = Member::new(known.identity, PROVED, State::Down);
-            self.core.apply(vec![down], true);
+            let identity = known.identity;
+            self.prove(now, identity, out);
+            self.call(now, identity.gossip, Some(node), out);
         }
     }
 }

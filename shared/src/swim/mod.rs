@@ -180,7 +180,9 @@ impl Swim {
             SwimEvent::SetWeight(weight) => self.describe(Identity { weight, ..self.me }),
             SwimEvent::Accuse(node) => self.accuse(now, node, out),
             SwimEvent::Refused { node, by } => self.refused(now, node, by, out),
-            SwimEvent::OtherBootAnswered { node, boot } => self.other_boot(node, boot),
+            SwimEvent::OtherBootAnswered { node, boot } => {
+                self.other_boot(now, node, boot, out);
+            }
             SwimEvent::NameHeldBy { boot } => self.name_held(now, boot, out),
             SwimEvent::NameFree => self.name_free(now, out),
             SwimEvent::Leave => self.leave(now, out),
@@ -250,6 +252,7 @@ impl Swim {
             Alarm::RenewAgain(identity, n) => self.ask_renewal(now, identity, n, out),
             Alarm::Watch => self.watch(now, out),
             Alarm::Accused(identity, since, n) => self.ask_accused(now, identity, since, n, out),
+            Alarm::Refused(who) => self.refused_over(now, who, out),
             Alarm::Card(identity, n) => self.want_card(now, identity, n, out),
             Alarm::Roster => {
                 self.roster_alarm = None;

@@ -380,3 +380,90 @@ impl Known {
         self.life = life;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::id::BootId;
+    use crate::swim::identity::PROTOCOL;
+
+    fn member(node: u64, boot: u64, state: State) -> foca::Member<Identity> {
+        let identity = Identity {
+            boot: BootId(boot),
+            bump: 0,
+            gossip: "127.0.0.1:7400".parse().unwrap(),
+            node: NodeId(node),
+            role: Role::Node,
+            standing: Standing::Ready,
+            weight: 1,
+            zone: 0,
+            protocol: PROTOCOL,
+        };
+        foca::Member::new(identity, 0, state)
+    }
+
+    fn at(secs: u64) -> Time {
+        Time::ZERO + Duration::from_secs(secs)
+    }
+
+    /// Lets node 1 die at `times`, each time in a new boot.
+    fn deaths(times: impl IntoIterator<Item = u64>) -> Roster {
+        let (mut roster, config) = (Roster::default(), SwimConfig::default());
+        for (boot, secs) in times.into_iter().enumerate() {
+            for state in [State::Alive, State::Down] {
+                let member = member(1, boot as u64, state);
+                roster.observe(at(secs), &member, &config, &mut Vec::new());
+            }
+        }
+        roster
+    }
+
+    fn held_until(roster: &Roster) -> Time {
+        roster.get(NodeId(1)).unwrap().flaps.held_until
+    }
+
+    #[test]
+    fn deaths_far_apart_hold_nobody_down() {
+        assert_eq!(held_until(&deaths([0, 31, 62, 93, 124])), Time::ZERO);
+        assert_eq!(held_until(&deaths([0, 30, 60])), at(90));
+    }
+
+    #[test]
+    fn each_further_hold_is_twice_as_long_up_to_a_limit() {
+        let hold = |n: u64| held_until(&deaths(0..3 * n)).since(at(3 * n - 1));
+        let holds: Vec<u64> = (1..7).map(|n| hold(n).as_secs()).collect();
+        assert_eq!(holds, [30, 60, 120, 240, 300, 300]);
+    }
+
+    #[test]
+    fn the_list_is_bounded_and_the_longest_gone_go_first() {
+        let config = SwimConfig { n_members_max: 3, ..SwimConfig::default() };
+        let mut roster = Roster::default();
+        for node in 1..=5 {
+            let state = if node <= 3 { State::Down } else { State::Alive };
+            roster.observe(at(node), &member(node, 1, state), &config, &mut Vec::new());
+        }
+        let forgotten: Vec<u64> =
+            roster.forget(at(6), &config).iter().map(|identity| identity.node.0).collect();
+        assert_eq!(forgotten, [1, 2]);
+        assert!(roster.admits(NodeId(9), &config), "node 3 can go as well");
+        roster.observe(at(7), &member(9, 1, State::Alive), &config, &mut Vec::new());
+        roster.forget(at(7), &config);
+        assert!(!roster.admits(NodeId(10), &config));
+        assert!(roster.admits(NodeId(9), &config));
+    }
+
+    #[test]
+    fn an_older_boot_is_no_news_and_changes_nothing() {
+        let (mut roster, config) = (Roster::default(), SwimConfig::default());
+        roster.observe(at(1), &member(1, 5, State::Alive), &config, &mut Vec::new());
+        let stale = member(1, 4, State::Down);
+        assert!(!roster.is_news(&stale));
+        let mut out = Vec::new();
+        roster.observe(at(2), &stale, &config, &mut out);
+        assert_eq!(out, []);
+        assert_eq!(roster.get(NodeId(1)).unwrap().life, Life::Alive);
+    }
+}

@@ -148,6 +148,10 @@ impl Swim {
             self.calls.remove(&entry.member.id().gossip);
         }
         if from == self.me.node_boot() {
+            // One of the seeds is this process itself.
+            if self.calls.len() <= 1 {
+                self.name_unasked();
+            }
             return;
         }
         if self.naming.is_settled() {

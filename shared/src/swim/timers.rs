@@ -6,6 +6,7 @@ use std::time::Duration;
 use foca::Timer;
 
 use super::identity::Identity;
+use crate::id::NodeBoot;
 use crate::time::Time;
 
 /// What a timer is for.
@@ -31,6 +32,8 @@ pub(crate) enum Alarm {
     Watch,
     /// Ask an accused member again, or give it up.
     Accused(Identity, Time, u32),
+    /// A refused connect had too few witnesses.
+    Refused(NodeBoot),
     /// Ask for a card again.
     Card(Identity, u32),
     /// The ring, or the list of the gone, changes by the passing of time.
@@ -61,6 +64,7 @@ fn rank(alarm: &Alarm) -> u8 {
         | Alarm::RenewAgain(..)
         | Alarm::Watch
         | Alarm::Accused(..)
+        | Alarm::Refused(_)
         | Alarm::Card(..)
         | Alarm::Roster
         | Alarm::Goodbye(_) => 3,

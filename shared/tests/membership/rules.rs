@@ -157,6 +157,27 @@ fn two_refused_connects_prove_a_death() {
 }
 
 #[test]
+fn the_only_survivor_needs_no_second_witness() {
+    let mut cluster = MembershipSim::agreed_cluster(config(3, 8));
+    for host in [1, 2].map(Host) {
+        cluster.crash(host);
+        cluster.links_break(host, &[Host(0)]);
+    }
+    assert!(cluster.run_until_agreed(secs(3)).is_some());
+}
+
+#[test]
+fn a_founder_that_starts_again_is_found_by_those_whose_links_broke() {
+    let seeds = vec![Host(0)];
+    let mut cluster = MembershipSim::agreed_cluster(MembershipConfig { seeds, ..config(3, 8) });
+    cluster.crash(Host(0));
+    cluster.run_for(millis(100));
+    cluster.start(Host(0));
+    cluster.links_break(Host(0), &[Host(1)]);
+    assert!(cluster.run_until_agreed(secs(1)).is_some());
+}
+
+#[test]
 fn one_refused_connect_proves_nothing() {
     let mut cluster = MembershipSim::agreed_cluster(config(5, 8));
     let who = cluster.swim(Host(4)).me();
