@@ -46,6 +46,7 @@ enum Inner {
         /// Whether the sender finished: a channel that closes without it was cut off.
         finished: bool,
     },
+    Failed(BodyError),
     Boxed(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError> + Send>>),
 }
 
@@ -55,6 +56,7 @@ impl fmt::Debug for Inner {
             Self::Empty => f.write_str("Empty"),
             Self::Full(bytes) => write!(f, "Full({} bytes)", bytes.len()),
             Self::Channel { left, .. } => write!(f, "Channel({left:?} bytes left)"),
+            Self::Failed(error) => write!(f, "Failed({error})"),
             Self::Boxed(_) => f.write_str("Boxed"),
         }
     }
@@ -75,6 +77,11 @@ impl Body {
     {
         let body = body.map_err(|error| BodyError::Failed(error.to_string()));
         Self { inner: Inner::Boxed(Box::pin(body)) }
+    }
+
+    /// A body that ends with an error at once.
+    pub(crate) fn failed(error: BodyError) -> Self {
+        Self { inner: Inner::Failed(error) }
     }
 
     /// A body fed through a channel that holds at most `capacity` pieces.
@@ -102,7 +109,9 @@ impl Body {
         match self.inner {
             Inner::Empty => Ok(Bytes::new()),
             Inner::Full(bytes) => Ok(bytes),
-            inner @ (Inner::Channel { .. } | Inner::Boxed(_)) => Err(Self { inner }),
+            inner @ (Inner::Channel { .. } | Inner::Failed(_) | Inner::Boxed(_)) => {
+                Err(Self { inner })
+            }
         }
     }
 
@@ -156,6 +165,11 @@ impl http_body::Body for Body {
                 let piece = ready!(frames.poll_recv(cx));
                 Poll::Ready(next_piece(piece, left, finished).map(|r| r.map(Frame::data)))
             }
+            Inner::Failed(error) => {
+                let error = error.clone();
+                self.inner = Inner::Empty;
+                Poll::Ready(Some(Err(error)))
+            }
             Inner::Boxed(body) => body.as_mut().poll_frame(cx),
         }
     }
@@ -165,6 +179,7 @@ impl http_body::Body for Body {
             Inner::Empty => true,
             Inner::Full(bytes) => bytes.is_empty(),
             Inner::Channel { finished, left, .. } => *finished || *left == Some(0),
+            Inner::Failed(_) => false,
             Inner::Boxed(body) => body.is_end_stream(),
         }
     }
@@ -176,6 +191,7 @@ impl http_body::Body for Body {
             Inner::Channel { left, .. } => {
                 left.map_or_else(SizeHint::default, SizeHint::with_exact)
             }
+            Inner::Failed(_) => SizeHint::default(),
             Inner::Boxed(body) => body.size_hint(),
         }
     }

@@ -13,7 +13,7 @@ use stead_shared::id::{Epoch, SessionKey, ShardId};
 use stead_shared::refusal::Refusal;
 use stead_shared::wire::http::{RequestMeta, ResponseMeta};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::body::Body;
 use crate::problem::Problem;
@@ -25,12 +25,13 @@ use crate::store::data::Stored;
 use crate::store::draft::Access;
 use crate::store::record::{Record, RecordError, SessionRecord};
 use crate::store::shard::{Gate, Shard, ShardStats};
-use crate::store::turns::{Admission, Begun};
+use crate::store::turns::{Admission, Asker, Begun};
 use crate::turn::{Answer, Job, Outcome, Unstoppable};
 
-/// What a request of unknown length counts with while it waits: what the link lets a client
-/// send before the request is accepted.
-const UNKNOWN_BODY_BYTES: u64 = 64 * 1024;
+/// Bodies up to this length are read before their turn; it is what the link lets a client send
+/// before the request is accepted, and what a request of unknown length counts with while it
+/// waits.
+const BODY_AHEAD_MAX: u64 = 64 * 1024;
 
 /// The sessions of a node by shard, and the service that works on them. Clones are the same.
 ///
@@ -112,9 +113,10 @@ impl Host {
         let shard = self.shard(meta.shard).ok_or(Refusal::NotOwner { claim: None })?;
         shard.check_epoch(meta.epoch)?;
         let (head, body) = request.into_parts();
+        let body = self.read_ahead(body, deadline(&meta)).await?;
         let access = if self.inner.service.is_read(&head) { Access::Read } else { Access::Change };
-        let bytes = body.length().unwrap_or(UNKNOWN_BODY_BYTES).min(UNKNOWN_BODY_BYTES);
-        let turn = match shard.admit(&meta.key, access, bytes as usize)? {
+        let bytes = body.length().unwrap_or(BODY_AHEAD_MAX).min(BODY_AHEAD_MAX) as usize;
+        let turn = match shard.admit(&meta.key, access, Asker::Client { bytes })? {
             Admission::Now(turn) => turn,
             Admission::Queued(place) => place.wait(deadline(&meta)).await?,
         };
@@ -136,6 +138,27 @@ impl Host {
             pressure: shard.pressure(),
         };
         Ok((meta, answer.response))
+    }
+
+    /// Reads a small body before its turn, so that a slow client holds up nobody. What is longer,
+    /// or of unknown length, streams into the turn.
+    async fn read_ahead(&self, body: Body, deadline: Option<Instant>) -> Result<Body, Refusal> {
+        let body = match body.length() {
+            Some(length) if length <= BODY_AHEAD_MAX => body.try_into_bytes(),
+            Some(_) | None => return Ok(body),
+        };
+        let body = match body {
+            Ok(bytes) => return Ok(bytes.into()),
+            Err(body) => body,
+        };
+        let age_max = Instant::now() + self.inner.core.config.mailbox_age_max;
+        let until = deadline.map_or(age_max, |deadline| deadline.min(age_max));
+        match timeout_at(until, body.collect_up_to(BODY_AHEAD_MAX as usize)).await {
+            Ok(Ok(bytes)) => Ok(bytes.into()),
+            // The service learns of it when it reads.
+            Ok(Err(error)) => Ok(Body::failed(error)),
+            Err(_) => Err(Refusal::DeadlinePassed),
+        }
     }
 
     async fn run(&self, begun: Begun, job: Job) -> Option<Answer> {
@@ -295,7 +318,7 @@ impl Host {
         let slot = slots.acquire_owned().await.expect("the semaphore is never closed");
         let (host, shard) = (self.clone(), Arc::clone(shard));
         tokio::spawn(async move {
-            if let Ok(turn) = Shard::wait_turn(&shard, &key).await
+            if let Ok(turn) = Shard::wait_turn(&shard, &key, Asker::Node).await
                 && let Ok(begun) = turn.begin_as(false)
             {
                 host.run(begun, if is_timer { Job::Timers } else { Job::Expire }).await;

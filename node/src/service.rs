@@ -52,7 +52,8 @@ pub trait Service: Send + Sync + 'static {
     }
 
     /// Whether this request only reads, and so need not wait for its turn: it runs beside turns
-    /// and sees the state that was committed when it began. Default: no.
+    /// and sees the state that was committed when it began. It cannot change the session, and
+    /// [`activated`](Self::activated) does not come before it. Default: no.
     fn is_read(&self, head: &request::Parts) -> bool {
         let _ = head;
         false

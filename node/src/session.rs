@@ -13,7 +13,7 @@ use crate::state::State;
 use crate::store::core::{Core, Unreadable, UnreadableReason};
 use crate::store::draft::{Draft, NewValue};
 use crate::store::shard::Shard;
-use crate::store::turns::{Attachment, Waited};
+use crate::store::turns::{Asker, Attachment, Waited};
 
 /// Why a session's state could not be read or changed. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -428,7 +428,8 @@ impl SessionHandle {
         change: impl FnOnce(&Session) -> Result<R, StateError> + Send,
         then: impl FnOnce(&R) + Send,
     ) -> Result<R, TurnError> {
-        let turn = Shard::wait_turn(&self.shard, &self.key).await;
+        let asker = Asker::Client { bytes: 0 };
+        let turn = Shard::wait_turn(&self.shard, &self.key, asker).await;
         let begun = turn.and_then(Waited::begin).map_err(TurnError::Refused)?;
         let result = change(&begun.session)?;
         begun.commit()?;

@@ -1,13 +1,23 @@
 //! `PUT`, `GET` and `DELETE /sessions/{id}`.
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+
+use stead_shared::refusal::Refusal;
+use tokio::time::timeout;
 
 use super::{BuiltInConfig, not_found, path, read_body, wrong_method};
 use crate::body::Body;
 use crate::problem::Problem;
 use crate::session::Session;
 use crate::turn::{StampEtag, etag};
+
+/// How long a move waits for a body on its way: well below the two seconds that a shard may be
+/// sealed.
+const GRACE_OF_MOVES: Duration = Duration::from_secs(1);
 
 pub(super) async fn answer(
     config: &BuiltInConfig,
@@ -31,7 +41,7 @@ async fn put(
     let ttl = path::ttl(request.uri().query())?;
     let current = current_etag(session)?;
     check_preconditions(request.headers(), current.as_deref())?;
-    let bytes = read_body(config, request.into_body(), config.value_bytes_max).await?;
+    let bytes = read_long_body(config, session, request.into_body()).await?;
     session.put_bytes(&bytes)?;
     match ttl {
         Some(ttl) => session.expire_in(ttl)?,
@@ -42,6 +52,28 @@ async fn put(
         if current.is_some() { StatusCode::NO_CONTENT } else { StatusCode::CREATED };
     response.extensions_mut().insert(StampEtag);
     Ok(response)
+}
+
+/// Reads a body whose end may be long in coming. When the session is to move, its client gets a
+/// short while to finish and is sent away then, since the move waits for this turn.
+async fn read_long_body(
+    config: &BuiltInConfig,
+    session: &Session,
+    body: Body,
+) -> Result<Bytes, Problem> {
+    let moving = || Problem::of_refusal(&Refusal::Moving);
+    let read = read_body(config, body, config.value_bytes_max);
+    let Ok(mut attached) = session.handle().attach() else {
+        return timeout(GRACE_OF_MOVES, read).await.map_err(|_| moving())?;
+    };
+    tokio::select! {
+        biased;
+        read = read => read,
+        () = async {
+            attached.gone().await;
+            tokio::time::sleep(GRACE_OF_MOVES).await;
+        } => Err(moving()),
+    }
 }
 
 fn get(session: &Session, headers: &HeaderMap) -> Result<Response<Body>, Problem> {

@@ -16,8 +16,10 @@ const TIMER_OVERHEAD: usize = 64;
 #[derive(Clone, Debug)]
 pub(crate) struct Data {
     pub(crate) value: Option<Arc<[u8]>>,
-    /// Schema version of a typed value; none for raw bytes.
-    pub(crate) schema: Option<u32>,
+    /// Schema version of a typed value, plus 1; 0 for raw bytes.
+    schema_code: u32,
+    /// The highest id that a timer of this session had.
+    pub(crate) timer_last: u32,
     /// When the value last changed. Without a value: the same as `version`.
     pub(crate) value_version: Version,
     /// When anything last changed.
@@ -64,13 +66,24 @@ impl Data {
     pub(crate) fn empty(version: Version) -> Self {
         Self {
             value: None,
-            schema: None,
+            schema_code: 0,
+            timer_last: 0,
             value_version: version,
             version,
             ttl_micros: 0,
             counters: None,
             timers: None,
         }
+    }
+
+    /// Schema version of a typed value; none for raw bytes.
+    pub(crate) fn schema(&self) -> Option<u32> {
+        self.schema_code.checked_sub(1)
+    }
+
+    pub(crate) fn set_schema(&mut self, schema: Option<u32>) {
+        // The highest version of all is taken for the one below it, on both sides.
+        self.schema_code = schema.map_or(0, |version| version.saturating_add(1));
     }
 
     pub(crate) fn counters(&self) -> &[Counter] {

@@ -43,6 +43,7 @@ pub(crate) struct Changes {
     /// New values by name, each name once.
     pub(crate) counters: Vec<Counter>,
     pub(crate) timers: Option<Vec<Timer>>,
+    pub(crate) timer_last: Option<u32>,
     pub(crate) ttl_micros: Option<u64>,
 }
 
@@ -54,7 +55,7 @@ pub(crate) struct NewValue {
 
 impl Changes {
     pub(crate) fn is_empty(&self) -> bool {
-        let Self { delete, value, counters, timers, ttl_micros } = self;
+        let Self { delete, value, counters, timers, timer_last: _, ttl_micros } = self;
         !delete
             && value.is_none()
             && counters.is_empty()
@@ -70,7 +71,7 @@ impl Changes {
         data.version = version;
         if let Some(value) = self.value {
             data.value = Some(value.bytes);
-            data.schema = value.schema;
+            data.set_schema(value.schema);
             data.value_version = version;
         }
         if !self.counters.is_empty() {
@@ -85,6 +86,9 @@ impl Changes {
         }
         if let Some(timers) = self.timers {
             data.timers = (!timers.is_empty()).then(|| Arc::new(timers));
+        }
+        if let Some(id) = self.timer_last {
+            data.timer_last = id;
         }
         if let Some(ttl) = self.ttl_micros {
             data.ttl_micros = ttl;
@@ -125,7 +129,7 @@ impl Draft {
         }
         let base = self.base.as_ref()?;
         let bytes = Arc::clone(base.value.as_ref()?);
-        Some(NewValue { bytes, schema: base.schema })
+        Some(NewValue { bytes, schema: base.schema() })
     }
 
     /// When the committed value last changed; none where there is none.
@@ -212,9 +216,12 @@ impl Draft {
             return Err(StateError::TooManyTimers { limit });
         }
         let mut timers = self.timers().to_vec();
-        let id = timers.last().map_or(0, |timer| timer.id).wrapping_add(1);
+        let committed = self.base.as_ref().map_or(0, |base| base.timer_last);
+        // Never that of an earlier timer, which somebody may yet cancel.
+        let id = self.changes.timer_last.unwrap_or(committed).wrapping_add(1);
         timers.push(Timer { id, due: self.now + after, period_micros, event: event.into() });
         self.put_timers(core, timers)?;
+        self.changes.timer_last = Some(id);
         Ok(id)
     }
 

@@ -6,9 +6,11 @@
 //! queue, those attached to it) lives in a second map that is empty most of the time.
 
 pub(crate) mod alarms;
+pub(crate) mod clock;
 pub(crate) mod core;
 pub(crate) mod data;
 pub(crate) mod draft;
+mod queue;
 pub(crate) mod record;
 pub(crate) mod shard;
 pub(crate) mod turns;

@@ -51,6 +51,7 @@ pub(crate) struct SessionRecord {
     left_micros: u64,
     counters: Vec<(String, i64)>,
     timers: Vec<TimerRecord>,
+    timer_last: u32,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,13 +95,14 @@ impl SessionRecord {
         Self {
             key,
             value: data.value.as_ref().map(|value| Bytes::from_owner(Arc::clone(value))),
-            schema: data.schema,
+            schema: data.schema(),
             value_version: data.value_version,
             version: data.version,
             ttl_micros: data.ttl_micros,
             left_micros: micros_left(expires, now),
             counters: counters.collect(),
             timers: timers.collect(),
+            timer_last: data.timer_last,
         }
     }
 
@@ -115,15 +117,14 @@ impl SessionRecord {
         counters.sort_by(|a, b| a.name.cmp(&b.name));
         counters.dedup_by(|a, b| a.name == b.name);
         let timers: Vec<Timer> = self.timers.into_iter().map(|timer| timer.start(now)).collect();
-        let data = Data {
-            value: self.value.map(|value| Arc::from(&value[..])),
-            schema: self.schema,
-            value_version: self.value_version,
-            version: self.version,
-            ttl_micros: self.ttl_micros,
-            counters: (!counters.is_empty()).then(|| Arc::new(counters)),
-            timers: (!timers.is_empty()).then(|| Arc::new(timers)),
-        };
+        let mut data = Data::empty(self.version);
+        data.value = self.value.map(|value| Arc::from(&value[..]));
+        data.value_version = self.value_version;
+        data.ttl_micros = self.ttl_micros;
+        data.counters = (!counters.is_empty()).then(|| Arc::new(counters));
+        data.timers = (!timers.is_empty()).then(|| Arc::new(timers));
+        data.timer_last = self.timer_last;
+        data.set_schema(self.schema);
         let expires = now + Duration::from_micros(self.left_micros);
         let bytes = u32::try_from(data.size(self.key.as_bytes().len())).unwrap_or(u32::MAX);
         (self.key, Stored { data, expires, bytes, activated: false })
@@ -169,6 +170,7 @@ mod tests {
                 period_micros: 20,
                 event: Bytes::from_static(b"tick"),
             }],
+            timer_last: 3,
         }
     }
 
@@ -197,7 +199,7 @@ mod tests {
         let bytes = Record::Shard { seq: 10 }.encode();
         assert_eq!(hex(&bytes), golden);
         let golden = "010105616c6963650104636172740102030904030911c096b1028092f401\
-                      01067669736974730d01010a14047469636b";
+                      01067669736974730d01010a14047469636b03";
         assert_eq!(hex(&Record::Session(session()).encode()), golden);
     }
 

@@ -17,17 +17,17 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use stead_shared::id::{Epoch, SessionKey, ShardId, Version};
 use stead_shared::refusal::Refusal;
 use stead_shared::time::Time;
 use tokio::sync::{oneshot, watch};
 
+use super::clock::earliest_expiry;
 use super::core::Core;
 use super::data::{Data, Stored};
 use super::draft::{Access, Changes, Draft};
-use super::turns::{Admission, Attachment, Begun, Permit, Place, Waited};
+use super::turns::{Admission, Asker, Attachment, Begun, Permit, Waited};
 use crate::session::{Session, StateError, Why};
 
 /// Whether a shard's requests are served.
@@ -69,51 +69,51 @@ pub(crate) struct Shard {
 pub(super) struct Inner {
     pub(super) gate: Gate,
     /// Number of the last change in this shard.
-    seq: u64,
+    pub(super) seq: u64,
     pub(super) sessions: HashMap<Box<[u8]>, Box<Stored>>,
     /// Sessions in use right now.
     pub(super) active: HashMap<SessionKey, Active>,
     /// Turns and reads that were granted and have not ended.
-    running: u32,
-    waiting: usize,
-    waiting_bytes: usize,
+    pub(super) running: u32,
+    pub(super) waiting: usize,
+    pub(super) waiting_bytes: usize,
     /// Number of the last waiter or crowd.
-    id_last: u64,
-    bytes: u64,
+    pub(super) id_last: u64,
+    pub(super) bytes: u64,
     /// Sessions with timers by their earliest one, but those whose turn for it is on its way.
-    timed: BTreeSet<(Time, SessionKey)>,
+    pub(super) timed: BTreeSet<(Time, SessionKey)>,
     /// No session expires before.
-    sweep_at: Time,
-    swept_at: Time,
-    armed: Option<Time>,
+    pub(super) sweep_at: Time,
+    pub(super) swept_at: Time,
+    pub(super) armed: Option<Time>,
     /// Told when nothing runs any more.
-    idle: Vec<oneshot::Sender<()>>,
+    pub(super) idle: Vec<oneshot::Sender<()>>,
 }
 
 #[derive(Default)]
 pub(super) struct Active {
-    has_turn: bool,
-    waiting: VecDeque<Waiter>,
+    pub(super) has_turn: bool,
+    pub(super) waiting: VecDeque<Waiter>,
     pub(super) crowd: Option<Crowd>,
 }
 
 /// Those attached to a session.
 pub(super) struct Crowd {
-    id: u64,
-    attached: usize,
-    gone: watch::Sender<Option<Why>>,
+    pub(super) id: u64,
+    pub(super) attached: usize,
+    pub(super) gone: watch::Sender<Option<Why>>,
 }
 
 impl Active {
-    fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         !self.has_turn && self.waiting.is_empty() && self.crowd.is_none()
     }
 }
 
-struct Waiter {
-    id: u64,
-    bytes: usize,
-    turn: oneshot::Sender<Result<Waited, Refusal>>,
+pub(super) struct Waiter {
+    pub(super) id: u64,
+    pub(super) bytes: usize,
+    pub(super) turn: oneshot::Sender<Result<Waited, Refusal>>,
 }
 
 /// What a shard holds, for operators.
@@ -137,15 +137,6 @@ impl fmt::Debug for Shard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shard").field("id", &self.id).finish_non_exhaustive()
     }
-}
-
-/// What the keeper of the time does for a shard.
-#[derive(Debug, Default)]
-pub(crate) struct Due {
-    /// Sessions with timers to fire.
-    pub(crate) timers: Vec<SessionKey>,
-    /// Sessions that expired and whose service wants to know.
-    pub(crate) expired: Vec<SessionKey>,
 }
 
 /// A session that left with its shard and whose service wants to know.
@@ -237,26 +228,30 @@ impl Shard {
     // ---- turns ----
 
     /// A turn for somebody inside this process, without a deadline of its own.
-    pub(crate) async fn wait_turn(shard: &Arc<Self>, key: &SessionKey) -> Result<Waited, Refusal> {
-        match shard.admit(key, Access::Change, 0)? {
+    pub(crate) async fn wait_turn(
+        shard: &Arc<Self>,
+        key: &SessionKey,
+        asker: Asker,
+    ) -> Result<Waited, Refusal> {
+        match shard.admit(key, Access::Change, asker)? {
             Admission::Now(turn) => Ok(turn),
             Admission::Queued(place) => place.wait(None).await,
         }
     }
 
-    /// Asks for a turn, or for a read beside turns. `bytes` is what waits with it.
+    /// Asks for a turn, or for a read beside turns.
     pub(crate) fn admit(
         self: &Arc<Self>,
         key: &SessionKey,
         access: Access,
-        bytes: usize,
+        asker: Asker,
     ) -> Result<Admission, Refusal> {
         let mut inner = self.lock();
         inner.gate.open()?;
         if access == Access::Change {
             let active = inner.active.entry(key.clone()).or_default();
             if active.has_turn {
-                return inner.queue(self, key, bytes).map(Admission::Queued);
+                return inner.queue(self, key, asker).map(Admission::Queued);
             }
             active.has_turn = true;
         }
@@ -380,36 +375,6 @@ impl Shard {
         Some(Begun::new(permit, epoch, base, None, false))
     }
 
-    // ---- time ----
-
-    /// Expires what is due and says which timers are.
-    pub(crate) fn fire(&self, now: Time) -> Due {
-        let mut inner = self.lock();
-        inner.armed = None;
-        let mut due = Due::default();
-        if inner.gate.open().is_err() {
-            return due;
-        }
-        while inner.timed.first().is_some_and(|(at, _)| *at <= now) {
-            due.timers.extend(inner.timed.pop_first().map(|(_, key)| key));
-        }
-        if inner.sweep_at <= now {
-            due.expired = inner.sweep(&self.core, now);
-        }
-        inner.arm(self.id, &self.core);
-        due
-    }
-
-    /// Puts the timers of a session back in line, after its turn for one.
-    pub(crate) fn retime(&self, key: &SessionKey) {
-        let mut inner = self.lock();
-        let stored = inner.sessions.get(key.as_bytes());
-        if let Some(at) = stored.and_then(|stored| stored.data.earliest_timer()) {
-            inner.timed.insert((at, key.clone()));
-            inner.arm(self.id, &self.core);
-        }
-    }
-
     // ---- those who stay for longer than a turn ----
 
     pub(crate) fn attach(self: &Arc<Self>, key: &SessionKey) -> Result<Attachment, Refusal> {
@@ -445,84 +410,6 @@ impl Shard {
 }
 
 impl Inner {
-    fn queue(
-        &mut self,
-        shard: &Arc<Shard>,
-        key: &SessionKey,
-        bytes: usize,
-    ) -> Result<Place, Refusal> {
-        let config = &shard.core.config;
-        if config.mailbox_requests_max <= self.waiting
-            || config.mailbox_bytes_max < self.waiting_bytes.saturating_add(bytes)
-        {
-            return Err(overloaded());
-        }
-        let (turn, granted) = oneshot::channel();
-        let id = self.next_id();
-        let active = self.active.entry(key.clone()).or_default();
-        active.waiting.push_back(Waiter { id, bytes, turn });
-        self.waiting += 1;
-        self.waiting_bytes += bytes;
-        shard.core.metrics.turns_waiting.increment(1.0);
-        Ok(Place::new(shard, key, id, granted))
-    }
-
-    fn next_id(&mut self) -> u64 {
-        self.id_last += 1;
-        self.id_last
-    }
-
-    fn waits_less(&mut self, core: &Core, waiter: &Waiter) {
-        self.waiting -= 1;
-        self.waiting_bytes -= waiter.bytes;
-        core.metrics.turns_waiting.decrement(1.0);
-    }
-
-    fn grant_next(&mut self, shard: &Arc<Shard>, key: &SessionKey) {
-        loop {
-            let Some(active) = self.active.get_mut(key) else { return };
-            let Some(waiter) = active.waiting.pop_front() else {
-                active.has_turn = false;
-                break;
-            };
-            self.waits_less(&shard.core, &waiter);
-            let permit = Permit::new(shard, key, Access::Change);
-            match waiter.turn.send(Ok(Waited::new(permit))) {
-                Ok(()) => {
-                    self.running += 1;
-                    return;
-                }
-                // Nobody waits there any more. Its permit must not come back under this lock.
-                Err(Ok(waited)) => waited.forget(),
-                Err(Err(_)) => {}
-            }
-        }
-        self.tidy_active(key);
-    }
-
-    fn tidy_active(&mut self, key: &SessionKey) {
-        if self.active.get(key).is_some_and(Active::is_idle) {
-            self.active.remove(key);
-        }
-    }
-
-    /// Refuses all who wait and tells all who are attached.
-    fn turn_away(&mut self, core: &Core, refusal: &Refusal, why: Why) {
-        for active in self.active.values_mut() {
-            for waiter in active.waiting.drain(..) {
-                core.metrics.turns_waiting.decrement(1.0);
-                // It may have stopped waiting.
-                let _ = waiter.turn.send(Err(refusal.clone()));
-            }
-            if let Some(crowd) = active.crowd.take() {
-                crowd.gone.send_replace(Some(why));
-            }
-        }
-        self.waiting = 0;
-        self.waiting_bytes = 0;
-        self.active.retain(|_, active| !active.is_idle());
-    }
-
     fn when_idle(&mut self) -> Option<oneshot::Receiver<()>> {
         if self.running == 0 {
             return None;
@@ -532,58 +419,7 @@ impl Inner {
         Some(receiver)
     }
 
-    /// Moves the shard's alarm to an earlier time where that is needed; a later one is left to
-    /// ring for nothing.
-    pub(super) fn arm(&mut self, shard: ShardId, core: &Core) {
-        let timer = self.timed.first().map_or(Time::from_micros(u64::MAX), |(at, _)| *at);
-        let wanted = timer.min(self.sweep_at);
-        let is_needed = self.armed.is_none_or(|armed| wanted < armed);
-        if wanted != Time::from_micros(u64::MAX) && is_needed {
-            core.alarms.set(shard, self.armed.replace(wanted), Some(wanted));
-        }
-    }
-
-    fn expires_at(&mut self, at: Time) {
-        // Not sooner after the last look than a hundredth of this shard's cost to look through
-        // (about 100 ns a session).
-        let pause = Duration::from_micros(10 * self.sessions.len() as u64);
-        let soonest = self.swept_at + pause.max(Duration::from_secs(1));
-        let at = if self.swept_at == Time::ZERO { at } else { at.max(soonest) };
-        self.sweep_at = self.sweep_at.min(at);
-    }
-
-    /// Removes what expired and is not in use. What the service was told of is left to it.
-    fn sweep(&mut self, core: &Core, now: Time) -> Vec<SessionKey> {
-        let expired = self.sessions.iter().filter(|(_, stored)| stored.expires <= now);
-        let expired: Vec<_> = expired.map(|(key, _)| session_key(key)).collect();
-        let mut told = Vec::new();
-        for key in expired {
-            if self.active.contains_key(&key) {
-                continue;
-            }
-            if self.sessions.get(key.as_bytes()).is_some_and(|stored| stored.activated) {
-                told.push(key);
-            } else {
-                self.expire(core, &key);
-            }
-        }
-        self.swept_at = now;
-        self.sweep_at = Time::from_micros(u64::MAX);
-        if !self.sessions.is_empty() {
-            self.expires_at(earliest_expiry(&self.sessions));
-        }
-        told
-    }
-
-    pub(super) fn expire(&mut self, core: &Core, key: &SessionKey) -> Option<Box<Stored>> {
-        let stored = self.remove(core, key)?;
-        // A deletion is a change of the shard like any other.
-        self.seq += 1;
-        core.metrics.sessions_expired.increment(1);
-        Some(stored)
-    }
-
-    fn remove(&mut self, core: &Core, key: &SessionKey) -> Option<Box<Stored>> {
+    pub(super) fn remove(&mut self, core: &Core, key: &SessionKey) -> Option<Box<Stored>> {
         let stored = self.sessions.remove(key.as_bytes())?;
         self.bytes -= u64::from(stored.bytes);
         core.free(u64::from(stored.bytes), 1);
@@ -598,13 +434,8 @@ pub(super) fn overloaded() -> Refusal {
     Refusal::Overloaded { retry_after_ms: 1000 }
 }
 
-fn session_key(bytes: &[u8]) -> SessionKey {
+pub(super) fn session_key(bytes: &[u8]) -> SessionKey {
     SessionKey::new(bytes::Bytes::copy_from_slice(bytes)).expect("only keys are put in the map")
-}
-
-fn earliest_expiry(sessions: &HashMap<Box<[u8]>, Box<Stored>>) -> Time {
-    let never = Time::from_micros(u64::MAX);
-    sessions.values().map(|stored| stored.expires).min().unwrap_or(never)
 }
 
 impl Inner {

@@ -14,6 +14,15 @@ use super::draft::{Access, Draft};
 use super::shard::{Shard, overloaded};
 use crate::session::{Session, StateError, TurnError, Why};
 
+/// Who asks for a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asker {
+    /// A client, with so many bytes that wait with it. The mailbox may be full for it.
+    Client { bytes: usize },
+    /// The node itself, which limits its turns in its own way.
+    Node,
+}
+
 /// An answer to [`Shard::admit`].
 pub(crate) enum Admission {
     Now(Waited),

@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use stead_node::builtin::{BuiltIn, BuiltInConfig};
 use stead_node::{Body, Host, HostConfig, REFUSAL};
 use stead_shared::id::{Epoch, NodeId};
+use stead_shared::refusal::Refusal;
 use tokio::time::{advance, sleep};
 
-use crate::common::{SHARD, bytes, hand_over, host, host_with, meta, text};
+use crate::common::{SHARD, bytes, hand_over, host, host_with, meta, settle, text};
 
 fn store() -> Host {
     host(BuiltIn::default())
@@ -381,4 +382,56 @@ async fn answers_have_a_length_where_there_is_content() {
     assert_eq!(length(Method::PUT, "/sessions/a").await, None);
     assert_eq!(length(Method::DELETE, "/sessions/a").await, None);
     assert_eq!(length(Method::PUT, "/sessions/a").await, Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_upload_holds_a_move_up_for_a_second_at_most() {
+    let host = store();
+    let (sender, body) = Body::channel(4, Some(100_000));
+    let put = tokio::spawn({
+        let host = host.clone();
+        async move { send(&host, build(Method::PUT, "/sessions/a", body)).await }
+    });
+    sender.send(vec![0; 70_000].into()).await.unwrap();
+    settle().await;
+    let start = tokio::time::Instant::now();
+    host.seal(SHARD).await;
+    assert_eq!(start.elapsed().as_secs(), 1);
+    let refused = put.await.unwrap();
+    assert_eq!(refused.headers()[REFUSAL], "moving");
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn an_upload_that_ends_soon_after_the_seal_is_kept() {
+    let (from, to) = (store(), store());
+    let (sender, body) = Body::channel(4, Some(100_000));
+    let put = tokio::spawn({
+        let host = from.clone();
+        async move { send(&host, build(Method::PUT, "/sessions/a", body)).await }
+    });
+    sender.send(vec![b'x'; 70_000].into()).await.unwrap();
+    settle().await;
+    let sealed = from.seal(SHARD);
+    sender.send(vec![b'x'; 30_000].into()).await.unwrap();
+    sender.finish().await.unwrap();
+    sealed.await;
+    assert_eq!(put.await.unwrap().status(), StatusCode::CREATED);
+    hand_over(&from, &to, Epoch { counter: 2, node: NodeId(2) }).await;
+    assert_eq!(get(&to, "/sessions/a").await.1.len(), 100_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_body_that_is_slow_to_come_holds_nobody_up() {
+    let host = store();
+    let (sender, body) = Body::channel(4, Some(10));
+    let put_slowly = tokio::spawn({
+        let host = host.clone();
+        async move { host.serve(meta("a"), build(Method::PUT, "/sessions/a", body)).await }
+    });
+    sender.send("12345".into()).await.unwrap();
+    settle().await;
+    assert_eq!(put(&host, "/sessions/a", "quick").await.status(), StatusCode::CREATED);
+    assert_eq!(put_slowly.await.unwrap().unwrap_err(), Refusal::DeadlinePassed);
+    assert_eq!(get(&host, "/sessions/a").await.1, "quick");
 }

@@ -7,5 +7,7 @@ mod common;
 mod moves;
 mod room;
 mod time;
+#[cfg(feature = "axum")]
+mod tower;
 mod turns;
 mod typed;

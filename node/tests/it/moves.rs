@@ -316,3 +316,50 @@ async fn dropping_a_shard_gives_the_number_of_sessions_and_all_memory_back() {
     assert_eq!(host.drop_shard(SHARD), 0);
     assert_eq!(host.stats(), stead_node::HostStats::default());
 }
+
+/// Clients that count on their sessions while the shard goes back and forth between two hosts:
+/// every increment is there once, and each client sees its own numbers in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_counter_loses_or_repeats_a_value_while_its_shard_moves() {
+    let (_, a, b) = two_hosts();
+    let clients: Vec<_> = (0..16)
+        .map(|client| {
+            let hosts = [a.clone(), b.clone()];
+            tokio::spawn(async move {
+                let session = format!("s{}", client % 8);
+                let (mut seen, mut at) = (Vec::new(), 0);
+                while seen.len() < 200 {
+                    match ask(&hosts[at], &session, "").await {
+                        Ok((_, n)) => seen.push(n.parse::<i64>().unwrap()),
+                        Err(Refusal::NotOwner { .. }) => at = 1 - at,
+                        Err(Refusal::Moving) => {}
+                        Err(other) => panic!("{other:?}"),
+                    }
+                    tokio::task::yield_now().await;
+                }
+                (session, seen)
+            })
+        })
+        .collect();
+    let (mut from, mut to, mut epoch) = (a, b, EPOCH);
+    while !clients.iter().all(tokio::task::JoinHandle::is_finished) {
+        epoch = epoch.next(EPOCH.node);
+        hand_over(&from, &to, epoch).await;
+        std::mem::swap(&mut from, &mut to);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert!(5 < epoch.counter, "the shard did not move often enough: {epoch}");
+    let mut by_session = std::collections::BTreeMap::<String, Vec<i64>>::new();
+    for client in clients {
+        let (session, seen) = client.await.unwrap();
+        assert!(seen.is_sorted(), "{session}: {seen:?}");
+        by_session.entry(session).or_default().extend(seen);
+    }
+    for (session, mut seen) in by_session {
+        seen.sort_unstable();
+        assert!(seen.iter().copied().eq(1..=seen.len() as i64), "{session}: {seen:?}");
+    }
+    assert_eq!(from.stats().sessions + to.stats().sessions, 8);
+}
