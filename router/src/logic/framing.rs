@@ -31,10 +31,9 @@ pub enum Violation {
     ContentLength,
     /// Both `Content-Length` and `Transfer-Encoding` (§6.1).
     LengthAndEncoding,
-    /// A `Transfer-Encoding` that is malformed, given twice, or in an HTTP/1.0 request (§6.1).
+    /// A `Transfer-Encoding` other than `chunked`, or given twice, or in an HTTP/1.0 request
+    /// (§6.1).
     TransferEncoding,
-    /// A well-formed `Transfer-Encoding` other than `chunked` (§6.1).
-    UnknownCoding,
     /// A malformed chunk (§7.1).
     Chunk,
     /// More header bytes than [`HEAD_BYTES_MAX`].
@@ -53,7 +52,6 @@ impl Violation {
             Self::ContentLength => "Content-Length must be one plain decimal number",
             Self::LengthAndEncoding => "the request has Content-Length and Transfer-Encoding",
             Self::TransferEncoding => "Transfer-Encoding must be exactly `chunked`, in HTTP/1.1",
-            Self::UnknownCoding => "no transfer coding but `chunked` is supported",
             Self::Chunk => "a chunk of the body is malformed",
             Self::HeadTooLarge => "the request's head is larger than 32 KiB",
         }
@@ -267,13 +265,9 @@ impl Framing {
         if self.head.chunked || self.head.http10 {
             return Err(Violation::TransferEncoding);
         }
-        if value.eq_ignore_ascii_case(b"chunked") {
-            self.head.chunked = true;
-            return Ok(());
-        }
-        let known = [&b"gzip"[..], b"deflate", b"compress", b"x-gzip", b"identity"];
-        let is_known = known.iter().any(|coding| value.eq_ignore_ascii_case(coding));
-        Err(if is_known { Violation::UnknownCoding } else { Violation::TransferEncoding })
+        self.head.chunked = true;
+        let is_chunked = value.eq_ignore_ascii_case(b"chunked");
+        if is_chunked { Ok(()) } else { Err(Violation::TransferEncoding) }
     }
 
     /// `Head => (Head | Body | ChunkSize)`: the head is complete and the library sees it now.
@@ -400,7 +394,7 @@ mod tests {
             ("POST / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n", V::TransferEncoding),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: \x0bchunked\r\n", V::TransferEncoding),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: deflate, chunked\r\n", V::TransferEncoding),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n", V::UnknownCoding),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n", V::TransferEncoding),
             (
                 "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
                 V::TransferEncoding,

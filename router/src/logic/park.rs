@@ -7,7 +7,7 @@
 //!                        └── turn: TooLong ──▶ 503
 //! ```
 //! Each shard has a queue. Its first request is released when there is a place to send it to
-//! that is better than the one that failed ([`Barrier`]); it passes the turn on as soon as it is
+//! that is better than the one that failed, by epoch; it passes the turn on as soon as it is
 //! on its way, so requests reach the new owner in the order in which they came. Since an event
 //! can be missed, the first one also looks again every [`LOOK_AGAIN`]; that one holds the turn
 //! until it knows more, so that not everybody runs into the same wall.
@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use stead_shared::id::{Epoch, NodeBoot, ShardId};
+use stead_shared::id::{Epoch, ShardId};
 use stead_shared::time::Time;
 
 /// How often the first of a queue looks again although nothing seems to have changed.
@@ -73,38 +73,6 @@ pub struct Ticket {
     pub since: Time,
 }
 
-/// What must be better than what failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Barrier {
-    /// The highest epoch tried.
-    pub tried: Option<Epoch>,
-    /// Who was tried without an epoch.
-    pub refused_by: Option<NodeBoot>,
-}
-
-impl Barrier {
-    fn lets_pass(&self, to: Destination) -> bool {
-        match to.epoch {
-            Some(epoch) => self.tried < Some(epoch),
-            None => self.refused_by != Some(to.who),
-        }
-    }
-
-    fn raise(&mut self, other: Self) {
-        self.tried = self.tried.max(other.tried);
-        self.refused_by = other.refused_by.or(self.refused_by);
-    }
-}
-
-/// Where a shard's requests would go now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Destination {
-    /// The epoch, when somebody claims the shard.
-    pub epoch: Option<Epoch>,
-    /// Who would get them.
-    pub who: NodeBoot,
-}
-
 /// A request that has to wait.
 #[derive(Clone, Debug)]
 pub struct Wait {
@@ -114,8 +82,8 @@ pub struct Wait {
     pub again: Option<Ticket>,
     /// What for; `None` when only because others wait before it.
     pub cause: Option<Cause>,
-    /// What failed.
-    pub barrier: Barrier,
+    /// The highest epoch that was tried: only a higher one is better.
+    pub tried: Option<Epoch>,
     /// Bytes of its body that are kept.
     pub bytes: usize,
     /// When the client's patience ends.
@@ -162,7 +130,8 @@ struct Queue {
     /// Whose turn it is.
     turn: Option<u64>,
     cause: Option<Cause>,
-    barrier: Barrier,
+    /// The highest epoch that failed.
+    tried: Option<Epoch>,
     look_at: Time,
 }
 
@@ -225,7 +194,7 @@ impl Lot {
         });
         let queue = self.queues.entry(wait.shard).or_default();
         if wait.cause.is_some() {
-            queue.barrier.raise(wait.barrier);
+            queue.tried = queue.tried.max(wait.tried);
             queue.cause = wait.cause;
             queue.look_at = now + LOOK_AGAIN;
         }
@@ -262,7 +231,7 @@ impl Lot {
             queue.turn = None;
         }
         if welcome {
-            queue.barrier = Barrier::default();
+            queue.tried = None;
         }
         self.forget_if_empty(ticket.shard);
     }
@@ -273,26 +242,27 @@ impl Lot {
         }
     }
 
-    /// Releases whoever can be, in every queue: after a change of the view, and at
+    /// Releases whoever can be, in every queue: `owner_epoch` tells the epoch of a shard's owner,
+    /// if one is in reach. Call it after a change of the view, and at
     /// [`Self::deadline`].
     pub fn turn(
         &mut self,
         now: Time,
-        destination: impl Fn(ShardId) -> Option<Destination>,
+        owner_epoch: impl Fn(ShardId) -> Option<Epoch>,
         out: &mut Vec<Release>,
     ) {
         let shards: Vec<ShardId> = self.queues.keys().copied().collect();
         for shard in shards {
-            self.turn_of(now, shard, destination(shard), out);
+            self.turn_of(now, shard, owner_epoch(shard), out);
         }
     }
 
-    /// Releases whoever can be, of one shard.
+    /// Releases whoever can be, of one shard. `to` is the epoch of the owner in reach, if any.
     pub fn turn_of(
         &mut self,
         now: Time,
         shard: ShardId,
-        to: Option<Destination>,
+        to: Option<Epoch>,
         out: &mut Vec<Release>,
     ) {
         let Some(queue) = self.queues.get_mut(&shard) else { return };
@@ -307,7 +277,7 @@ impl Lot {
         }
         if let (None, Some(to)) = (queue.turn, to) {
             let first = queue.waiting.values().find(|waiter| now < waiter.until);
-            let is_open = queue.barrier.lets_pass(to);
+            let is_open = queue.tried < Some(to);
             if let Some(first) = first.filter(|_| is_open || is_time_to_look) {
                 queue.turn = Some(first.ticket.number);
                 let verdict = if is_open { Verdict::Go } else { Verdict::Look };
@@ -353,7 +323,7 @@ impl Lot {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use stead_shared::id::{BootId, NodeId};
+    use stead_shared::id::NodeId;
 
     use super::*;
 
@@ -364,33 +334,24 @@ mod tests {
         Time::from_micros(ms * 1000)
     }
 
-    fn who(node: u64) -> NodeBoot {
-        NodeBoot { node: NodeId(node), boot: BootId(1) }
-    }
-
-    fn owner(counter: u64) -> Option<Destination> {
-        let node = NodeId(counter);
-        Some(Destination { epoch: Some(Epoch { counter, node }), who: who(counter) })
-    }
-
-    fn target(node: u64) -> Option<Destination> {
-        Some(Destination { epoch: None, who: who(node) })
+    fn owner(counter: u64) -> Option<Epoch> {
+        Some(Epoch { counter, node: NodeId(counter) })
     }
 
     fn wait(cause: Cause) -> Wait {
-        let barrier = Barrier { tried: owner(5).and_then(|to| to.epoch), refused_by: Some(who(5)) };
-        Wait { shard: SHARD, again: None, cause: Some(cause), barrier, bytes: 10, deadline: LATE }
+        let tried = owner(5);
+        Wait { shard: SHARD, again: None, cause: Some(cause), tried, bytes: 10, deadline: LATE }
     }
 
     fn behind() -> Wait {
-        Wait { cause: None, barrier: Barrier::default(), ..wait(Cause::Moving) }
+        Wait { cause: None, tried: None, ..wait(Cause::Moving) }
     }
 
     fn lot() -> Lot {
         Lot::new(Limits::default())
     }
 
-    fn turn(lot: &mut Lot, at: Time, to: Option<Destination>) -> Vec<(u64, Verdict)> {
+    fn turn(lot: &mut Lot, at: Time, to: Option<Epoch>) -> Vec<(u64, Verdict)> {
         let mut out = Vec::new();
         lot.turn_of(at, SHARD, to, &mut out);
         lot.check_invariants();
@@ -401,14 +362,12 @@ mod tests {
     fn only_a_better_place_releases() {
         let mut lot = lot();
         let ticket = lot.enter(ms(0), &wait(Cause::Moving)).unwrap();
-        for not_better in [None, owner(5), owner(4), target(5)] {
+        for not_better in [None, owner(5), owner(4)] {
             assert_eq!(turn(&mut lot, ms(1), not_better), [], "{not_better:?}");
         }
         assert_eq!(turn(&mut lot, ms(1), owner(6)), [(ticket.number, Verdict::Go)]);
         lot.passed(ticket, false);
         assert!(lot.is_idle());
-        lot.enter(ms(0), &wait(Cause::Moving)).unwrap();
-        assert_eq!(turn(&mut lot, ms(1), target(6)), [(2, Verdict::Go)], "the owner died");
     }
 
     #[test]
@@ -443,7 +402,7 @@ mod tests {
         lot.enter(ms(0), &wait(Cause::Moving)).unwrap();
         turn(&mut lot, ms(100), owner(6));
         let mut again = Wait { again: Some(first), ..wait(Cause::Moving) };
-        again.barrier.tried = owner(6).and_then(|to| to.epoch);
+        again.tried = owner(6);
         lot.enter(ms(200), &again).unwrap();
         lot.passed(first, false);
         assert_eq!(turn(&mut lot, ms(201), owner(6)), []);

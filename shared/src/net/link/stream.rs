@@ -164,6 +164,20 @@ impl SendHalf {
         self.place.send_body(data, true).await
     }
 
+    /// Like [`send`](Self::send), or [`send_last`](Self::send_last) with `last`, polled: what went
+    /// is taken out of `data`.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub fn poll_send(
+        &mut self,
+        cx: &Context<'_>,
+        data: &mut Bytes,
+        last: bool,
+    ) -> Poll<Result<(), SendError>> {
+        self.place.poll_body(data, last, cx)
+    }
+
     /// Ends the body, with encoded trailers if any.
     ///
     /// # Errors

@@ -1,0 +1,644 @@
+//! The request path: key → shard → owner → link → answer.
+//!
+//! A request is carried by the task of its client's connection, from the head to the last byte
+//! of the answer: no task per request, nothing collected. What goes wrong on the way leads
+//! through [`crate::logic::retry`] back to another attempt or to [`crate::respond`].
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, EXPECT, SET_COOKIE};
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+use stead_shared::id::{Epoch, NodeId, RequestId, ShardId};
+use stead_shared::net::link::{DialError, Link, Links, OpenError, RecvHalf, StreamEvent};
+use stead_shared::view::View;
+use stead_shared::wire::http::{RequestMeta, encode_request};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::body::OutBody;
+use crate::client::{ClientState, Clients, in_time, serve};
+use crate::config::{ProxyConfig, ProxyConfigError};
+use crate::logic::park::{Cause, Ticket, Wait};
+use crate::logic::retry::{Budget, Event, Failure, Next, Sent, Trail};
+use crate::logic::{hardening, headers};
+use crate::metrics::Metrics;
+use crate::parking::{Parking, Turn};
+use crate::respond::{Problem, Then, respond};
+use crate::routing::{Destination, Routing};
+use crate::sessions::{NotFound, Sessions};
+use crate::tunnel::{Tunnel, is_websocket};
+use crate::upstream::{Answered, Outcome, Upload, exchange};
+
+/// Called with a node that could not be reached, so that the failure detector probes it at once.
+pub type Accuse = Arc<dyn Fn(NodeId) + Send + Sync>;
+
+/// The reverse proxy. Cheap to clone; all clones are one proxy.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: ProxyConfig,
+    sessions: Sessions,
+    routing: Arc<Routing>,
+    parking: Arc<Parking>,
+    links: Links,
+    accuse: Accuse,
+    clients: Arc<Clients>,
+    metrics: Arc<Metrics>,
+    /// Requests so far: the number of the next one.
+    n_requests: AtomicU64,
+    budget: Mutex<Budget>,
+    /// An instant and what the wall clock said then, so that a request reads one clock only.
+    began: (Instant, Duration),
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// A request that is being carried.
+#[derive(Debug)]
+struct Errand {
+    parts: request::Parts,
+    meta: RequestMeta,
+    upload: Option<Box<Upload>>,
+    /// The protocol asked for, and the client's connection once it may be used for it.
+    upgrade: Option<(HeaderValue, OnUpgrade)>,
+    trail: Trail,
+    ticket: Option<Ticket>,
+    turn: Option<Turn>,
+    begun: Instant,
+    is_read: bool,
+    /// The present attempt's stream is open.
+    is_sent: bool,
+    takes_trailers: bool,
+    set_cookie: Option<HeaderValue>,
+}
+
+/// Why an errand ends without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Undelivered {
+    Failed(Failure),
+    BrokenBody,
+    HeadTooLarge,
+}
+
+impl Proxy {
+    /// A proxy that routes by the newest of `views` over `links`.
+    ///
+    /// Metrics go to the recorder that is installed at this moment.
+    ///
+    /// # Errors
+    /// The configuration cannot work.
+    pub fn new(
+        config: ProxyConfig,
+        views: watch::Receiver<Arc<View>>,
+        links: Links,
+        accuse: Accuse,
+    ) -> Result<Self, ProxyConfigError> {
+        let metrics = Arc::new(Metrics::new());
+        let routing = Arc::new(Routing::new(views));
+        let (for_parking, limits) = (Arc::clone(&routing), config.park.clone());
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let inner = Inner {
+            sessions: Sessions::new(&config)?,
+            parking: Arc::new(Parking::new(limits, for_parking, Arc::clone(&metrics))),
+            routing,
+            links,
+            accuse,
+            clients: Arc::new(Clients::new(config.limits.clone())),
+            metrics,
+            n_requests: AtomicU64::new(0),
+            budget: Mutex::new(Budget::default()),
+            began: (Instant::now(), wall),
+            config,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Serves clients of `listener` until `shutdown`; then takes no more, lets requests finish
+    /// within [`Limits::drain_timeout`](crate::Limits::drain_timeout) and closes. Call it once.
+    pub fn serve(
+        &self,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        serve(self.clone(), listener, shutdown)
+    }
+
+    /// Requests that wait for their shard's owner at this moment.
+    #[must_use]
+    pub fn parked(&self) -> usize {
+        self.inner.parking.waiting()
+    }
+
+    pub(crate) fn clients(&self) -> &Arc<Clients> {
+        &self.inner.clients
+    }
+
+    pub(crate) fn parking(&self) -> &Arc<Parking> {
+        &self.inner.parking
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// Answers one request, with the node's answer or with a problem document.
+    pub(crate) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        client: Arc<ClientState>,
+    ) -> Response<OutBody> {
+        let begun = Instant::now();
+        let response = self.inner.carry(request, &client, begun).await;
+        self.inner.metrics.answered(response.status(), begun.elapsed());
+        response.map(|body| body.watched_by(client))
+    }
+}
+
+impl Inner {
+    async fn carry(
+        &self,
+        mut request: Request<Incoming>,
+        client: &Arc<ClientState>,
+        begun: Instant,
+    ) -> Response<OutBody> {
+        if let Some(violation) = client.begin_request() {
+            self.metrics.violated(violation);
+            return respond(Problem::Violation(violation), Then::Close);
+        }
+        let upgrade = headers::upgrade_of(request.method(), request.version(), request.headers())
+            .map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
+        let (parts, body) = request.into_parts();
+        let checked = hardening::check(&parts.method, &parts.uri, parts.version, &parts.headers);
+        if let Err(malformed) = checked {
+            self.metrics.malformed();
+            return respond(Problem::Malformed(malformed), Then::Close);
+        }
+        let then = if body.is_end_stream() { Then::Keep } else { Then::Close };
+        let found = match self.sessions.find(&parts, client.ip, || self.unix_seconds()) {
+            Ok(found) => found,
+            Err(NotFound::None) => return respond(Problem::NoKey(&self.sessions.tried), then),
+            Err(NotFound::Invalid(error)) => return respond(Problem::BadKey(error), then),
+        };
+        let shard = self.routing.with_view(|view| view.params.shard_of(&found.key));
+        let meta = RequestMeta {
+            shard,
+            epoch: None,
+            key: found.key,
+            id: self.next_id(),
+            attempt: 0,
+            first_sent_ms: self.unix_ms(begun),
+            deadline_ms: 0,
+            client: client.ip,
+            upgrade: upgrade.is_some(),
+        };
+        let mut errand = Errand::new(parts, body, upgrade, meta, client, begun);
+        errand.set_cookie = found.set_cookie;
+        let delivered = match in_time(client, self.deliver(&mut errand)).await {
+            Some(delivered) => delivered,
+            None => Err(errand.out_of_time(&self.config)),
+        };
+        match delivered {
+            Ok(answered) => self.pass_on(errand, answered),
+            Err(undelivered) => self.give_up(&errand, undelivered, client),
+        }
+    }
+
+    /// Attempts until there is an answer, or no hope.
+    async fn deliver(&self, errand: &mut Errand) -> Result<Box<Answered>, Undelivered> {
+        let shard = errand.meta.shard;
+        let mut to = self.routing.destination(shard);
+        if self.parking.has_queue(shard) {
+            to = Box::pin(self.park(errand, None)).await?;
+        }
+        loop {
+            let Some(destination) = to else {
+                to = Box::pin(self.park(errand, Some(Cause::NoOwner))).await?;
+                continue;
+            };
+            match self.attempt(errand, destination).await {
+                Outcome::Answer(answered) => match self.checked(errand, destination, answered) {
+                    Ok(answered) => return Ok(answered),
+                    Err(stale) => to = Box::pin(self.recover(errand, &stale)).await?,
+                },
+                Outcome::Event(event) => to = Box::pin(self.recover(errand, &event)).await?,
+                Outcome::BrokenBody => return Err(Undelivered::BrokenBody),
+                Outcome::HeadTooLarge => return Err(Undelivered::HeadTooLarge),
+            }
+        }
+    }
+
+    async fn attempt(&self, errand: &mut Errand, to: Destination) -> Outcome {
+        errand.is_sent = false;
+        let link = match self.links.open_link(to.owner.node) {
+            Some(link) if link.peer().boot == to.owner.boot => link,
+            Some(_) | None => match Box::pin(self.dial(to)).await {
+                Ok(link) => link,
+                Err(outcome) => return outcome,
+            },
+        };
+        errand.meta.attempt = errand.trail.begin(Some(to.epoch));
+        errand.meta.epoch = Some(to.epoch);
+        errand.meta.deadline_ms = self.left_ms(errand);
+        let Ok(head) = encode_request(&errand.meta, &errand.parts) else {
+            return Outcome::HeadTooLarge;
+        };
+        let fin = errand.upload.is_none() && errand.upgrade.is_none();
+        let stream = match link.open(head, fin) {
+            Ok(stream) => stream,
+            Err(OpenError::Closed(_)) => return Outcome::Event(Event::Unreachable),
+            Err(OpenError::Full | OpenError::TooMany) => return Outcome::busy(),
+            Err(OpenError::HeadTooLong) => return Outcome::HeadTooLarge,
+        };
+        errand.is_sent = true;
+        errand.turn = Turn::sent(errand.turn.take());
+        exchange(stream, errand.upload.as_deref_mut(), &mut errand.turn, errand.is_read).await
+    }
+
+    async fn dial(&self, to: Destination) -> Result<Link, Outcome> {
+        let error = match self.links.to(to.owner.node, Some(to.owner.boot), to.addr).await {
+            Ok(link) => return Ok(link),
+            Err(error) => error,
+        };
+        tracing::debug!(node = %to.owner.node, %error, "cannot reach an owner");
+        match error {
+            DialError::Refused
+            | DialError::Timeout
+            | DialError::Rejected(_)
+            | DialError::Io(_)
+            | DialError::WrongPeer { .. } => {
+                self.metrics.accusations.increment(1);
+                (self.accuse)(to.owner.node);
+                Err(Outcome::Event(Event::Unreachable))
+            }
+            DialError::Stopping | DialError::TooMany => Err(Outcome::Event(Event::Unreachable)),
+        }
+    }
+
+    /// An answer, unless whoever gave it had been replaced before it was asked.
+    ///
+    /// Compared is what was known when the request was sent. A claim that came since says
+    /// nothing against the answer: a node finishes its turns before it hands a shard over, and
+    /// the new claim may come by another connection before the last answers do.
+    fn checked(
+        &self,
+        errand: &Errand,
+        to: Destination,
+        answered: Box<Answered>,
+    ) -> Result<Box<Answered>, Event> {
+        let epoch = answered.meta.epoch;
+        if to.epoch < epoch {
+            self.routing.learn(errand.meta.shard, epoch);
+        }
+        if to.epoch <= epoch {
+            return Ok(answered);
+        }
+        self.metrics.stale_answers.increment(1);
+        Err(Event::Stale(errand.sent()))
+    }
+
+    /// Another attempt's destination, once there is one.
+    async fn recover(
+        &self,
+        errand: &mut Errand,
+        event: &Event,
+    ) -> Result<Option<Destination>, Undelivered> {
+        let shard = errand.meta.shard;
+        let next = errand.trail.next(event, self.config.replay);
+        self.metrics.retried(&next);
+        match next {
+            Next::Redirect(epoch) => {
+                if self.routing.learn(shard, epoch) {
+                    return Ok(self.routing.destination(shard));
+                }
+                // The hint names somebody who is not there, or it is older than what is known.
+                match self.routing.destination(shard) {
+                    Some(to) if errand.trail.highest() < Some(to.epoch) => Ok(Some(to)),
+                    Some(_) | None => self.park(errand, Some(Cause::NoOwner)).await,
+                }
+            }
+            Next::Park(cause) => self.park(errand, Some(cause)).await,
+            Next::Again if self.may_retry() => Ok(self.routing.destination(shard)),
+            Next::Again => {
+                self.metrics.retries_denied.increment(1);
+                Err(Undelivered::Failed(Failure::Unknown))
+            }
+            Next::Fail(failure) => Err(Undelivered::Failed(failure)),
+        }
+    }
+
+    fn may_retry(&self) -> bool {
+        let requests = self.n_requests.load(Ordering::Relaxed);
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).withdraw(requests)
+    }
+
+    /// Waits for the turn of this request; `cause` is `None` when it only queues behind others.
+    async fn park(
+        &self,
+        errand: &mut Errand,
+        cause: Option<Cause>,
+    ) -> Result<Option<Destination>, Undelivered> {
+        errand.is_sent = false;
+        let wait = Wait {
+            shard: errand.meta.shard,
+            again: errand.ticket,
+            cause,
+            tried: errand.trail.highest(),
+            bytes: errand.upload.as_ref().map_or(0, |upload| upload.kept_bytes()),
+            deadline: self.parking.time_of(errand.deadline(&self.config)),
+        };
+        match self.parking.wait(wait, errand.turn.take()).await {
+            Ok(turn) => {
+                errand.ticket = Some(turn.ticket);
+                errand.turn = Some(turn);
+                Ok(self.routing.destination(errand.meta.shard))
+            }
+            Err(not_sent) => {
+                let failure = match not_sent.cause() {
+                    Cause::Moving => Failure::Moving,
+                    Cause::NoOwner => Failure::NoOwner,
+                };
+                Err(Undelivered::Failed(errand.trail.truly(failure)))
+            }
+        }
+    }
+
+    /// The node's answer, made fit for the client.
+    fn pass_on(&self, errand: Errand, answered: Box<Answered>) -> Response<OutBody> {
+        let Answered { meta, mut parts, mut recv, send } = *answered;
+        let (shard, method) = (errand.meta.shard, errand.parts.method);
+        let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+        if parts.status.is_informational() && !(switches && errand.upgrade.is_some()) {
+            // Not asked for, and it would take the connection out of step.
+            self.metrics.unknown.increment(1);
+            return respond(Problem::Failed(Failure::Unknown), Then::Close);
+        }
+        let protocol = errand.upgrade.as_ref().filter(|_| switches).map(|(name, _)| name.clone());
+        let length = body_length(&method, &mut parts, meta.length);
+        let has_body = method != Method::HEAD && !switches && may_have_body(parts.status);
+        let body = Beginning::of(&mut recv, has_body, length);
+        if matches!(body, Beginning::Broken) {
+            // The client has seen nothing yet, so it can be told.
+            self.metrics.unknown.increment(1);
+            let unread = errand.upload.is_some_and(|upload| !upload.has_ended());
+            let then = if unread { Then::Close } else { Then::Keep };
+            return respond(Problem::Failed(Failure::Unknown), then);
+        }
+        parts.version = Version::HTTP_11;
+        headers::to_client(&mut parts.headers, protocol);
+        if self.config.expose_headers {
+            self.expose(&mut parts, shard, meta.epoch);
+        }
+        if let Some(cookie) = errand.set_cookie {
+            self.metrics.cookies_issued.increment(1);
+            parts.headers.append(SET_COOKIE, cookie);
+        }
+        if let Some(upload) = errand.upload.filter(|upload| !upload.is_done()) {
+            self.finish_upload(upload);
+        }
+        let body = match (errand.upgrade, send) {
+            (Some((protocol, client)), Some(send)) if switches => {
+                let is_websocket = is_websocket(&protocol);
+                let metrics = Arc::clone(&self.metrics);
+                let tunnel = Tunnel { client, send, recv, is_websocket, metrics };
+                self.clients.tasks.spawn(tunnel.run(self.clients.stopping.clone()));
+                OutBody::empty()
+            }
+            (_, mut send) => {
+                if let Some(send) = &mut send {
+                    let _ended = send.finish(None);
+                }
+                match body {
+                    Beginning::Whole(bytes) => OutBody::full(bytes),
+                    Beginning::Some(ahead) => {
+                        let (trailers, metrics) =
+                            (errand.takes_trailers, Arc::clone(&self.metrics));
+                        OutBody::stream(recv, ahead, length, trailers, metrics)
+                    }
+                    Beginning::None | Beginning::Broken => OutBody::empty(),
+                }
+            }
+        };
+        Response::from_parts(parts, body)
+    }
+
+    fn expose(&self, parts: &mut http::response::Parts, shard: ShardId, epoch: Epoch) {
+        let name = self.routing.with_view(|view| {
+            view.members.find(epoch.node).map_or_else(|| epoch.node.to_string(), |m| m.name())
+        });
+        let values = [
+            (headers::NODE, HeaderValue::try_from(name)),
+            (headers::SHARD, HeaderValue::try_from(shard.to_string())),
+            (headers::EPOCH, HeaderValue::try_from(epoch.to_string())),
+        ];
+        for (name, value) in values {
+            if let Ok(value) = value {
+                parts.headers.insert(name, value);
+            }
+        }
+    }
+
+    /// The node answered before it had the whole body: the rest goes on beside the answer.
+    fn finish_upload(&self, mut upload: Box<Upload>) {
+        self.clients.tasks.spawn(async move {
+            // Either side's end ends it; the answer tells the client what became of it.
+            let _ended = poll_fn(|cx| upload.poll(cx)).await;
+        });
+    }
+
+    fn give_up(
+        &self,
+        errand: &Errand,
+        undelivered: Undelivered,
+        client: &ClientState,
+    ) -> Response<OutBody> {
+        let unread = errand.upload.as_ref().is_some_and(|upload| !upload.has_ended());
+        let then = if unread || client.is_overdue() { Then::Close } else { Then::Keep };
+        let problem = match undelivered {
+            Undelivered::Failed(failure) => {
+                if matches!(failure, Failure::Unknown | Failure::UnknownInTime) {
+                    self.metrics.unknown.increment(1);
+                }
+                Problem::Failed(failure)
+            }
+            Undelivered::HeadTooLarge => Problem::HeadTooLarge,
+            Undelivered::BrokenBody => match client.violation() {
+                Some(violation) => {
+                    self.metrics.violated(violation);
+                    Problem::BrokenBody
+                }
+                None => Problem::BrokenBody,
+            },
+        };
+        respond(problem, then)
+    }
+
+    fn next_id(&self) -> RequestId {
+        let counter = self.n_requests.fetch_add(1, Ordering::Relaxed);
+        RequestId { boot: self.config.boot, counter }
+    }
+
+    fn unix_ms(&self, at: Instant) -> u64 {
+        let wall = self.began.1 + at.saturating_duration_since(self.began.0);
+        u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn unix_seconds(&self) -> u64 {
+        self.unix_ms(Instant::now()) / 1000
+    }
+
+    fn left_ms(&self, errand: &Errand) -> u32 {
+        let whole = self.config.limits.request_timeout;
+        // The first attempt follows at once, and needs no second look at the clock.
+        let left = if errand.meta.attempt == 1 && errand.ticket.is_none() {
+            whole
+        } else {
+            errand.deadline(&self.config).saturating_duration_since(Instant::now())
+        };
+        u32::try_from(left.as_millis()).unwrap_or(u32::MAX)
+    }
+}
+
+impl Errand {
+    fn new(
+        mut parts: request::Parts,
+        body: Incoming,
+        upgrade: Option<(HeaderValue, OnUpgrade)>,
+        meta: RequestMeta,
+        client: &Arc<ClientState>,
+        begun: Instant,
+    ) -> Self {
+        let waits = parts.headers.contains_key(EXPECT);
+        let upload = if body.is_end_stream() {
+            None
+        } else {
+            Some(Box::new(Upload::new(body, Arc::clone(client), waits)))
+        };
+        let takes_trailers = headers::takes_trailers(&parts.headers);
+        let protocol = upgrade.as_ref().map(|(protocol, _)| protocol.clone());
+        headers::to_node(&mut parts.headers, parts.version, &client.ip_text, protocol);
+        if parts.uri.authority().is_some() {
+            parts.uri = origin_form(&parts.uri);
+        }
+        Self {
+            is_read: parts.method.is_safe(),
+            parts,
+            meta,
+            upload,
+            upgrade,
+            trail: Trail::new(),
+            ticket: None,
+            turn: None,
+            begun,
+            is_sent: false,
+            takes_trailers,
+            set_cookie: None,
+        }
+    }
+
+    fn deadline(&self, config: &ProxyConfig) -> Instant {
+        self.begun + config.limits.request_timeout
+    }
+
+    fn sent(&self) -> Sent {
+        let is_kept = self.upload.as_ref().is_none_or(|upload| upload.is_kept());
+        Sent { is_read: self.is_read, is_kept }
+    }
+
+    fn out_of_time(&mut self, config: &ProxyConfig) -> Undelivered {
+        match self.trail.next(&Event::OutOfTime { sent: self.is_sent }, config.replay) {
+            Next::Fail(failure) => Undelivered::Failed(failure),
+            Next::Redirect(_) | Next::Park(_) | Next::Again => {
+                Undelivered::Failed(Failure::UnknownInTime)
+            }
+        }
+    }
+}
+
+/// What is here of an answer's body when its head is.
+#[derive(Debug)]
+enum Beginning {
+    /// There is no body.
+    None,
+    /// All of it, which is most often so.
+    Whole(Bytes),
+    /// Some of it, or nothing yet.
+    Some([Option<StreamEvent>; 2]),
+    /// It broke off, or it is not what was promised.
+    Broken,
+}
+
+impl Beginning {
+    fn of(recv: &mut RecvHalf, has_body: bool, length: Option<u64>) -> Self {
+        if !has_body {
+            return Self::None;
+        }
+        let fits = |bytes: usize| length.is_none_or(|length| bytes as u64 == length);
+        let first = match recv.try_next() {
+            Poll::Ready(Some(StreamEvent::Data(first))) => first,
+            Poll::Ready(Some(StreamEvent::End(None))) if fits(0) => return Self::None,
+            Poll::Ready(_) => return Self::Broken,
+            Poll::Pending => return Self::Some([None, None]),
+        };
+        if length.is_some_and(|length| length < first.len() as u64) {
+            return Self::Broken;
+        }
+        match recv.try_next() {
+            Poll::Ready(Some(StreamEvent::End(_))) if !fits(first.len()) => Self::Broken,
+            Poll::Ready(Some(StreamEvent::End(None))) => Self::Whole(first),
+            Poll::Ready(Some(second @ (StreamEvent::Data(_) | StreamEvent::End(Some(_))))) => {
+                Self::Some([Some(StreamEvent::Data(first)), Some(second)])
+            }
+            Poll::Ready(_) => Self::Broken,
+            Poll::Pending => Self::Some([Some(StreamEvent::Data(first)), None]),
+        }
+    }
+}
+
+/// `http://host/path?query` as `/path?query`.
+fn origin_form(uri: &Uri) -> Uri {
+    let slash = || PathAndQuery::from_static("/");
+    Uri::from(uri.path_and_query().cloned().unwrap_or_else(slash))
+}
+
+fn may_have_body(status: StatusCode) -> bool {
+    status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
+}
+
+/// Takes the length out of the head: the HTTP library writes it from the body's own. Only an
+/// answer without a body says in its head how long it would be.
+fn body_length(
+    method: &Method,
+    parts: &mut http::response::Parts,
+    known: Option<u64>,
+) -> Option<u64> {
+    let says_only = *method == Method::HEAD || parts.status == StatusCode::NOT_MODIFIED;
+    if says_only {
+        if let Some(length) = known.filter(|_| *method == Method::HEAD)
+            && !parts.headers.contains_key(CONTENT_LENGTH)
+        {
+            parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        return None;
+    }
+    let said = parts.headers.remove(CONTENT_LENGTH);
+    known.or_else(|| said?.to_str().ok()?.parse().ok())
+}
