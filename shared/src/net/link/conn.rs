@@ -85,9 +85,20 @@ pub(super) struct State {
     /// Streams that wait for the connection's credit or for room in the queue.
     blocked: Vec<(u32, StreamId)>,
     heard: Instant,
+    reads: u64,
     closed: Option<CloseReason>,
     frames: u64,
     writes: u64,
+}
+
+/// How quiet a peer is.
+pub(super) struct Quiet {
+    /// When something was last read.
+    pub(super) heard: Instant,
+    /// How often something was read.
+    pub(super) reads: u64,
+    /// Whether anybody waits for the peer.
+    pub(super) awaited: bool,
 }
 
 /// What the writer takes in one go.
@@ -132,6 +143,7 @@ impl Conn {
                 recv: windows.1,
                 blocked: Vec::new(),
                 heard: Instant::now(),
+                reads: 0,
                 closed: None,
                 frames: 0,
                 writes: 0,
@@ -282,7 +294,8 @@ impl Conn {
         let room = self.room(&state);
         let done = state.push_body(key, id, data, fin, room, self.body_flags);
         if done == Ok(false) {
-            state.wait_to_send(key, id, waker, room);
+            let full = self.room(&state) == 0;
+            state.wait_to_send(key, id, waker, full);
         }
         let writer = state.writer_if_output();
         drop(state);
@@ -322,6 +335,7 @@ impl Conn {
     ) -> Result<(), CloseReason> {
         let mut state = self.lock();
         state.heard = Instant::now();
+        state.reads += 1;
         let mut at = 0;
         let result = loop {
             match parse(buffer.get(at..).unwrap_or_default()) {
@@ -470,11 +484,12 @@ impl Conn {
 
     // ---- life and death ---------------------------------------------------------------------
 
-    /// When something was last heard, and whether anybody waits for the peer.
-    pub(super) fn quiet(&self) -> (Instant, bool) {
+    /// How quiet the peer is.
+    pub(super) fn quiet(&self) -> Quiet {
         let state = self.lock();
         let (local, remote) = state.slots.counts();
-        (state.heard, local > 0 || remote > 0 || !state.calls.is_empty())
+        let awaited = local > 0 || remote > 0 || !state.calls.is_empty();
+        Quiet { heard: state.heard, reads: state.reads, awaited }
     }
 
     pub(super) fn ping(&self) {
@@ -724,8 +739,8 @@ impl State {
     }
 
     /// Remembers who waits, and for what.
-    fn wait_to_send(&mut self, key: u32, id: StreamId, waker: &Waker, room: usize) {
-        let shared = self.send.credit() == 0 || room == 0;
+    fn wait_to_send(&mut self, key: u32, id: StreamId, waker: &Waker, full: bool) {
+        let shared = full || self.send.credit() == 0;
         if let Some(slot) = self.slots.get_mut(key, id) {
             let known = slot.writer.as_ref().is_some_and(|known| known.will_wake(waker));
             if !known {

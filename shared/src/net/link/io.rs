@@ -53,7 +53,7 @@ async fn read_frame<R: AsyncRead + Unpin>(
                     return Err(HelloFailure::Theirs(CloseReason::from_byte(reason)));
                 }
                 Some(kind) => return Ok((kind, payload)),
-                None => continue,
+                None => return Err(HelloFailure::Ours(CloseReason::Garbage)),
             }
         }
         if looks_like_garbage(buffer) {
@@ -255,24 +255,27 @@ async fn stalled(conn: &Conn, after: Duration) {
 /// Ends when the peer has not been heard for too long. Silence makes a ping; no answer to it,
 /// nor anything else, means that the peer is gone.
 pub(super) async fn watch_silence(conn: &Conn, limits: &LinkLimits) {
+    // When a ping was sent, and how often something had been read by then.
+    let mut pinged: Option<(Instant, u64)> = None;
     loop {
-        let (heard, busy) = conn.quiet();
-        let patience = if busy { limits.ping_after } else { limits.ping_idle };
-        let due = heard + patience;
+        let quiet = conn.quiet();
         let now = Instant::now();
+        pinged = pinged.filter(|(_, reads)| *reads == quiet.reads);
+        let patience = if quiet.awaited { limits.ping_after } else { limits.ping_idle };
+        let due = match pinged {
+            None => quiet.heard + patience,
+            Some((at, _)) => at + limits.dead_after,
+        };
         if now < due {
-            // An idle connection looks again soon: a stream may have been opened.
+            // Looks again soon: a stream may have been opened, or an answer come.
             sleep_until(due.min(now + limits.ping_after)).await;
-            continue;
-        }
-        conn.ping();
-        let deadline = now + limits.dead_after;
-        sleep_until(deadline).await;
-        // What arrived while this process stood still is read before anybody is called dead.
-        let late = Instant::now() > deadline + PAUSE;
-        yield_now().await;
-        yield_now().await;
-        if conn.quiet().0 <= now && !late {
+        } else if pinged.is_none() {
+            conn.ping();
+            pinged = Some((now, quiet.reads));
+        } else if now > due + PAUSE {
+            // It was this process that stood still: what came meanwhile is read first.
+            pinged = Some((now, quiet.reads));
+        } else {
             return;
         }
     }
