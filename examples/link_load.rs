@@ -19,14 +19,17 @@ use stead_shared::id::{
 };
 use stead_shared::member::Role;
 use stead_shared::net::link::{
-    CloseReason, Link, LinkConfig, LinkHandler, LinkLimits, LinkStats, Links, PeerInfo, Reply,
-    ServerStream, StreamEvent,
+    ClientStream, CloseReason, Link, LinkConfig, LinkHandler, LinkLimits, LinkStats, Links,
+    PeerInfo, Reply, ServerStream, StreamEvent,
 };
 use stead_shared::net::sock;
 use stead_shared::wire::http::{
     RequestMeta, ResponseMeta, decode_request, decode_response, encode_request, encode_response,
 };
 use tokio::sync::oneshot;
+
+/// The number of a request whose answer has no end.
+const STUCK: u64 = u64::MAX;
 
 /// Answers every stream with a body of this size.
 struct Answer {
@@ -67,6 +70,7 @@ impl LinkHandler for Answer {
 
 async fn answer(mut stream: ServerStream, body: Bytes) {
     let (meta, _request) = decode_request(stream.head).expect("our own head");
+    let endless = meta.id.counter == STUCK;
     let response = http::Response::builder()
         .header("content-type", "application/json")
         .header("stead-node", "n1")
@@ -77,7 +81,8 @@ async fn answer(mut stream: ServerStream, body: Bytes) {
     let meta = ResponseMeta { shard: meta.shard, epoch, length, pressure: 0 };
     let head = encode_response(&meta, &response.into_parts().0).expect("a small head");
     // The client may have gone.
-    let _ = stream.send.head_and_first(head, Some(body), true).await;
+    let _ = stream.send.head_and_first(head, Some(body), !endless).await;
+    while endless && stream.send.send(Bytes::from_static(&[b'x'; 16_000])).await.is_ok() {}
 }
 
 fn request_head(counter: u64) -> Bytes {
@@ -101,6 +106,11 @@ fn request_head(counter: u64) -> Bytes {
         upgrade: false,
     };
     encode_request(&meta, &request.into_parts().0).expect("a small head")
+}
+
+/// Opens a stream whose answer never ends and is never read.
+fn stuck_request(link: &Link) -> ClientStream {
+    link.open(request_head(STUCK), true).expect("the link is open")
 }
 
 async fn one_request(link: &Link, counter: u64) -> usize {
@@ -149,12 +159,16 @@ fn report(side: &str, requests: u64, cpu: Duration, stats: LinkStats) {
     );
 }
 
-fn main() {
-    let mut args = std::env::args().skip(1).map(|arg| arg.parse::<u64>().expect("a number"));
-    let concurrency = args.next().unwrap_or(64);
-    let seconds = args.next().unwrap_or(3);
-    let body = args.next().unwrap_or(100) as usize;
+/// What a run measured, at both ends.
+struct Outcome {
+    requests: u64,
+    held_bytes: u64,
+    client: (Duration, LinkStats),
+    server: (Duration, LinkStats),
+}
 
+/// Requests by so many tasks at a time, for so long; with one more whose answer nobody reads.
+fn run(concurrency: u64, time: Duration, body: usize, with_stuck: bool) -> Outcome {
     let (tell_addr, addr) = oneshot::channel();
     let (stop, stopped) = oneshot::channel::<()>();
     let server = std::thread::spawn(move || {
@@ -168,42 +182,61 @@ fn main() {
             (cpu_time() - before, handler.stats())
         })
     });
-
     let requests = Arc::new(AtomicU64::new(0));
-    let (cpu, stats) = runtime().block_on(async {
+    let (held_bytes, client) = runtime().block_on(async {
         let addr = addr.await.expect("the server runs");
         let links = Links::new(config("client"), Answer::new(0));
         let link = links.dial(addr).await.expect("the server listens");
+        let stuck = with_stuck.then(|| stuck_request(&link));
         let done = Arc::new(AtomicBool::new(false));
         let before = cpu_time();
         let clients: Vec<_> = (0..concurrency)
             .map(|_| {
-                let (link, requests, done) =
-                    (link.clone(), Arc::clone(&requests), Arc::clone(&done));
-                tokio::spawn(async move {
-                    while !done.load(Ordering::Relaxed) {
-                        let counter = requests.fetch_add(1, Ordering::Relaxed);
-                        assert_eq!(one_request(&link, counter).await, body, "a whole answer");
-                    }
-                })
+                tokio::spawn(client(link.clone(), Arc::clone(&requests), Arc::clone(&done), body))
             })
             .collect();
-        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        tokio::time::sleep(time).await;
+        let held_bytes = link.stats().held_bytes;
         done.store(true, Ordering::Relaxed);
         for client in clients {
             client.await.expect("no client fails");
         }
-        (cpu_time() - before, link.stats())
+        drop(stuck);
+        assert!(link.stats().streams == 0, "every stream is gone");
+        (held_bytes, (cpu_time() - before, link.stats()))
     });
     let _ = stop.send(());
-    let (server_cpu, server_stats) = server.join().expect("the server ends well");
+    let server = server.join().expect("the server ends well");
+    Outcome { requests: requests.load(Ordering::Relaxed), held_bytes, client, server }
+}
 
-    let requests = requests.load(Ordering::Relaxed);
-    println!(
-        "{requests} requests in {seconds} s, {concurrency} at a time, answers of {body} bytes: {:.0}/s",
-        requests as f64 / seconds as f64
-    );
-    report("client", requests, cpu, stats);
-    report("server", requests, server_cpu, server_stats);
-    assert!(stats.streams == 0, "every stream is gone");
+/// One request after the other.
+async fn client(link: Link, requests: Arc<AtomicU64>, done: Arc<AtomicBool>, body: usize) {
+    while !done.load(Ordering::Relaxed) {
+        let counter = requests.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(one_request(&link, counter).await, body, "a whole answer");
+    }
+}
+
+fn main() {
+    let mut args = std::env::args().skip(1).map(|arg| arg.parse::<u64>().expect("a number"));
+    let concurrency = args.next().unwrap_or(100);
+    let time = Duration::from_secs(args.next().unwrap_or(2));
+    let body = args.next().unwrap_or(100) as usize;
+
+    let mut rates = Vec::new();
+    for with_stuck in [false, true] {
+        let outcome = run(concurrency, time, body, with_stuck);
+        let rate = outcome.requests as f64 / time.as_secs_f64();
+        println!(
+            "{concurrency} requests at a time{}, answers of {body} bytes: {rate:.0}/s, \
+             {} bytes held unread at the end",
+            if with_stuck { " beside one answer that nobody reads" } else { "" },
+            outcome.held_bytes,
+        );
+        report("client", outcome.requests, outcome.client.0, outcome.client.1);
+        report("server", outcome.requests, outcome.server.0, outcome.server.1);
+        rates.push(rate);
+    }
+    println!("with / without the one that nobody reads: {:.3}", rates[1] / rates[0]);
 }

@@ -20,8 +20,11 @@
 
 mod conn;
 mod io;
+mod peer;
 mod pool;
 mod slots;
+mod socket;
+mod state;
 mod stats;
 mod stream;
 
@@ -39,8 +42,9 @@ pub use crate::wire::link::{CloseReason, ConnectionKind, ResetCode};
 use crate::wire::link::{KEYS_MAX, LocalHello, MESSAGE_MAX, REPLAY_BYTES};
 
 use conn::Conn;
-pub use pool::{LinkSocket, Links};
+pub use pool::Links;
 pub use slots::StreamEvent;
+pub use socket::LinkSocket;
 pub use stats::LinkStats;
 pub use stream::{ClientStream, RecvHalf, SendHalf, ServerSend, ServerStream};
 

@@ -3,8 +3,8 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
@@ -20,6 +20,8 @@ use super::io::{
     HelloFailure, hello_as_acceptor, hello_as_dialer, read_loop, say_close, watch_silence,
     write_loop,
 };
+use super::peer::Peer;
+use super::socket::LinkSocket;
 use super::stats::Meters;
 use super::{
     CloseReason, ConnectionKind, DialError, Link, LinkConfig, LinkHandler, LinkStats, PeerInfo,
@@ -54,53 +56,6 @@ struct Shared {
     stopping: AtomicBool,
     tasks: TaskTracker,
     meters: Arc<Meters>,
-}
-
-/// Everything about one peer.
-#[derive(Default)]
-struct Peer {
-    /// Open connections, the one to use first.
-    main: Mutex<Vec<Link>>,
-    bulk: Mutex<Vec<Link>>,
-    dialling_main: Dialling,
-    dialling_bulk: Dialling,
-}
-
-/// One dial at a time; those who waited for it share its failure.
-#[derive(Default)]
-struct Dialling {
-    turn: tokio::sync::Mutex<()>,
-    last: Mutex<(u64, Option<DialError>)>,
-}
-
-impl Peer {
-    fn links(&self, kind: ConnectionKind) -> MutexGuard<'_, Vec<Link>> {
-        let links = match kind {
-            ConnectionKind::Main => &self.main,
-            ConnectionKind::Bulk => &self.bulk,
-        };
-        links.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn dialling(&self, kind: ConnectionKind) -> &Dialling {
-        match kind {
-            ConnectionKind::Main => &self.dialling_main,
-            ConnectionKind::Bulk => &self.dialling_bulk,
-        }
-    }
-
-    /// The first open connection to that boot, or to any.
-    fn open(&self, kind: ConnectionKind, boot: Option<BootId>) -> Option<Link> {
-        let links = self.links(kind);
-        let mut open = links.iter().filter(|link| !link.is_closed());
-        open.find(|link| boot.is_none_or(|boot| link.peer().boot == boot)).cloned()
-    }
-}
-
-impl Dialling {
-    fn last(&self) -> MutexGuard<'_, (u64, Option<DialError>)> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Links {
@@ -551,32 +506,4 @@ fn nonce() -> [u8; 32] {
     let mut nonce = [0; 32];
     getrandom::fill(&mut nonce).expect("the system has randomness");
     nonce
-}
-
-/// What a link can run over: TCP, or a pipe in tests.
-pub trait LinkSocket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// The reading half.
-    type Reader: AsyncRead + Unpin + Send + 'static;
-    /// The writing half.
-    type Writer: AsyncWrite + Unpin + Send + 'static;
-    /// Both halves.
-    fn halves(self) -> (Self::Reader, Self::Writer);
-}
-
-impl LinkSocket for TcpStream {
-    type Reader = tokio::net::tcp::OwnedReadHalf;
-    type Writer = tokio::net::tcp::OwnedWriteHalf;
-
-    fn halves(self) -> (Self::Reader, Self::Writer) {
-        self.into_split()
-    }
-}
-
-impl LinkSocket for tokio::io::DuplexStream {
-    type Reader = tokio::io::ReadHalf<Self>;
-    type Writer = tokio::io::WriteHalf<Self>;
-
-    fn halves(self) -> (Self::Reader, Self::Writer) {
-        tokio::io::split(self)
-    }
 }

@@ -7,8 +7,9 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use super::conn::{Conn, State};
+use super::conn::Conn;
 use super::slots::StreamEvent;
+use super::state::State;
 use super::{PeerInfo, SendError};
 use crate::wire::link::{ConnectionKind, FrameType, ResetCode, Side, StreamId, flag};
 
