@@ -6,6 +6,8 @@ use stead_shared::config::OnNoKey;
 use stead_shared::id::BootId;
 use stead_shared::session_key::KeySource;
 
+use crate::sessions::Sessions;
+
 use crate::logic::park;
 use crate::logic::retry::Replay;
 
@@ -44,6 +46,14 @@ impl ProxyConfig {
             park: park::Limits::default(),
             limits: Limits::default(),
         }
+    }
+
+    /// Whether a proxy can run with it.
+    ///
+    /// # Errors
+    /// What [`Proxy::new`](crate::Proxy::new) would say.
+    pub fn check(&self) -> Result<(), ProxyConfigError> {
+        Sessions::new(self).map(drop)
     }
 }
 
