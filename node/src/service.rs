@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, request};
+use http::{Request, Response, request};
 use tower::ServiceExt;
 
 use crate::body::Body;
@@ -152,7 +152,7 @@ impl<S: Sync> axum::extract::FromRequestParts<S> for Session {
 #[cfg(feature = "axum")]
 impl axum::response::IntoResponse for NoSession {
     fn into_response(self) -> axum::response::Response {
-        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+        (http::StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
     }
 }
 
