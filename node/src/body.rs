@@ -115,6 +115,14 @@ impl Body {
         }
     }
 
+    /// Itself when nothing of it has to be waited for; as an error otherwise.
+    pub(crate) fn ready(self) -> Result<Self, Self> {
+        match self.inner {
+            Inner::Empty | Inner::Full(_) | Inner::Failed(_) => Ok(self),
+            Inner::Channel { .. } | Inner::Boxed(_) => Err(self),
+        }
+    }
+
     /// Reads all of it, at most `limit` bytes.
     ///
     /// # Errors

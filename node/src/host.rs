@@ -111,12 +111,18 @@ impl Host {
         accepted: impl FnOnce() + Send,
     ) -> Result<(ResponseMeta, Response<Body>), Refusal> {
         let shard = self.shard(meta.shard).ok_or(Refusal::NotOwner { claim: None })?;
-        shard.check_epoch(meta.epoch)?;
         let (head, body) = request.into_parts();
-        let body = self.read_ahead(body, deadline(&meta)).await?;
+        let body = match body.ready() {
+            Ok(body) => body,
+            Err(body) => {
+                shard.check_epoch(meta.epoch)?;
+                self.read_ahead(body, deadline(&meta)).await?
+            }
+        };
         let access = if self.inner.service.is_read(&head) { Access::Read } else { Access::Change };
         let bytes = body.length().unwrap_or(BODY_AHEAD_MAX).min(BODY_AHEAD_MAX) as usize;
-        let turn = match shard.admit(&meta.key, access, Asker::Client { bytes })? {
+        let asker = Asker::Client { bytes, epoch: meta.epoch };
+        let turn = match shard.admit(&meta.key, access, asker)? {
             Admission::Now(turn) => turn,
             Admission::Queued(place) => place.wait(deadline(&meta)).await?,
         };
@@ -143,14 +149,9 @@ impl Host {
     /// Reads a small body before its turn, so that a slow client holds up nobody. What is longer,
     /// or of unknown length, streams into the turn.
     async fn read_ahead(&self, body: Body, deadline: Option<Instant>) -> Result<Body, Refusal> {
-        let body = match body.length() {
-            Some(length) if length <= BODY_AHEAD_MAX => body.try_into_bytes(),
-            Some(_) | None => return Ok(body),
-        };
-        let body = match body {
-            Ok(bytes) => return Ok(bytes.into()),
-            Err(body) => body,
-        };
+        if body.length().is_none_or(|length| BODY_AHEAD_MAX < length) {
+            return Ok(body);
+        }
         let age_max = Instant::now() + self.inner.core.config.mailbox_age_max;
         let until = deadline.map_or(age_max, |deadline| deadline.min(age_max));
         match timeout_at(until, body.collect_up_to(BODY_AHEAD_MAX as usize)).await {

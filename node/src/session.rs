@@ -428,7 +428,7 @@ impl SessionHandle {
         change: impl FnOnce(&Session) -> Result<R, StateError> + Send,
         then: impl FnOnce(&R) + Send,
     ) -> Result<R, TurnError> {
-        let asker = Asker::Client { bytes: 0 };
+        let asker = Asker::Client { bytes: 0, epoch: None };
         let turn = Shard::wait_turn(&self.shard, &self.key, asker).await;
         let begun = turn.and_then(Waited::begin).map_err(TurnError::Refused)?;
         let result = change(&begun.session)?;

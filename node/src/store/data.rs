@@ -132,6 +132,13 @@ pub(crate) struct Stored {
     pub(crate) activated: bool,
 }
 
+impl Stored {
+    /// A session with nothing in it.
+    pub(crate) fn new(version: Version, now: Time) -> Self {
+        Self { data: Data::empty(version), expires: now, bytes: 0, activated: false }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

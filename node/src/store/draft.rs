@@ -313,3 +313,87 @@ impl Draft {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use stead_shared::id::{Epoch, NodeId};
+
+    use super::super::core::HostConfig;
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Put(usize),
+        Add(u8, i64),
+        After(usize),
+        Cancel(u32),
+        Fire,
+        Delete,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            (0usize..3000).prop_map(Op::Put),
+            (0u8..5, -3i64..3).prop_map(|(name, by)| Op::Add(name, by)),
+            (0usize..100).prop_map(Op::After),
+            (0u32..6).prop_map(Op::Cancel),
+            Just(Op::Fire),
+            Just(Op::Delete),
+        ]
+    }
+
+    fn perform(draft: &mut Draft, core: &Core, op: &Op) {
+        // Refused operations change nothing, which the sizes show.
+        let _ = match op {
+            Op::Put(length) => {
+                let bytes = vec![0; *length].into();
+                draft.put_value(core, NewValue { bytes, schema: None })
+            }
+            Op::Add(name, by) => draft.add(core, &"n".repeat(1 + *name as usize), *by).map(drop),
+            Op::After(length) => {
+                draft.add_timer(core, Duration::from_secs(1), 0, &vec![0; *length]).map(drop)
+            }
+            Op::Cancel(id) => draft.cancel_timer(core, *id).map(drop),
+            Op::Fire => {
+                draft.take_due_timers();
+                Ok(())
+            }
+            Op::Delete => draft.delete(),
+        };
+    }
+
+    /// One turn at the `seq`-th tick; the session after it, with the size it is counted with.
+    fn turn(core: &Core, base: Option<(Data, usize)>, seq: u64, ops: &[Op]) -> (Data, usize) {
+        let now = Time::from_micros(800_000 * seq);
+        let version = Version { epoch: Epoch { counter: 1, node: NodeId(1) }, seq };
+        let (base, size) = base.map_or((None, 0), |(data, size)| (Some(data), size));
+        let mut draft = Draft::new(Access::Change, now, 3, base.clone(), size);
+        for op in ops {
+            perform(&mut draft, core, op);
+        }
+        let (changes, size) = draft.into_changes();
+        let mut data = base.unwrap_or_else(|| Data::empty(version));
+        changes.apply(&mut data, version);
+        (data, size)
+    }
+
+    proptest! {
+        /// Over many turns, a session is counted with the bytes that it has.
+        #[test]
+        fn the_counted_size_is_the_size(turns in vec(vec(op(), 0..6), 0..8)) {
+            let config = HostConfig { session_bytes_max: 4000, session_timers_max: 4, ..HostConfig::default() };
+            let core = Core::new(config, false);
+            let mut session: Option<(Data, usize)> = None;
+            for (seq, ops) in turns.iter().enumerate() {
+                let (data, size) = turn(&core, session.take(), seq as u64, ops);
+                let is_empty =
+                    data.value.is_none() && data.counters.is_none() && data.timers.is_none();
+                prop_assert_eq!(size, if is_empty { 0 } else { data.size(3) });
+                prop_assert!(size <= 4000);
+                session = (!is_empty).then_some((data, size));
+            }
+        }
+    }
+}

@@ -22,7 +22,7 @@ impl Inner {
         let config = &shard.core.config;
         let (bytes, is_full) = match asker {
             Asker::Node => (0, false),
-            Asker::Client { bytes } => {
+            Asker::Client { bytes, .. } => {
                 let with_it = self.waiting_bytes.saturating_add(bytes);
                 let is_full = config.mailbox_requests_max <= self.waiting
                     || config.mailbox_bytes_max < with_it;

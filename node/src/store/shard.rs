@@ -51,6 +51,16 @@ impl Gate {
         }
     }
 
+    /// Whether a request that names this epoch can be served. An older one can: only the owner
+    /// serves, and it answers with its own.
+    fn open_for(self, named: Option<Epoch>) -> Result<(), Refusal> {
+        let served = self.open()?;
+        match named {
+            Some(named) if served < named => Err(Refusal::NotOwner { claim: None }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// The epoch in which turns that run may commit.
     pub(super) fn epoch(self) -> Option<Epoch> {
         match self {
@@ -204,14 +214,10 @@ impl Shard {
         self.lock().gate
     }
 
-    /// Refuses a request that comes from a newer epoch than the one served here: somebody else
-    /// owns the shard.
+    /// Refuses a request that nothing here can serve. A newer epoch than the one served here
+    /// means that somebody else owns the shard.
     pub(crate) fn check_epoch(&self, named: Option<Epoch>) -> Result<(), Refusal> {
-        let served = self.lock().gate.open()?;
-        match named {
-            Some(named) if served < named => Err(Refusal::NotOwner { claim: None }),
-            Some(_) | None => Ok(()),
-        }
+        self.lock().gate.open_for(named)
     }
 
     /// How full the mailbox is: 0 empty, 255 full.
@@ -247,7 +253,7 @@ impl Shard {
         asker: Asker,
     ) -> Result<Admission, Refusal> {
         let mut inner = self.lock();
-        inner.gate.open()?;
+        inner.gate.open_for(asker.epoch())?;
         if access == Access::Change {
             let active = inner.active.entry(key.clone()).or_default();
             if active.has_turn {
@@ -465,36 +471,31 @@ impl Inner {
         }
         if size == 0 {
             // The memory is given back already.
-            if let Some(old) = self.sessions.remove(key.as_bytes())
-                && let Some(at) = old.data.earliest_timer()
-            {
-                self.timed.remove(&(at, key.clone()));
-            }
+            let gone = self.sessions.remove(key.as_bytes());
+            self.retime_change(key, gone.and_then(|gone| gone.data.earliest_timer()), None);
             return Ok(());
         }
-        let is_new = old == 0;
         let stored = match self.sessions.entry(key.as_bytes().into()) {
             Entry::Occupied(stored) => stored.into_mut(),
-            Entry::Vacant(free) => free.insert(Box::new(Stored {
-                data: Data::empty(version),
-                expires: now,
-                bytes: 0,
-                activated: false,
-            })),
+            Entry::Vacant(free) => free.insert(Box::new(Stored::new(version, now))),
         };
         let old_timer = stored.data.earliest_timer();
         changes.apply(&mut stored.data, version);
         stored.bytes = u32::try_from(size).unwrap_or(u32::MAX);
-        if is_new || new_ttl || was_deleted {
+        if old == 0 || new_ttl || was_deleted {
             stored.expires = now + core.ttl(stored.data.ttl_micros);
         }
         let (expires, new_timer) = (stored.expires, stored.data.earliest_timer());
         self.expires_at(expires);
-        if old_timer != new_timer {
-            old_timer.map(|at| self.timed.remove(&(at, key.clone())));
-            new_timer.map(|at| self.timed.insert((at, key.clone())));
-        }
+        self.retime_change(key, old_timer, new_timer);
         Ok(())
+    }
+
+    fn retime_change(&mut self, key: &SessionKey, old: Option<Time>, new: Option<Time>) {
+        if old != new {
+            old.map(|at| self.timed.remove(&(at, key.clone())));
+            new.map(|at| self.timed.insert((at, key.clone())));
+        }
     }
 
     fn tell_deleted(&mut self, key: &SessionKey) {

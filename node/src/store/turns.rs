@@ -17,10 +17,24 @@ use crate::session::{Session, StateError, TurnError, Why};
 /// Who asks for a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asker {
-    /// A client, with so many bytes that wait with it. The mailbox may be full for it.
-    Client { bytes: usize },
+    /// A client. The mailbox may be full for it.
+    Client {
+        /// What waits with it.
+        bytes: usize,
+        /// The epoch it believes in.
+        epoch: Option<Epoch>,
+    },
     /// The node itself, which limits its turns in its own way.
     Node,
+}
+
+impl Asker {
+    pub(super) fn epoch(self) -> Option<Epoch> {
+        match self {
+            Self::Client { epoch, .. } => epoch,
+            Self::Node => None,
+        }
+    }
 }
 
 /// An answer to [`Shard::admit`].
