@@ -20,9 +20,10 @@ use http::HeaderValue;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use stead_shared::net::sock::tune_client;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -94,10 +95,12 @@ pub(crate) struct ClientState {
     /// The request from which on the framing is not to be trusted; 0 for none.
     violated_at: AtomicU64,
     violation: Mutex<Option<Violation>>,
+    /// The client's place among those that may be connected, also after an upgrade.
+    _place: OwnedSemaphorePermit,
 }
 
 impl ClientState {
-    fn new(peer: SocketAddr, clients: Arc<Clients>) -> Self {
+    fn new(peer: SocketAddr, clients: Arc<Clients>, place: OwnedSemaphorePermit) -> Self {
         let ip = peer.ip().to_canonical();
         let ip_text = HeaderValue::try_from(ip.to_string()).expect("an address is visible ASCII");
         let state = Self {
@@ -112,6 +115,7 @@ impl ClientState {
             requests: AtomicU64::new(0),
             violated_at: AtomicU64::new(0),
             violation: Mutex::new(None),
+            _place: place,
         };
         // Who connects has something to say.
         state.enter(Phase::Head, Some(state.clients.limits.head_timeout));
@@ -292,26 +296,26 @@ async fn accept_until(proxy: &Proxy, listener: TcpListener, shutdown: &Cancellat
         };
         let Some((stream, peer, permit)) = accepted else { continue };
         let clients = Arc::clone(proxy.clients());
-        let state = Arc::new(ClientState::new(peer, Arc::clone(&clients)));
+        let state = Arc::new(ClientState::new(peer, Arc::clone(&clients), permit));
         number += 1;
         let open = Open::new(number, &state, proxy);
         let proxy = proxy.clone();
         clients.tasks.spawn(async move {
             serve_client(proxy, stream, state).await;
-            drop((open, permit));
+            drop(open);
         });
     }
 }
 
-type Accepted = (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit);
+type Accepted = (TcpStream, SocketAddr, OwnedSemaphorePermit);
 
 async fn accept(proxy: &Proxy, listener: &TcpListener) -> Option<Accepted> {
     let room = Arc::clone(&proxy.clients().room);
     let permit = room.acquire_owned().await.expect("the semaphore is never closed");
     match listener.accept().await {
         Ok((stream, peer)) => {
-            // Answers are written whole; waiting for more would only delay them.
-            let _best_effort = stream.set_nodelay(true);
+            // When the client is gone already, reading says so.
+            let _gone = tune_client(&stream);
             Some((stream, peer, permit))
         }
         Err(error) => {

@@ -92,7 +92,7 @@ impl Metrics {
             Next::Redirect(_) => Retried::Redirect,
             Next::Park(_) => Retried::Parked,
             Next::Again => Retried::Error,
-            Next::Fail(_) => return,
+            Next::AtOnce | Next::Fail(_) => return,
         };
         self.retries[why as usize].increment(1);
     }

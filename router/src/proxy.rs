@@ -5,21 +5,16 @@
 //! through [`crate::logic::retry`] back to another attempt or to [`crate::respond`].
 
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::task::Poll;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, EXPECT, SET_COOKIE};
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
+use http::{Request, Response};
 use hyper::body::{Body, Incoming};
-use hyper::upgrade::OnUpgrade;
-use stead_shared::id::{Epoch, NodeId, RequestId, ShardId};
-use stead_shared::net::link::{DialError, Link, Links, OpenError, RecvHalf, StreamEvent};
+use stead_shared::id::{NodeId, RequestId};
+use stead_shared::net::link::{DialError, Link, Links, OpenError};
 use stead_shared::view::View;
 use stead_shared::wire::http::{RequestMeta, encode_request};
 use tokio::net::TcpListener;
@@ -30,16 +25,20 @@ use tokio_util::sync::CancellationToken;
 use crate::body::OutBody;
 use crate::client::{ClientState, Clients, in_time, serve};
 use crate::config::{ProxyConfig, ProxyConfigError};
-use crate::logic::park::{Cause, Ticket, Wait};
-use crate::logic::retry::{Budget, Event, Failure, Next, Sent, Trail};
+use crate::logic::park::{Cause, Wait};
+use crate::logic::retry::{Budget, Event, Failure, Next};
 use crate::logic::{hardening, headers};
 use crate::metrics::Metrics;
 use crate::parking::{Parking, Turn};
 use crate::respond::{Problem, Then, respond};
 use crate::routing::{Destination, Routing};
 use crate::sessions::{NotFound, Sessions};
-use crate::tunnel::{Tunnel, is_websocket};
-use crate::upstream::{Answered, Outcome, Upload, exchange};
+use crate::upstream::{Answered, Outcome, exchange};
+
+mod answer;
+mod errand;
+
+use errand::{Errand, Undelivered};
 
 /// Called with a node that could not be reached, so that the failure detector probes it at once.
 pub type Accuse = Arc<dyn Fn(NodeId) + Send + Sync>;
@@ -70,33 +69,6 @@ impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Proxy").field("config", &self.config).finish_non_exhaustive()
     }
-}
-
-/// A request that is being carried.
-#[derive(Debug)]
-struct Errand {
-    parts: request::Parts,
-    meta: RequestMeta,
-    upload: Option<Box<Upload>>,
-    /// The protocol asked for, and the client's connection once it may be used for it.
-    upgrade: Option<(HeaderValue, OnUpgrade)>,
-    trail: Trail,
-    ticket: Option<Ticket>,
-    turn: Option<Turn>,
-    begun: Instant,
-    is_read: bool,
-    /// The present attempt's stream is open.
-    is_sent: bool,
-    takes_trailers: bool,
-    set_cookie: Option<HeaderValue>,
-}
-
-/// Why an errand ends without an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Undelivered {
-    Failed(Failure),
-    BrokenBody,
-    HeadTooLarge,
 }
 
 impl Proxy {
@@ -217,7 +189,7 @@ impl Inner {
             None => Err(errand.out_of_time(&self.config)),
         };
         match delivered {
-            Ok(answered) => self.pass_on(errand, answered),
+            Ok(answered) => self.pass_on(errand, answered, client),
             Err(undelivered) => self.give_up(&errand, undelivered, client),
         }
     }
@@ -248,6 +220,7 @@ impl Inner {
 
     async fn attempt(&self, errand: &mut Errand, to: Destination) -> Outcome {
         errand.is_sent = false;
+        errand.trail.aim(to.epoch);
         let link = match self.links.open_link(to.owner.node) {
             Some(link) if link.peer().boot == to.owner.boot => link,
             Some(_) | None => match Box::pin(self.dial(to)).await {
@@ -255,7 +228,7 @@ impl Inner {
                 Err(outcome) => return outcome,
             },
         };
-        errand.meta.attempt = errand.trail.begin(Some(to.epoch));
+        errand.meta.attempt = errand.trail.begin();
         errand.meta.epoch = Some(to.epoch);
         errand.meta.deadline_ms = self.left_ms(errand);
         let Ok(head) = encode_request(&errand.meta, &errand.parts) else {
@@ -264,7 +237,7 @@ impl Inner {
         let fin = errand.upload.is_none() && errand.upgrade.is_none();
         let stream = match link.open(head, fin) {
             Ok(stream) => stream,
-            Err(OpenError::Closed(_)) => return Outcome::Event(Event::Unreachable),
+            Err(OpenError::Closed(_)) => return Outcome::Event(Event::Unsent),
             Err(OpenError::Full | OpenError::TooMany) => return Outcome::busy(),
             Err(OpenError::HeadTooLong) => return Outcome::HeadTooLarge,
         };
@@ -336,6 +309,7 @@ impl Inner {
                 }
             }
             Next::Park(cause) => self.park(errand, Some(cause)).await,
+            Next::AtOnce => Ok(self.routing.destination(shard)),
             Next::Again if self.may_retry() => Ok(self.routing.destination(shard)),
             Next::Again => {
                 self.metrics.retries_denied.increment(1);
@@ -381,97 +355,13 @@ impl Inner {
         }
     }
 
-    /// The node's answer, made fit for the client.
-    fn pass_on(&self, errand: Errand, answered: Box<Answered>) -> Response<OutBody> {
-        let Answered { meta, mut parts, mut recv, send } = *answered;
-        let (shard, method) = (errand.meta.shard, errand.parts.method);
-        let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-        if parts.status.is_informational() && !(switches && errand.upgrade.is_some()) {
-            // Not asked for, and it would take the connection out of step.
-            self.metrics.unknown.increment(1);
-            return respond(Problem::Failed(Failure::Unknown), Then::Close);
-        }
-        let protocol = errand.upgrade.as_ref().filter(|_| switches).map(|(name, _)| name.clone());
-        let length = body_length(&method, &mut parts, meta.length);
-        let has_body = method != Method::HEAD && !switches && may_have_body(parts.status);
-        let body = Beginning::of(&mut recv, has_body, length);
-        if matches!(body, Beginning::Broken) {
-            // The client has seen nothing yet, so it can be told.
-            self.metrics.unknown.increment(1);
-            let unread = errand.upload.is_some_and(|upload| !upload.has_ended());
-            let then = if unread { Then::Close } else { Then::Keep };
-            return respond(Problem::Failed(Failure::Unknown), then);
-        }
-        parts.version = Version::HTTP_11;
-        headers::to_client(&mut parts.headers, protocol);
-        if self.config.expose_headers {
-            self.expose(&mut parts, shard, meta.epoch);
-        }
-        if let Some(cookie) = errand.set_cookie {
-            self.metrics.cookies_issued.increment(1);
-            parts.headers.append(SET_COOKIE, cookie);
-        }
-        if let Some(upload) = errand.upload.filter(|upload| !upload.is_done()) {
-            self.finish_upload(upload);
-        }
-        let body = match (errand.upgrade, send) {
-            (Some((protocol, client)), Some(send)) if switches => {
-                let is_websocket = is_websocket(&protocol);
-                let metrics = Arc::clone(&self.metrics);
-                let tunnel = Tunnel { client, send, recv, is_websocket, metrics };
-                self.clients.tasks.spawn(tunnel.run(self.clients.stopping.clone()));
-                OutBody::empty()
-            }
-            (_, mut send) => {
-                if let Some(send) = &mut send {
-                    let _ended = send.finish(None);
-                }
-                match body {
-                    Beginning::Whole(bytes) => OutBody::full(bytes),
-                    Beginning::Some(ahead) => {
-                        let (trailers, metrics) =
-                            (errand.takes_trailers, Arc::clone(&self.metrics));
-                        OutBody::stream(recv, ahead, length, trailers, metrics)
-                    }
-                    Beginning::None | Beginning::Broken => OutBody::empty(),
-                }
-            }
-        };
-        Response::from_parts(parts, body)
-    }
-
-    fn expose(&self, parts: &mut http::response::Parts, shard: ShardId, epoch: Epoch) {
-        let name = self.routing.with_view(|view| {
-            view.members.find(epoch.node).map_or_else(|| epoch.node.to_string(), |m| m.name())
-        });
-        let values = [
-            (headers::NODE, HeaderValue::try_from(name)),
-            (headers::SHARD, HeaderValue::try_from(shard.to_string())),
-            (headers::EPOCH, HeaderValue::try_from(epoch.to_string())),
-        ];
-        for (name, value) in values {
-            if let Ok(value) = value {
-                parts.headers.insert(name, value);
-            }
-        }
-    }
-
-    /// The node answered before it had the whole body: the rest goes on beside the answer.
-    fn finish_upload(&self, mut upload: Box<Upload>) {
-        self.clients.tasks.spawn(async move {
-            // Either side's end ends it; the answer tells the client what became of it.
-            let _ended = poll_fn(|cx| upload.poll(cx)).await;
-        });
-    }
-
     fn give_up(
         &self,
         errand: &Errand,
         undelivered: Undelivered,
         client: &ClientState,
     ) -> Response<OutBody> {
-        let unread = errand.upload.as_ref().is_some_and(|upload| !upload.has_ended());
-        let then = if unread || client.is_overdue() { Then::Close } else { Then::Keep };
+        let then = if client.is_overdue() { Then::Close } else { errand.then() };
         let problem = match undelivered {
             Undelivered::Failed(failure) => {
                 if matches!(failure, Failure::Unknown | Failure::UnknownInTime) {
@@ -515,130 +405,4 @@ impl Inner {
         };
         u32::try_from(left.as_millis()).unwrap_or(u32::MAX)
     }
-}
-
-impl Errand {
-    fn new(
-        mut parts: request::Parts,
-        body: Incoming,
-        upgrade: Option<(HeaderValue, OnUpgrade)>,
-        meta: RequestMeta,
-        client: &Arc<ClientState>,
-        begun: Instant,
-    ) -> Self {
-        let waits = parts.headers.contains_key(EXPECT);
-        let upload = if body.is_end_stream() {
-            None
-        } else {
-            Some(Box::new(Upload::new(body, Arc::clone(client), waits)))
-        };
-        let takes_trailers = headers::takes_trailers(&parts.headers);
-        let protocol = upgrade.as_ref().map(|(protocol, _)| protocol.clone());
-        headers::to_node(&mut parts.headers, parts.version, &client.ip_text, protocol);
-        if parts.uri.authority().is_some() {
-            parts.uri = origin_form(&parts.uri);
-        }
-        Self {
-            is_read: parts.method.is_safe(),
-            parts,
-            meta,
-            upload,
-            upgrade,
-            trail: Trail::new(),
-            ticket: None,
-            turn: None,
-            begun,
-            is_sent: false,
-            takes_trailers,
-            set_cookie: None,
-        }
-    }
-
-    fn deadline(&self, config: &ProxyConfig) -> Instant {
-        self.begun + config.limits.request_timeout
-    }
-
-    fn sent(&self) -> Sent {
-        let is_kept = self.upload.as_ref().is_none_or(|upload| upload.is_kept());
-        Sent { is_read: self.is_read, is_kept }
-    }
-
-    fn out_of_time(&mut self, config: &ProxyConfig) -> Undelivered {
-        match self.trail.next(&Event::OutOfTime { sent: self.is_sent }, config.replay) {
-            Next::Fail(failure) => Undelivered::Failed(failure),
-            Next::Redirect(_) | Next::Park(_) | Next::Again => {
-                Undelivered::Failed(Failure::UnknownInTime)
-            }
-        }
-    }
-}
-
-/// What is here of an answer's body when its head is.
-#[derive(Debug)]
-enum Beginning {
-    /// There is no body.
-    None,
-    /// All of it, which is most often so.
-    Whole(Bytes),
-    /// Some of it, or nothing yet.
-    Some([Option<StreamEvent>; 2]),
-    /// It broke off, or it is not what was promised.
-    Broken,
-}
-
-impl Beginning {
-    fn of(recv: &mut RecvHalf, has_body: bool, length: Option<u64>) -> Self {
-        if !has_body {
-            return Self::None;
-        }
-        let fits = |bytes: usize| length.is_none_or(|length| bytes as u64 == length);
-        let first = match recv.try_next() {
-            Poll::Ready(Some(StreamEvent::Data(first))) => first,
-            Poll::Ready(Some(StreamEvent::End(None))) if fits(0) => return Self::None,
-            Poll::Ready(_) => return Self::Broken,
-            Poll::Pending => return Self::Some([None, None]),
-        };
-        if length.is_some_and(|length| length < first.len() as u64) {
-            return Self::Broken;
-        }
-        match recv.try_next() {
-            Poll::Ready(Some(StreamEvent::End(_))) if !fits(first.len()) => Self::Broken,
-            Poll::Ready(Some(StreamEvent::End(None))) => Self::Whole(first),
-            Poll::Ready(Some(second @ (StreamEvent::Data(_) | StreamEvent::End(Some(_))))) => {
-                Self::Some([Some(StreamEvent::Data(first)), Some(second)])
-            }
-            Poll::Ready(_) => Self::Broken,
-            Poll::Pending => Self::Some([Some(StreamEvent::Data(first)), None]),
-        }
-    }
-}
-
-/// `http://host/path?query` as `/path?query`.
-fn origin_form(uri: &Uri) -> Uri {
-    let slash = || PathAndQuery::from_static("/");
-    Uri::from(uri.path_and_query().cloned().unwrap_or_else(slash))
-}
-
-fn may_have_body(status: StatusCode) -> bool {
-    status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
-}
-
-/// Takes the length out of the head: the HTTP library writes it from the body's own. Only an
-/// answer without a body says in its head how long it would be.
-fn body_length(
-    method: &Method,
-    parts: &mut http::response::Parts,
-    known: Option<u64>,
-) -> Option<u64> {
-    let says_only = *method == Method::HEAD || parts.status == StatusCode::NOT_MODIFIED;
-    if says_only {
-        if let Some(length) = known.filter(|_| *method == Method::HEAD)
-            && !parts.headers.contains_key(CONTENT_LENGTH)
-        {
-            parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-        }
-        return None;
-    }
-    let said = parts.headers.remove(CONTENT_LENGTH);
-    known.or_else(|| said?.to_str().ok()?.parse().ok())
 }

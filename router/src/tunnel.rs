@@ -12,6 +12,7 @@ use stead_shared::net::link::{RecvHalf, ResetCode, SendHalf, StreamEvent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio_util::sync::CancellationToken;
 
+use crate::client::ClientState;
 use crate::logic::websocket::{CLOSE_SERVICE_RESTART, Frames};
 use crate::metrics::Metrics;
 
@@ -25,6 +26,8 @@ const GOODBYE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Tunnel {
     pub(crate) client: OnUpgrade,
+    /// Keeps the client's place among those that may be connected.
+    pub(crate) state: Arc<ClientState>,
     pub(crate) send: SendHalf,
     pub(crate) recv: RecvHalf,
     pub(crate) is_websocket: bool,
@@ -57,6 +60,7 @@ impl Tunnel {
         };
         let _late = tokio::time::timeout(GOODBYE, goodbye).await;
         self.metrics.upgraded.decrement(1.0);
+        drop(self.state);
     }
 }
 

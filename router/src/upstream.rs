@@ -95,7 +95,7 @@ pub(crate) async fn exchange(
                 let send = send.as_ref().or_else(|| upload.as_ref()?.send.as_ref());
                 match send.is_some_and(SendHalf::flushed) {
                     true => broken,
-                    false => Outcome::Event(Event::Unreachable),
+                    false => Outcome::Event(Event::Unsent),
                 }
             }
             Some(StreamEvent::Reset(_) | StreamEvent::Data(_) | StreamEvent::End(_)) => broken,
@@ -158,13 +158,11 @@ pub(crate) struct Upload {
     piece: Option<(Bytes, bool)>,
     send: Option<SendHalf>,
     accepted: bool,
-    /// The client sends nothing before it is asked (`Expect: 100-continue`).
-    waits: bool,
     done: bool,
 }
 
 impl Upload {
-    pub(crate) fn new(body: Incoming, client: Arc<ClientState>, waits: bool) -> Self {
+    pub(crate) fn new(body: Incoming, client: Arc<ClientState>) -> Self {
         Self {
             body,
             client,
@@ -176,7 +174,6 @@ impl Upload {
             piece: None,
             send: None,
             accepted: false,
-            waits,
             done: false,
         }
     }
@@ -212,7 +209,6 @@ impl Upload {
 
     fn accepted(&mut self) {
         self.accepted = true;
-        self.waits = false;
         self.forget_if_large();
     }
 
@@ -265,7 +261,7 @@ impl Upload {
     /// the node's handler may take them (RFC 9110 §6.5.1).
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
         let full = !self.accepted && REPLAY_BYTES as usize <= self.kept_bytes;
-        if self.waits || full {
+        if full {
             // Until the node accepts; its answer wakes this task.
             return Poll::Pending;
         }

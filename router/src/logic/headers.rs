@@ -146,8 +146,14 @@ fn add_forwarded_for(headers: &mut HeaderMap, peer: &HeaderValue) {
 
 /// Makes a node's headers fit for the client. `stead-refusal` and `stead-outcome` stay: they
 /// are what tells the client whether its request was executed.
-pub fn to_client(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
+///
+/// The list of trailers stays for a client that takes them: the HTTP library sends those listed.
+pub fn to_client(headers: &mut HeaderMap, upgrade: Option<HeaderValue>, takes_trailers: bool) {
+    let trailers = if takes_trailers { headers.remove(TRAILER) } else { None };
     strip(headers, |name| *name == REFUSAL || *name == OUTCOME);
+    if let Some(trailers) = trailers {
+        headers.insert(TRAILER, trailers);
+    }
     if let Some(protocol) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, protocol);
@@ -246,7 +252,7 @@ mod tests {
         ];
         assert_eq!(names(&forwarded(&sent)), [&["steadfast"], &OURS[..]].concat());
         let mut answer = map(&sent);
-        to_client(&mut answer, None);
+        to_client(&mut answer, None, false);
         assert_eq!(names(&answer), ["stead-refusal", "steadfast"]);
     }
 

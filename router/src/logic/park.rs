@@ -129,6 +129,8 @@ struct Queue {
     bytes: usize,
     /// Whose turn it is.
     turn: Option<u64>,
+    /// It only looks: a better place need not wait for what it finds.
+    looks: bool,
     cause: Option<Cause>,
     /// The highest epoch that failed.
     tried: Option<Epoch>,
@@ -275,11 +277,13 @@ impl Lot {
         if is_time_to_look {
             queue.look_at = now + LOOK_AGAIN;
         }
-        if let (None, Some(to)) = (queue.turn, to) {
+        let is_open = to.is_some() && queue.tried < to;
+        let is_free = queue.turn.is_none() || (queue.looks && is_open);
+        if is_free && to.is_some() {
             let first = queue.waiting.values().find(|waiter| now < waiter.until);
-            let is_open = queue.tried < Some(to);
             if let Some(first) = first.filter(|_| is_open || is_time_to_look) {
                 queue.turn = Some(first.ticket.number);
+                queue.looks = !is_open;
                 let verdict = if is_open { Verdict::Go } else { Verdict::Look };
                 out.push(Release { ticket: first.ticket, verdict });
             }
@@ -447,6 +451,19 @@ mod tests {
     }
 
     #[test]
+    fn a_better_place_does_not_wait_for_whoever_looks() {
+        let mut lot = lot();
+        let looks = lot.enter(ms(0), &wait(Cause::NoOwner)).unwrap();
+        let next = lot.enter(ms(0), &behind()).unwrap();
+        assert_eq!(turn(&mut lot, ms(250), owner(5)), [(looks.number, Verdict::Look)]);
+        assert_eq!(turn(&mut lot, ms(251), owner(6)), [(next.number, Verdict::Go)]);
+        lot.passed(looks, false);
+        assert!(!lot.is_idle(), "it is no longer its turn");
+        lot.passed(next, false);
+        assert!(lot.is_idle());
+    }
+
+    #[test]
     fn a_welcome_opens_the_way_for_all() {
         let mut lot = lot();
         let first = lot.enter(ms(0), &wait(Cause::NoOwner)).unwrap();
@@ -507,17 +524,18 @@ mod tests {
                     1 => inside += usize::from(lot.enter(now, &behind()).is_ok()),
                     2 => lot.turn(now, |_| owner(6), &mut out),
                     3 => lot.turn(now, |_| owner(5), &mut out),
-                    _ => if let Some(ticket) = released.pop() { lot.passed(ticket, arg % 2 == 0) },
+                    _ => if let Some((ticket, _)) = released.pop() { lot.passed(ticket, arg % 2 == 0) },
                 }
                 lot.check_invariants();
                 for release in out {
                     inside -= 1;
                     if !matches!(release.verdict, Verdict::TooLong(_)) {
                         order.push(release.ticket.number);
-                        released.push(release.ticket);
+                        released.push((release.ticket, release.verdict));
                     }
                 }
-                prop_assert!(released.len() <= 1, "one turn at a time");
+                let gone = released.iter().filter(|(_, verdict)| *verdict == Verdict::Go).count();
+                prop_assert!(gone <= 1, "one turn at a time, beside those who look");
                 prop_assert_eq!(inside, lot.waiting());
             }
             prop_assert!(order.is_sorted());

@@ -6,6 +6,7 @@
 //! | `not-owner` otherwise | wait for an owner |
 //! | `moving` | wait for the move to end |
 //! | `overloaded`, `degraded`, `quarantined` | passed on |
+//! | its link closed, nothing sent | again at once: a new link shows whether it is there |
 //! | owner unreachable, nothing sent | wait for an owner |
 //! | broken after bytes were sent, or an answer of a past epoch | again if that is harmless, else unknown |
 //! | out of time | unknown once something was sent, else what it waited for |
@@ -43,7 +44,9 @@ pub enum Replay {
 pub enum Event {
     /// The node did not execute it.
     Refused(Refusal),
-    /// No byte of it was sent.
+    /// The link closed, and no byte of it was sent.
+    Unsent,
+    /// There is no link.
     Unreachable,
     /// Bytes of it were sent, and no answer has begun.
     Broken(Sent),
@@ -73,7 +76,9 @@ pub enum Next {
     Redirect(Epoch),
     /// Wait for a better place to send it to.
     Park(Cause),
-    /// Send it again once the owner is confirmed; the retry budget must allow it.
+    /// Send it as if for the first time.
+    AtOnce,
+    /// Send it again to the owner, which a link confirms; the retry budget must allow it.
     Again,
     /// Tell the client.
     Fail(Failure),
@@ -114,14 +119,18 @@ impl Trail {
         Self::default()
     }
 
-    /// An attempt begins, at an owner of this epoch where one is known. Its number, from 1.
-    pub fn begin(&mut self, epoch: Option<Epoch>) -> u16 {
+    /// The owner in `epoch` is about to be tried.
+    pub fn aim(&mut self, epoch: Epoch) {
+        self.highest = self.highest.max(Some(epoch));
+    }
+
+    /// The request is about to be sent. The number of this attempt, from 1.
+    pub fn begin(&mut self) -> u16 {
         self.attempts += 1;
-        self.highest = self.highest.max(epoch);
         self.attempts
     }
 
-    /// The highest epoch that an attempt was sent to.
+    /// The highest epoch whose owner was tried.
     #[must_use]
     pub fn highest(&self) -> Option<Epoch> {
         self.highest
@@ -131,6 +140,7 @@ impl Trail {
     pub fn next(&mut self, event: &Event, replay: Replay) -> Next {
         let next = match event {
             Event::Refused(refusal) => self.refused(refusal),
+            Event::Unsent => Next::AtOnce,
             Event::Unreachable => Next::Park(Cause::NoOwner),
             Event::Broken(sent) | Event::Stale(sent) => {
                 self.may_have_run = true;
@@ -143,10 +153,12 @@ impl Trail {
         };
         match next {
             Next::Fail(failure) => Next::Fail(self.truly(failure)),
-            Next::Redirect(_) | Next::Park(_) | Next::Again if ATTEMPTS_MAX <= self.attempts => {
+            Next::Redirect(_) | Next::Park(_) | Next::AtOnce | Next::Again
+                if ATTEMPTS_MAX <= self.attempts =>
+            {
                 Next::Fail(self.truly(Failure::NoOwner))
             }
-            Next::Redirect(_) | Next::Park(_) | Next::Again => next,
+            Next::Redirect(_) | Next::Park(_) | Next::AtOnce | Next::Again => next,
         }
     }
 
@@ -252,7 +264,8 @@ mod tests {
     /// What follows `event` when the one attempt so far was at epoch 5.
     fn after(event: Event, replay: Replay) -> Next {
         let mut trail = Trail::new();
-        trail.begin(Some(epoch(5)));
+        trail.aim(epoch(5));
+        trail.begin();
         trail.next(&event, replay)
     }
 
@@ -272,6 +285,7 @@ mod tests {
             (Event::Refused(Refusal::DeadlinePassed), Next::Fail(Failure::Overloaded(second))),
             (Event::Refused(Refusal::Degraded), Next::Fail(Failure::Degraded)),
             (Event::Refused(Refusal::Quarantined), Next::Fail(Failure::Quarantined)),
+            (Event::Unsent, Next::AtOnce),
             (Event::Unreachable, Next::Park(Cause::NoOwner)),
             (Event::Broken(READ), Next::Again),
             (Event::Broken(WRITE), Next::Fail(Failure::Unknown)),
@@ -295,11 +309,13 @@ mod tests {
     #[test]
     fn redirects_lead_upwards_and_end() {
         let mut trail = Trail::new();
-        trail.begin(Some(epoch(5)));
+        trail.aim(epoch(5));
+        trail.begin();
         for counter in [6, 8, 9] {
             let next = trail.next(&not_owner(Some(counter)), Replay::Reads);
             assert_eq!(next, Next::Redirect(epoch(counter)));
-            trail.begin(Some(epoch(counter)));
+            trail.aim(epoch(counter));
+            trail.begin();
             let back = trail.next(&not_owner(Some(counter - 1)), Replay::Reads);
             assert_eq!(back, Next::Park(Cause::NoOwner), "never down to {}", counter - 1);
         }
@@ -309,9 +325,11 @@ mod tests {
     #[test]
     fn what_may_have_been_executed_is_never_called_refused() {
         let mut trail = Trail::new();
-        trail.begin(Some(epoch(5)));
+        trail.aim(epoch(5));
+        trail.begin();
         assert_eq!(trail.next(&Event::Broken(READ), Replay::Reads), Next::Again);
-        trail.begin(Some(epoch(6)));
+        trail.aim(epoch(6));
+        trail.begin();
         let refusal = Event::Refused(Refusal::Degraded);
         assert_eq!(trail.next(&refusal, Replay::Reads), Next::Fail(Failure::Unknown));
         assert_eq!(trail.truly(Failure::Moving), Failure::Unknown);
@@ -321,10 +339,10 @@ mod tests {
     fn attempts_end() {
         let mut trail = Trail::new();
         for _ in 1..ATTEMPTS_MAX {
-            trail.begin(None);
+            trail.begin();
             assert_eq!(trail.next(&Event::Unreachable, Replay::All), Next::Park(Cause::NoOwner));
         }
-        trail.begin(None);
+        trail.begin();
         assert_eq!(trail.next(&Event::Unreachable, Replay::All), Next::Fail(Failure::NoOwner));
     }
 

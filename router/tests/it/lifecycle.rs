@@ -108,3 +108,23 @@ async fn connections_beyond_the_bound_wait_for_room() {
     world.owners[0].asked().await.answer("second").await;
     assert_eq!(second.got().await.text(), "second");
 }
+
+#[tokio::test]
+async fn an_upgraded_connection_keeps_its_place() {
+    let mut world = World::with("path:2", |config| config.limits.connections_max = 1);
+    let upgrade = "GET /s/k HTTP/1.1\nHost: a\nConnection: upgrade\nUpgrade: websocket\n\n";
+    let mut first = world.client_with(upgrade).await;
+    let mut asked = world.owners[0].asked().await;
+    let mut response = http::Response::new(());
+    *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
+    let head = asked.head(response, None);
+    asked.send.head(&head, false).unwrap();
+    first.head().await;
+    let mut second = world.client_with(GET).await;
+    soon(asked.send.send("still".into())).await.unwrap();
+    assert_eq!(first.bytes(5).await, b"still");
+    assert!(world.owners[0].is_left_alone(), "the second is not read yet");
+    drop((first, asked));
+    world.owners[0].asked().await.answer("second").await;
+    assert_eq!(second.got().await.text(), "second");
+}

@@ -5,6 +5,8 @@ use http::Response;
 use stead_shared::id::SessionKey;
 use stead_shared::net::link::{ResetCode, StreamEvent};
 
+use stead_shared::wire::http::encode_trailers;
+
 use crate::world::{SHARD, World, soon};
 
 const GET: &str = "GET /sessions/alice HTTP/1.1\nhost: a\n\n";
@@ -203,14 +205,13 @@ async fn an_upload_that_nobody_accepts_is_not_read_beyond_what_is_kept() {
 }
 
 #[tokio::test]
-async fn a_client_that_expects_to_be_asked_is_asked_when_the_owner_accepts() {
+async fn a_client_that_expects_to_be_asked_is_asked_once_its_owner_is_found() {
     let mut world = World::new();
     let mut client = world
         .client_with("PUT /s/k HTTP/1.1\nHost: a\nContent-Length: 4\nExpect: 100-continue\n\n")
         .await;
     let mut asked = world.owners[0].asked().await;
     assert_eq!(asked.header("expect"), None);
-    asked.send.accepted();
     assert_eq!(client.head().await.status, 100);
     client.send("body").await;
     assert_eq!(asked.body().await, b"body");
@@ -264,5 +265,26 @@ async fn an_answer_that_is_not_as_long_as_promised_is_none() {
         soon(asked.send.head_and_first(head, Some(text.into()), true)).await.unwrap();
         let got = client.got().await;
         assert_eq!((got.status.as_u16(), got.header("stead-outcome")), (502, Some("unknown")));
+    }
+}
+
+#[tokio::test]
+async fn trailers_reach_only_a_client_that_takes_them() {
+    let mut world = World::new();
+    for (te, want) in [("TE: trailers\n", "0\r\nx-sum: 1\r\n\r\n"), ("", "0\r\n\r\n")] {
+        let request = format!("GET /s/k HTTP/1.1\nHost: a\n{te}\n");
+        let mut client = world.client_with(&request).await;
+        let mut asked = world.owners[0].asked().await;
+        let mut response = Response::new(());
+        response.headers_mut().insert("trailer", "x-sum".parse().unwrap());
+        let head = asked.head(response, None);
+        soon(asked.send.head_and_first(head, Some("x".into()), false)).await.unwrap();
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("x-sum", "1".parse().unwrap());
+        trailers.insert("stead-epoch", "1.0".parse().unwrap());
+        asked.send.finish(Some(encode_trailers(&trailers).unwrap())).unwrap();
+        client.head().await;
+        assert_eq!(client.chunk().await, b"x");
+        assert_eq!(client.bytes(want.len()).await, want.as_bytes());
     }
 }

@@ -277,3 +277,16 @@ async fn no_answer_in_time_may_have_been_executed() {
     check_failure(&mut client, 504, ("stead-outcome", "unknown")).await;
     soon(asked.send.cancelled()).await;
 }
+
+#[tokio::test]
+async fn an_owner_out_of_reach_is_tried_only_now_and_then() {
+    let mut world = World::with("path:2", |c| c.park.no_owner_max = Duration::from_millis(600));
+    world.owners[0].die().await;
+    let mut client = world.client_with(GET).await;
+    check_failure(&mut client, 503, ("stead-refusal", "not-owner")).await;
+    let mut accusations = 0;
+    while world.accused.try_recv().is_ok() {
+        accusations += 1;
+    }
+    assert_eq!(accusations, 3, "at once, after 250 and after 500 ms");
+}

@@ -215,6 +215,24 @@ pub fn tune_link(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// After how long a silent client is asked whether it is still there, and how often then. One
+/// that vanished is noticed within about two minutes.
+const CLIENT_KEEPALIVE: Duration = Duration::from_secs(60);
+const CLIENT_KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
+
+/// Sets the options of a client's connection: `TCP_NODELAY`, since answers are written whole,
+/// and keep-alive, since a WebSocket's client may vanish without a word.
+///
+/// # Errors
+/// When the connection is already gone.
+pub fn tune_client(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(CLIENT_KEEPALIVE)
+        .with_interval(CLIENT_KEEPALIVE_EVERY);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
