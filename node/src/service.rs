@@ -20,7 +20,7 @@ use crate::turn::{self, Job};
 /// Requests of one session take turns, in the order in which they came; a turn lasts until
 /// [`call`](Self::call) returns the head of the answer. An async closure
 /// `|session, request| async { response }` is a service, and so is any tower service by
-/// [`tower`].
+/// [`tower()`].
 pub trait Service: Send + Sync + 'static {
     /// Answers one request. When it panics, nothing it changed is committed, and the client gets
     /// 500 with `stead-outcome: unknown`. A client that goes away does not stop it.
@@ -98,7 +98,7 @@ where
     Tower { service }
 }
 
-/// See [`tower`].
+/// See [`tower()`].
 #[derive(Clone, Debug)]
 pub struct Tower<S> {
     service: S,

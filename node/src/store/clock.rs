@@ -71,8 +71,7 @@ impl Inner {
 
     /// Sees to it that the shard is looked through once a session expires at `at`.
     pub(super) fn expires_at(&mut self, at: Time) {
-        // Not sooner after the last look than a hundredth of this shard's cost to look through
-        // (about 100 ns a session).
+        // A look costs about 100 ns a session: with this pause at most a hundredth of the time.
         let pause = Duration::from_micros(10 * self.sessions.len() as u64);
         let soonest = self.swept_at + pause.max(Duration::from_secs(1));
         let at = if self.swept_at == Time::ZERO { at } else { at.max(soonest) };
