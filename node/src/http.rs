@@ -1,19 +1,17 @@
 //! Plain HTTP for people, other proxies and clients that need no router.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use stead_shared::id::{BootId, RequestId, SessionKey};
-use stead_shared::refusal::Refusal;
 use stead_shared::session_key::extract;
 use stead_shared::wire::http::{RequestMeta, ResponseMeta};
 use tokio::net::{TcpListener, TcpStream};
@@ -106,18 +104,14 @@ impl Handle {
             let upgrade = Upgrade::from_hyper(hyper::upgrade::on(&mut request));
             request.extensions_mut().insert(upgrade);
         }
-        let meta = self.meta(key, peer, upgrades);
-        let request = request.map(|body| Body::new(body.map_err(|e| e)));
-        match self.request_with(meta, request).await {
-            Ok((meta, mut response)) => {
-                self.stamp(&meta, response.headers_mut());
-                response
-            }
+        let meta = self.meta(key, peer.ip(), upgrades);
+        match self.carry(meta, request.map(Body::new)).await {
+            Ok(response) => response,
             Err(refusal) => Problem::of_refusal(&refusal).into_response(),
         }
     }
 
-    pub(crate) fn meta(&self, key: SessionKey, peer: SocketAddr, upgrade: bool) -> RequestMeta {
+    pub(crate) fn meta(&self, key: SessionKey, client: IpAddr, upgrade: bool) -> RequestMeta {
         let counter = self.inner.requests.fetch_add(1, Ordering::Relaxed);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         RequestMeta {
@@ -128,7 +122,7 @@ impl Handle {
             attempt: 1,
             first_sent_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
             deadline_ms: REQUEST_MS,
-            client: peer.ip(),
+            client,
             upgrade,
         }
     }
@@ -137,7 +131,7 @@ impl Handle {
         self.view().members.my_self().map_or(BootId(0), |me| me.boot)
     }
 
-    fn stamp(&self, meta: &ResponseMeta, headers: &mut http::HeaderMap) {
+    pub(crate) fn stamp(&self, meta: &ResponseMeta, headers: &mut http::HeaderMap) {
         let owner = self.view().members.find(meta.epoch.node).map(|member| member.name());
         let owner = owner.unwrap_or_else(|| self.name().to_owned());
         let texts =
@@ -147,17 +141,6 @@ impl Handle {
                 headers.insert(name, value);
             }
         }
-    }
-
-    /// Serves a request here.
-    pub(crate) async fn request_with(
-        &self,
-        meta: RequestMeta,
-        request: Request<Body>,
-    ) -> Result<(ResponseMeta, Response<Body>), Refusal> {
-        let shard = meta.shard;
-        let served = self.inner.host.serve(meta, request).await;
-        served.map_err(|refusal| self.inner.server.with_claim(shard, refusal))
     }
 }
 

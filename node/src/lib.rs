@@ -6,8 +6,10 @@ pub mod logic;
 
 mod body;
 mod driver;
+mod forward;
 mod host;
 mod http;
+mod link_body;
 mod metrics;
 mod node;
 mod problem;
@@ -17,8 +19,10 @@ mod session;
 mod state;
 mod store;
 mod transfer;
+mod tunnel;
 mod turn;
 mod upgrade;
+mod upload;
 
 pub use body::{Body, BodyError, BodySender, ReaderGone};
 pub use host::{Export, Host, HostStats, Incoming};

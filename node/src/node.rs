@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::driver::{Done, Driver, Progress, Sources};
+use crate::forward::Forwarding;
 use crate::host::{Host, HostStats};
 use crate::logic::forming::FormingConfig;
 use crate::logic::ownership::{GiveUp, Ownership, OwnershipConfig};
@@ -308,6 +309,7 @@ pub(crate) struct Inner {
     pub(crate) http: SocketAddr,
     pub(crate) config: NodeConfig,
     pub(crate) requests: std::sync::atomic::AtomicU64,
+    pub(crate) forwarding: Forwarding,
 }
 
 impl std::fmt::Debug for Inner {
@@ -364,6 +366,7 @@ impl Node {
             http: http_addr,
             config: config.clone(),
             requests: std::sync::atomic::AtomicU64::new(1),
+            forwarding: Forwarding::new(),
         };
         let handle = Handle { inner: Arc::new(inner) };
         let driver =

@@ -1,29 +1,23 @@
 //! Requests that come over links: decode, serve, answer. The path of every routed request.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use dashmap::DashMap;
 use http::{HeaderMap, Request, Response, StatusCode};
-use http_body::Frame;
 use http_body_util::BodyExt;
 use stead_shared::id::{Epoch, ShardId};
-use stead_shared::net::link::{
-    RecvHalf, ResetCode, SendError, ServerSend, ServerStream, StreamEvent,
-};
+use stead_shared::net::link::{RecvHalf, ResetCode, SendError, ServerSend, ServerStream};
 use stead_shared::refusal::{Claim, Refusal};
 use stead_shared::view::View;
 use stead_shared::wire::http::{
-    RequestMeta, ResponseMeta, decode_request, decode_trailers, encode_refusal, encode_response,
-    encode_trailers,
+    RequestMeta, ResponseMeta, decode_request, encode_refusal, encode_response, encode_trailers,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
-use crate::body::{Body, BodyError};
+use crate::body::Body;
 use crate::host::Host;
+use crate::link_body::LinkBody;
+use crate::tunnel;
 use crate::upgrade::{Upgrade, Upgraded};
 
 /// Bytes of an upgraded stream that wait on their way to the service, each way.
@@ -59,7 +53,7 @@ impl Server {
                 _ = send.cancelled() => return,
             }
         } else {
-            let body = LinkBody::new(recv, &parts.headers);
+            let body = LinkBody::new(recv, announced(&parts.headers));
             let request = Request::from_parts(parts, Body::new(body));
             self.host.serve_with(meta, request, || send.accepted()).await
         };
@@ -112,7 +106,7 @@ impl Server {
                 }
                 let (ours, theirs) = tokio::io::duplex(UPGRADE_BUFFER);
                 sender.send(Upgraded::new(theirs));
-                pump(ours, recv, send).await;
+                tunnel::run(ours, recv, send).await;
             }
             Ok((meta, response)) => drop(respond(&mut send, &meta, response).await),
             Err(refusal) => {
@@ -153,97 +147,7 @@ async fn respond(
     send.finish(trailers.and_then(|trailers| encode_trailers(&trailers).ok()))
 }
 
-/// Carries an upgraded stream both ways until either side ends it.
-async fn pump(ours: tokio::io::DuplexStream, mut recv: RecvHalf, mut send: ServerSend) {
-    let (mut from_service, mut to_service) = tokio::io::split(ours);
-    let inward = async {
-        while let Some(event) = recv.next().await {
-            match event {
-                StreamEvent::Data(data) => {
-                    if to_service.write_all(&data).await.is_err() {
-                        return;
-                    }
-                }
-                StreamEvent::End(_) | StreamEvent::Reset(_) => break,
-                StreamEvent::Accepted | StreamEvent::Refused(_) | StreamEvent::Head(_) => {}
-            }
-        }
-        // The service learns by it that nothing more comes.
-        let _ = to_service.shutdown().await;
-    };
-    let outward = async {
-        let mut buffer = bytes::BytesMut::with_capacity(UPGRADE_BUFFER);
-        loop {
-            buffer.reserve(UPGRADE_BUFFER);
-            match from_service.read_buf(&mut buffer).await {
-                Ok(0) | Err(_) => break,
-                Ok(_) => {
-                    if send.send(buffer.split().freeze()).await.is_err() {
-                        return;
-                    }
-                }
-            }
-        }
-        // An error means that the peer gave up first.
-        let _ = send.finish(None);
-    };
-    tokio::join!(inward, outward);
-}
-
-/// A request's body, as it comes over the link.
-struct LinkBody {
-    recv: RecvHalf,
-    left: Option<u64>,
-    ended: bool,
-}
-
-impl LinkBody {
-    fn new(recv: RecvHalf, headers: &HeaderMap) -> Self {
-        let length = headers.get(http::header::CONTENT_LENGTH);
-        let left = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        Self { recv, left, ended: false }
-    }
-}
-
-impl http_body::Body for LinkBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        loop {
-            if self.ended {
-                return Poll::Ready(None);
-            }
-            let event = std::task::ready!(self.recv.poll_next(cx));
-            match event {
-                Some(StreamEvent::Data(data)) => {
-                    if let Some(left) = &mut self.left {
-                        *left = left.saturating_sub(data.len() as u64);
-                    }
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Some(StreamEvent::End(trailers)) => {
-                    self.ended = true;
-                    let trailers = trailers.and_then(|bytes| decode_trailers(bytes).ok());
-                    return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
-                }
-                Some(StreamEvent::Accepted | StreamEvent::Refused(_) | StreamEvent::Head(_)) => {}
-                Some(StreamEvent::Reset(_)) | None => {
-                    self.ended = true;
-                    return Poll::Ready(Some(Err(BodyError::Aborted)));
-                }
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.left.map_or_else(http_body::SizeHint::default, http_body::SizeHint::with_exact)
-    }
+/// The length that a request's head announces.
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
 
 mod builtin;
+mod cluster;
 mod common;
+mod forward;
 mod moves;
 mod room;
 mod time;
