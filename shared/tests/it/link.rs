@@ -184,6 +184,36 @@ async fn when_a_link_closes_everything_on_it_ends() {
 }
 
 #[tokio::test]
+async fn what_was_said_before_a_shutdown_still_arrives() {
+    let (a, mut b) = (Process::named("a"), Process::named("b"));
+    let link = soon(a.links.to(b.id, None, b.addr)).await.unwrap();
+    for n in 0..100 {
+        link.notify(n, Bytes::from(vec![n; 10_000])).unwrap();
+    }
+    soon(a.links.close_all()).await;
+    for n in 0..100 {
+        assert_eq!(soon(b.notes.recv()).await.unwrap().0, n);
+    }
+    assert_eq!(soon(b.closed.recv()).await, Some(CloseReason::Shutdown));
+    assert_eq!(soon(a.links.dial(b.addr)).await.unwrap_err(), DialError::Stopping);
+}
+
+/// A request whose head never left can be sent elsewhere: the peer must not see it after all.
+#[tokio::test]
+async fn a_head_that_was_not_flushed_is_never_seen() {
+    let (a, mut b) = (Process::named("a"), Process::named("b"));
+    let link = soon(a.links.to(b.id, None, b.addr)).await.unwrap();
+    // Queued and closed within one turn: the writer had no chance.
+    let mut request = link.open("head".into(), true).unwrap();
+    link.close(CloseReason::Replaced);
+    assert!(!request.flushed());
+    assert_eq!(soon(request.recv.next()).await, Some(StreamEvent::Reset(ResetCode::LinkClosed)));
+    assert_eq!(soon(b.closed.recv()).await, Some(CloseReason::Replaced));
+    assert!(!request.flushed());
+    assert!(b.streams.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn a_closed_port_is_refused_and_not_merely_unreachable() {
     let a = Process::named("a");
     let listener = sock::tcp_listener(ANY_PORT.parse().unwrap(), "test").unwrap();
@@ -456,6 +486,27 @@ async fn garbage_is_unanswered_and_counted() {
         assert_eq!(b.links.closed_total(CloseReason::Garbage), n as u64 + 1, "{bytes:?}");
     }
     assert_eq!(b.links.stats().connections, 0);
+}
+
+/// Connections that say nothing are few, and so are those of all kinds together.
+#[tokio::test]
+async fn connections_beyond_the_limits_are_dropped_and_counted() {
+    let mut of_b = config("b");
+    of_b.limits.handshakes_max = 2;
+    let b = Process::start(of_b);
+    let silent = [sock::connect(b.addr, SECOND).await, sock::connect(b.addr, SECOND).await];
+    assert_eq!(talk(b.addr, b"").await, b"");
+    assert_eq!(b.links.closed_total(CloseReason::TooMany), 1);
+    drop(silent);
+
+    let mut of_c = config("c");
+    of_c.limits.connections_max = 1;
+    let (a, c) = (Process::named("a"), Process::start(of_c));
+    soon(a.links.dial(c.addr)).await.unwrap();
+    until(&c.links, |stats| stats.connections == 1).await;
+    assert_eq!(talk(c.addr, b"").await, b"");
+    assert_eq!(c.links.closed_total(CloseReason::TooMany), 1);
+    assert_eq!(soon(c.links.dial(b.addr)).await.unwrap_err(), DialError::TooMany);
 }
 
 #[tokio::test]
@@ -744,9 +795,11 @@ async fn a_newer_start_of_a_peer_replaces_its_links() {
     assert_eq!(soon(link.closed()).await, CloseReason::NewerBoot);
     assert_eq!(soon(a.closed.recv()).await, Some(CloseReason::NewerBoot));
     assert_eq!(a.links.open_link(old.id).unwrap().peer().boot, BootId(2));
-    // The old one cannot come back.
+    // The old one cannot come back, whoever dials, and learns why.
     let error = soon(a.links.dial(old.addr)).await.unwrap_err();
     assert_eq!(error, DialError::Rejected(CloseReason::NewerBoot));
+    let link = soon(old.links.dial(a.addr)).await.unwrap();
+    assert_eq!(soon(link.closed()).await, CloseReason::NewerBoot);
 }
 
 /// Everything that the tasks of one turn queue goes out together.

@@ -414,6 +414,22 @@ impl Conn {
         ready
     }
 
+    /// Bytes ever queued: the place in the queue of what was queued last.
+    pub(super) fn queued(&self) -> u64 {
+        self.lock().queued
+    }
+
+    /// Whether what was queued up to `place` was handed to the socket, or never will be.
+    /// Otherwise `waker` is called when it may have been.
+    pub(super) fn is_flushed(&self, place: u64, waker: &Waker) -> bool {
+        let mut state = self.lock();
+        let done = self.written.load(Relaxed) >= place || state.closed.is_some();
+        if !done {
+            state.flushers.push(waker.clone());
+        }
+        done
+    }
+
     /// Takes everything queued. `buffer` must be empty.
     pub(super) fn take_output(&self, buffer: &mut Vec<u8>) -> (Output, u64) {
         let mut state = self.lock();
@@ -433,7 +449,8 @@ impl Conn {
     pub(super) fn flushed(&self, writes: u64) {
         let mut state = self.lock();
         state.writes += writes;
-        let wakers = state.unblock();
+        let mut wakers = state.unblock();
+        wakers.append(&mut state.flushers);
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -466,10 +483,11 @@ impl Conn {
             return false;
         }
         state.closed = Some(reason);
+        // A head that was not flushed must never be seen by the peer: its sender is told below
+        // that it may try elsewhere.
+        state.forget_output();
         if tells_the_peer(reason) {
             state.put_frame_only(FrameType::Close, 0, 0, &[reason as u8]);
-        } else {
-            state.out.clear();
         }
         for slot in state.slots.live() {
             slot.end(ResetCode::LinkClosed);
@@ -477,6 +495,7 @@ impl Conn {
         }
         let calls = std::mem::take(&mut state.calls);
         wakers.extend(state.writer.take());
+        wakers.append(&mut state.flushers);
         drop(state);
         drop(calls);
         wakers.into_iter().for_each(Waker::wake);

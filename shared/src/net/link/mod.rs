@@ -29,8 +29,10 @@ mod stats;
 mod stream;
 
 use std::fmt;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -347,6 +349,17 @@ impl Link {
         Ok(ClientStream::new(Arc::clone(&self.conn), key, id, head_end))
     }
 
+    /// Waits until everything that was queued before was handed to the socket, or the connection
+    /// ended.
+    pub async fn flush(&self) {
+        let place = self.conn.queued();
+        poll_fn(|cx| match self.conn.is_flushed(place, cx.waker()) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
+    }
+
     /// Whether the connection has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
@@ -359,7 +372,8 @@ impl Link {
         self.conn.closed().unwrap_or(CloseReason::Shutdown)
     }
 
-    /// Ends the connection. Open streams are reset.
+    /// Ends the connection. Open streams are reset; what was queued and not yet handed to the
+    /// socket is dropped, see [`flush`](Self::flush).
     pub fn close(&self, reason: CloseReason) {
         self.conn.close(reason);
     }

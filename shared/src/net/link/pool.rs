@@ -148,7 +148,7 @@ impl Links {
             Err(_) => Err(HelloFailure::Ours(CloseReason::HelloTimeout)),
         };
         match agreed {
-            Ok(agreed) => self.adopt(socket, addr, buffer, &agreed, false),
+            Ok(agreed) => self.adopt(socket, addr, buffer, &agreed, false).await,
             Err(HelloFailure::Theirs(reason)) => {
                 self.count(reason);
                 Err(reason)
@@ -277,7 +277,8 @@ impl Links {
             say_close(&mut socket, CloseReason::Replaced).await;
             return Ok(link);
         }
-        self.adopt(socket, addr, buffer, &agreed, true).map_err(|reason| match reason {
+        let adopted = self.adopt(socket, addr, buffer, &agreed, true).await;
+        adopted.map_err(|reason| match reason {
             CloseReason::Shutdown => DialError::Stopping,
             _ => DialError::Rejected(reason),
         })
@@ -295,9 +296,9 @@ impl Links {
     }
 
     /// A connection has said hello: starts its tasks and puts it into the pool.
-    fn adopt<S: LinkSocket>(
+    async fn adopt<S: LinkSocket>(
         &self,
-        socket: S,
+        mut socket: S,
         addr: SocketAddr,
         buffer: BytesMut,
         agreed: &Agreed,
@@ -314,7 +315,10 @@ impl Links {
         let windows = agreed.windows(&self.shared.hello.load());
         let conn = Conn::new(peer, dialer, agreed, windows, self.shared.config.limits);
         let link = Link { conn };
-        self.enter(&link)?;
+        if let Err(reason) = self.enter(&link) {
+            say_close(&mut socket, reason).await;
+            return Err(reason);
+        }
         let (reader, writer) = socket.halves();
         self.spawn_tasks(&link, reader, writer, buffer);
         Ok(link)
@@ -442,10 +446,19 @@ impl Links {
         });
     }
 
-    /// Closes every link and refuses new ones; waits until all are gone.
+    /// Closes every link and refuses new ones; waits until all are gone. What was queued before
+    /// is still sent, if the peers take it within [`goodbye`](super::LinkLimits::goodbye).
     pub async fn close_all(&self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
-        for link in self.all_links() {
+        let links = self.all_links();
+        let flush = async {
+            for link in &links {
+                link.flush().await;
+            }
+        };
+        // Who takes nothing is not waited for.
+        let _ = timeout(self.shared.config.limits.goodbye, flush).await;
+        for link in links {
             link.close(CloseReason::Shutdown);
         }
         self.shared.tasks.close();

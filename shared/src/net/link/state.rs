@@ -32,6 +32,8 @@ pub(super) struct State {
     pub(super) recv: RecvWindow,
     /// Streams that wait for the connection's credit or for room in the queue.
     blocked: Vec<(u32, StreamId)>,
+    /// Those who wait until what they queued was handed to the socket.
+    pub(super) flushers: Vec<Waker>,
     pub(super) heard: Instant,
     pub(super) reads: u64,
     pub(super) closed: Option<CloseReason>,
@@ -54,6 +56,7 @@ impl State {
             send: windows.0,
             recv: windows.1,
             blocked: Vec::new(),
+            flushers: Vec::new(),
             heard: Instant::now(),
             reads: 0,
             closed: None,
@@ -118,6 +121,13 @@ impl State {
     /// The writer, when it sleeps and there is something for it.
     pub(super) fn writer_if_output(&mut self) -> Option<Waker> {
         if self.out.is_empty() { None } else { self.writer.take() }
+    }
+
+    /// Drops what the writer has not taken.
+    pub(super) fn forget_output(&mut self) {
+        self.queued -= self.out.len() as u64;
+        self.out.clear();
+        self.out_frames = 0;
     }
 
     /// One answer to many pings, if they come faster than we write.

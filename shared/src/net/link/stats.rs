@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use metrics::{Counter, Gauge, Histogram};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
 
 use crate::wire::link::CloseReason;
 
@@ -52,12 +55,20 @@ pub(super) struct Meters {
 
 impl Meters {
     pub(super) fn new() -> Self {
+        describe_histogram!(
+            "stead_link_frames_per_write",
+            "Frames that one write to a link carried; more means fewer system calls"
+        );
+        describe_gauge!("stead_link_connections", "Open connections to other members");
+        describe_counter!(
+            "stead_link_closed_total",
+            "Connections that ended or never came to be, by reason"
+        );
         Self {
-            frames_per_write: metrics::histogram!("stead_link_frames_per_write"),
-            connections: metrics::gauge!("stead_link_connections"),
+            frames_per_write: histogram!("stead_link_frames_per_write"),
+            connections: gauge!("stead_link_connections"),
             closed: CloseReason::ALL.map(|reason| {
-                let counter =
-                    metrics::counter!("stead_link_closed_total", "reason" => reason.token());
+                let counter = counter!("stead_link_closed_total", "reason" => reason.token());
                 (counter, AtomicU64::new(0))
             }),
         }
