@@ -213,9 +213,7 @@ impl Swim {
         for card in state.cards.into_iter().take(self.config.n_members_max) {
             self.roster.keep_card(card);
         }
-        if self.roster.take_changed() {
-            self.publish(now, out);
-        }
+        self.publish(now, out);
         if let Some(peer) = peer {
             if !whole {
                 self.core.announce(peer);

@@ -25,9 +25,9 @@ use crate::id::SessionKey;
 use crate::session_key::{KeyError, KeySource, extract};
 
 /// Connections served at once; the next one waits in the backlog.
-const CONNECTIONS_MAX: usize = 128;
+const CONNECTIONS_MAX: usize = 512;
 /// For the head of a request, and for the idle time between two on one connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// For an answer. Only a drain by name asks another process.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a request's head.
