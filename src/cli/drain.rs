@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use http::Method;
 use stead_shared::config::Span;
+use stead_shared::net::admin::DrainReport;
 use tokio::time::Instant;
 
 use super::client::{AdminArgs, AdminClient, ClientError, escape};
@@ -32,6 +33,9 @@ pub(super) struct DrainArgs {
 pub(super) fn run(args: &DrainArgs) -> anyhow::Result<()> {
     let client = args.admin.client()?;
     super::small_runtime()?.block_on(async {
+        // A node that drains itself stops answering when it is done.
+        let asked: Result<DrainReport, _> = client.json(Method::GET, "/v1/drain").await;
+        let asks_itself = asked.is_ok_and(|report| report.node == args.node);
         let path = format!("/v1/drain?node={}", escape(&args.node));
         let _: serde_json::Value =
             client.json(Method::POST, &path).await.map_err(ClientError::exit)?;
@@ -41,7 +45,7 @@ pub(super) fn run(args: &DrainArgs) -> anyhow::Result<()> {
                 args.node
             ));
         }
-        let took = wait_left(&client, &args.node, args.timeout.0).await?;
+        let took = wait_left(&client, &args.node, asks_itself, args.timeout.0).await?;
         super::print(&format!("{} has left after {:.1} s\n", args.node, took.as_secs_f64()))
     })
 }
@@ -50,6 +54,7 @@ pub(super) fn run(args: &DrainArgs) -> anyhow::Result<()> {
 async fn wait_left(
     client: &AdminClient,
     node: &str,
+    asks_itself: bool,
     timeout: Duration,
 ) -> anyhow::Result<Duration> {
     let start = Instant::now();
@@ -67,8 +72,7 @@ async fn wait_left(
                 }
                 Progress::Draining(shards) => left = format!("{shards} shards left"),
             },
-            // The node may be the very process that is asked: it ends when it is done.
-            Err(ClientError::Unreachable { .. }) if left == "0 shards left" => {
+            Err(ClientError::Unreachable { .. }) if asks_itself => {
                 return Ok(start.elapsed());
             }
             Err(error) => left = error.to_string(),

@@ -3,19 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use stead_shared::keys::KeyFile;
 use stead_shared::net::admin::AdminToken;
-use stead_shared::net::disk::{self, DiskError};
+use stead_shared::net::disk::DiskError;
 
 use super::exit::Exit;
 
 /// Larger files hold no token.
 const TOKEN_FILE_BYTES_MAX: u64 = 4 << 10;
-
-/// The cluster's keys.
-pub(super) fn read_keys(path: &Path) -> anyhow::Result<KeyFile> {
-    disk::read_keys(path).map_err(|error| failed(error).context("--cluster-key-file"))
-}
 
 /// The exit code for a file that cannot be used.
 pub(super) fn failed(error: DiskError) -> anyhow::Error {

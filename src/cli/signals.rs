@@ -2,24 +2,60 @@
 
 use std::io::Read as _;
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{oneshot, watch};
 
 use super::exit::Exit;
 
-/// Ready at the first SIGTERM or SIGINT, or, for a child, when its parent is gone. A second
-/// signal while the process drains ends it at once.
-pub(super) fn stop(with_parent: bool) -> anyhow::Result<impl Future<Output = &'static str> + Send> {
-    let listen = |kind| {
-        signal(kind).map_err(|error| Exit::Os.because(format!("cannot watch signals: {error}")))
-    };
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let parent = with_parent.then(parent_gone);
-    Ok(async move {
+/// Requests to stop: SIGTERM, SIGINT, and, for a child, the end of its parent. The first one asks
+/// for an orderly end, the second one for an end at once.
+#[derive(Clone)]
+pub(super) struct Stop {
+    asked: watch::Receiver<u32>,
+}
+
+impl Stop {
+    /// Starts to watch. Called inside a runtime.
+    pub(super) fn watch(with_parent: bool) -> anyhow::Result<Self> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Exit::Os.because(format!("cannot watch signals: {error}")))
+        };
+        let (terminate, interrupt) =
+            (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        let parent = with_parent.then(parent_gone);
+        let (count, asked) = watch::channel(0);
+        tokio::spawn(count_requests(terminate, interrupt, parent, count));
+        Ok(Self { asked })
+    }
+
+    /// Ready at the first request.
+    pub(super) async fn first(self) {
+        self.reached(1).await;
+    }
+
+    /// Ready at the second request.
+    pub(super) async fn second(self) {
+        self.reached(2).await;
+    }
+
+    async fn reached(mut self, n: u32) {
+        if self.asked.wait_for(|asked| *asked >= n).await.is_err() {
+            // Nobody counts any more, so nobody asks.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+async fn count_requests(
+    mut terminate: Signal,
+    mut interrupt: Signal,
+    mut parent: Option<oneshot::Receiver<()>>,
+    count: watch::Sender<u32>,
+) {
+    loop {
         let parent_gone = async {
-            match parent {
-                Some(parent) => drop(parent.await),
+            match &mut parent {
+                Some(gone) => drop(gone.await),
                 None => std::future::pending().await,
             }
         };
@@ -27,16 +63,14 @@ pub(super) fn stop(with_parent: bool) -> anyhow::Result<impl Future<Output = &'s
             biased;
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
-            () = parent_gone => "the end of the parent",
-        };
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => end_now(),
-                _ = interrupt.recv() => end_now(),
+            () = parent_gone => {
+                parent = None;
+                "the end of the parent"
             }
-        });
-        why
-    })
+        };
+        tracing::info!(why, "asked to stop");
+        count.send_modify(|asked| *asked += 1);
+    }
 }
 
 /// Done when stdin ends: the parent holds its other end, so it ends with the parent, however
@@ -49,10 +83,4 @@ fn parent_gone() -> oneshot::Receiver<()> {
         drop(gone);
     });
     wait
-}
-
-#[expect(clippy::exit, reason = "the person at the terminal asked twice")]
-fn end_now() {
-    tracing::warn!("second signal: ending without waiting for the drain");
-    std::process::exit(Exit::TempFail as i32);
 }

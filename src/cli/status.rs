@@ -96,7 +96,13 @@ impl Status {
         if shards.unowned > 0 {
             return Some(format!("{} shards have no owner", shards.unowned));
         }
-        (shards.moving > 0).then(|| format!("{} shards are moving", shards.moving))
+        if shards.moving > 0 {
+            return Some(format!("{} shards are moving", shards.moving));
+        }
+        let owned = |node: &String| shards.by_node.get(node).copied().unwrap_or(0);
+        let (node, wanted) =
+            shards.targets.iter().find(|(node, wanted)| owned(node) != **wanted)?;
+        Some(format!("{node} owns {} shards and should own {wanted}", owned(node)))
     }
 
     fn json(&self) -> String {

@@ -18,7 +18,7 @@ use self::children::Children;
 use self::ports::{MemberPorts, Ports};
 use super::client::AdminClient;
 use super::exit::Exit;
-use super::signals;
+use super::signals::Stop;
 use super::status::Status;
 
 /// Longest start; what is not ready by then has failed.
@@ -48,7 +48,7 @@ pub(super) struct DemoArgs {
 
 pub(super) fn run(args: &DemoArgs) -> anyhow::Result<()> {
     super::small_runtime()?.block_on(async {
-        let stop = signals::stop(false)?;
+        let stop = Stop::watch(false)?;
         let program = std::env::current_exe()
             .map_err(|error| Exit::Os.because(format!("cannot find this program: {error}")))?;
         let start = Instant::now();
@@ -56,7 +56,7 @@ pub(super) fn run(args: &DemoArgs) -> anyhow::Result<()> {
         let mut children = Children::start(&program, &ports)?;
         let ended = tokio::select! {
             biased;
-            _ = stop => Ok(()),
+            () = stop.first() => Ok(()),
             ended = watch(&mut children, &ports, &program, start) => ended,
         };
         super::print("stopping\n")?;
@@ -188,4 +188,43 @@ fn shown(program: &Path) -> String {
         .ok()
         .and_then(|here| program.strip_prefix(here).map(Path::to_owned).ok());
     here.as_deref().unwrap_or(program).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use stead_shared::net::admin::{MembersReport, ShardsReport};
+
+    use super::*;
+
+    #[test]
+    fn a_line_names_counts_and_whoever_is_not_as_usual() {
+        let member = |name: &str, role: &str, state: &str| MemberReport {
+            name: name.into(),
+            role: role.into(),
+            state: state.into(),
+            weight: 1,
+            zone: String::new(),
+            gossip: String::new(),
+            http: String::new(),
+            admin: String::new(),
+            boot_id: 1,
+            version: String::new(),
+        };
+        let members = vec![
+            member("n1", "node", "ready"),
+            member("n2", "node", "leaving"),
+            member("n3", "node", "down"),
+            member("n4", "node", "joining"),
+            member("router-1", "router", "ready"),
+        ];
+        let by_node = BTreeMap::from([("n1".to_owned(), 5), ("n2".to_owned(), 2)]);
+        let status = Status {
+            members: MembersReport { members_digest: String::new(), members },
+            shards: ShardsReport { shards: 8, by_node, unowned: 1, ..ShardsReport::default() },
+        };
+        let line = "n1 5   n2 2 (leaving)   n3 down   n4 joining   unowned 1";
+        assert_eq!(shards_line(&status), line);
+    }
 }
