@@ -42,10 +42,28 @@ struct Gate {
 
 #[derive(Clone, Debug)]
 enum Happens {
-    Tick { node: usize, boot: BootId },
-    Deliver { node: usize, boot: BootId, event: Event },
-    State { node: usize, boot: BootId, id: HandoffId, states: BTreeMap<ShardId, Vec<u64>> },
-    Look { node: usize, boot: BootId },
+    Tick {
+        node: usize,
+        boot: BootId,
+    },
+    Deliver {
+        node: usize,
+        boot: BootId,
+        event: Event,
+    },
+    State {
+        node: usize,
+        boot: BootId,
+        id: HandoffId,
+        states: BTreeMap<ShardId, Vec<u64>>,
+    },
+    /// The members as they were when the news set out.
+    Look {
+        node: usize,
+        boot: BootId,
+        version: u64,
+        list: Vec<Member>,
+    },
     Write,
 }
 
@@ -60,6 +78,7 @@ struct Process {
     copies: BTreeMap<HandoffId, BTreeMap<ShardId, Vec<u64>>>,
     tick_at: Time,
     drained: bool,
+    seen: u64,
 }
 
 /// Faults of one run.
@@ -84,6 +103,7 @@ pub(crate) struct Cluster {
     truth: Vec<(BootId, MemberState)>,
     params: Arc<ClusterParams>,
     next_value: u64,
+    version: u64,
     acked: BTreeMap<ShardId, Vec<(u64, NodeBoot)>>,
     died: Vec<NodeBoot>,
     pub(crate) violations: Vec<(Time, Violation, ShardId)>,
@@ -120,6 +140,7 @@ impl Cluster {
             truth: vec![(BootId(0), MemberState::Down); n],
             params: Arc::new(params),
             next_value: 1,
+            version: 0,
             acked: BTreeMap::new(),
             died: Vec::new(),
             violations: Vec::new(),
@@ -160,6 +181,7 @@ impl Cluster {
             copies: BTreeMap::new(),
             tick_at: Time::ZERO,
             drained: false,
+            seen: 0,
         });
         self.at(ms(1), Happens::Tick { node, boot });
         self.tell_all();
@@ -211,10 +233,17 @@ impl Cluster {
     }
 
     fn tell_all(&mut self) {
+        self.version += 1;
+        let mut list: Vec<Member> = (0..self.truth.len())
+            .filter(|&other| self.truth[other].0 != BootId(0))
+            .map(|other| self.member(other))
+            .collect();
+        list.sort_by_key(|member| member.id);
         for node in 0..self.processes.len() {
             let lag = ms(self.rng.random_range(1..=self.faults.members_lag_ms));
             if let Some(boot) = self.processes[node].as_ref().map(|process| process.boot) {
-                self.at(lag, Happens::Look { node, boot });
+                let (version, list) = (self.version, list.clone());
+                self.at(lag, Happens::Look { node, boot, version, list });
             }
         }
     }
@@ -240,14 +269,13 @@ impl Cluster {
         }
     }
 
-    fn look(&mut self, node: usize) {
-        let mut list: Vec<Member> = (0..self.truth.len())
-            .filter(|&other| self.truth[other].0 != BootId(0))
-            .map(|other| self.member(other))
-            .collect();
-        list.sort_by_key(|member| member.id);
+    fn look(&mut self, node: usize, version: u64, list: Vec<Member>) {
         let members = Arc::new(Members { me: node_id(node), list });
         let Some(process) = &mut self.processes[node] else { return };
+        if process.seen >= version {
+            return;
+        }
+        process.seen = version;
         let before = Arc::clone(&process.view.members);
         process.view = process.view.with_members(Arc::clone(&members));
         let event = Event::Members {
@@ -457,7 +485,9 @@ impl Cluster {
                 }
                 self.handle(node, Event::Received(id));
             }
-            Happens::Look { node, boot } if self.is_boot(node, boot) => self.look(node),
+            Happens::Look { node, boot, version, list } if self.is_boot(node, boot) => {
+                self.look(node, version, list);
+            }
             Happens::Write => self.write(),
             Happens::Tick { .. }
             | Happens::Deliver { .. }

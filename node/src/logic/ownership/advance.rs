@@ -1,0 +1,164 @@
+//! What follows from an event: joining, time that has run out.
+
+use super::*;
+
+impl Ownership {
+    pub(super) fn advance(&mut self, out: &mut Vec<Action>) {
+        if self.stage == Stage::Joining {
+            self.join_or_form(out);
+        }
+        self.expire_handoffs(out);
+        self.expire_copies(out);
+        self.ask_missing_claims(out);
+        if self.recheck_at.is_some_and(|at| at <= self.now) {
+            self.recheck = true;
+            self.recheck_at = None;
+        }
+        if self.stage == Stage::Ready || self.stage == Stage::Leaving {
+            self.advance_query(out);
+            if self.recheck {
+                self.recheck = false;
+                self.claim_unclaimed(out);
+                self.start_handoffs(out);
+            }
+        }
+        if self.stage == Stage::Leaving {
+            self.finish_drain(out);
+        }
+    }
+
+    pub(super) fn join_or_form(&mut self, out: &mut Vec<Action>) {
+        let owners = self.owners();
+        if !owners.is_empty() && owners.iter().all(|owner| self.book.knows(*owner)) {
+            self.become_ready(Note::Joined, out);
+            return;
+        }
+        if self.now.since(self.started) >= self.config.join_max && !owners.is_empty() {
+            out.push(Action::GiveUp(GiveUp::JoinTimeout));
+            return;
+        }
+        let joining = self.joining();
+        let sight = Sight {
+            me: self.config.me,
+            joining: &joining,
+            owner: owners.iter().next().copied(),
+            has_peer: self.members.live_peers().next().is_some(),
+        };
+        let mut messages = Vec::new();
+        let mut step = self.forming.step(self.now, sight, &mut messages);
+        if !self.config.rules.forming_agrees && sight.has_peer && sight.owner.is_none() {
+            step = Step::Found { alone: false };
+        }
+        out.extend(messages.into_iter().map(|(to, message)| Action::Send { to, message }));
+        match step {
+            Step::Wait => {}
+            Step::Found { alone } => self.found(alone, out),
+        }
+    }
+
+    pub(super) fn found(&mut self, alone: bool, out: &mut Vec<Action>) {
+        let node = self.config.me.node;
+        let mut shards = Vec::with_capacity(self.config.n_shards as usize);
+        for shard in (0..self.config.n_shards).map(ShardId) {
+            let epoch = Epoch { counter: 1 + self.book.highest(shard), node };
+            let at = ShardEpoch { shard, epoch };
+            self.serve(at);
+            shards.push(at);
+        }
+        self.founded_at = Some(self.now);
+        out.push(Action::OpenEmpty { shards, lost: false });
+        self.become_ready(Note::Founded { alone }, out);
+    }
+
+    pub(super) fn become_ready(&mut self, note: Note, out: &mut Vec<Action>) {
+        self.stage = Stage::Ready;
+        self.recheck = true;
+        out.push(Action::BecomeReady);
+        out.push(Action::Note(note));
+    }
+
+    pub(super) fn ask_missing_claims(&mut self, out: &mut Vec<Action>) {
+        for owner in self.owners() {
+            if !self.book.knows(owner) && self.connected.contains_key(&owner.node) {
+                self.ask_claims(owner.node, out);
+            }
+        }
+    }
+
+    pub(super) fn expire_handoffs(&mut self, out: &mut Vec<Action>) {
+        self.finish_granted(out);
+        let numbers: Vec<u64> = self.outgoing.keys().copied().collect();
+        for number in numbers {
+            let Some((handoff, _)) = self.outgoing.get(&number) else { continue };
+            let gone = !self.members.is_live(handoff.to);
+            let holder = self.is_holder(handoff.to);
+            match handoff.phase {
+                outgoing::Phase::Granted { .. } if !holder => self.take_back(number, out),
+                outgoing::Phase::Granted { since, resend_at } => {
+                    self.resend_grant(number, since, resend_at, out);
+                }
+                outgoing::Phase::Preparing { .. }
+                | outgoing::Phase::Sealing { .. }
+                | outgoing::Phase::Sending { .. } => {
+                    if gone {
+                        self.abort(number, "the target is gone", out);
+                    } else if handoff.is_late(self.now) {
+                        self.abort(number, "it took too long", out);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn resend_grant(
+        &mut self,
+        number: u64,
+        since: Time,
+        resend_at: Time,
+        out: &mut Vec<Action>,
+    ) {
+        let now = self.now;
+        if !self.config.rules.grant_is_final && now.since(since) >= RELAY_AFTER {
+            let Some((handoff, _)) = self.outgoing.remove(&number) else { return };
+            self.reopen(&handoff, 1, out);
+            return;
+        }
+        if resend_at > now || !self.config.rules.grant_is_resent {
+            return;
+        }
+        let Some((handoff, _)) = self.outgoing.get_mut(&number) else { return };
+        handoff.phase = outgoing::Phase::Granted { since, resend_at: now + GRANT_EVERY };
+        let (id, to, shards) = (handoff.id, handoff.to.node, handoff.granted());
+        if now.since(since) >= RELAY_AFTER {
+            for peer in self.members.live_peers().filter(|peer| peer.id != to) {
+                let message = Control::Relay { to, handoff: id, shards: shards.clone() };
+                out.push(Action::Send { to: peer.id, message });
+            }
+        }
+        out.push(Action::Send { to, message: Control::Grant { handoff: id, shards } });
+        out.push(Action::AskClaims { to });
+    }
+
+    pub(super) fn expire_copies(&mut self, out: &mut Vec<Action>) {
+        let now = self.now;
+        let members = Arc::clone(&self.members);
+        self.incoming.retain(|&handoff, incoming| {
+            let receiving = incoming.phase == incoming::Phase::Receiving;
+            if receiving && now.since(incoming.since) >= RECEIVE_MAX {
+                out.push(Action::DropCopy { handoff });
+                return false;
+            }
+            if members.is_live(handoff.source) {
+                incoming.orphan_since = None;
+                return true;
+            }
+            let since = *incoming.orphan_since.get_or_insert(now);
+            let keep =
+                incoming.phase == incoming::Phase::CaughtUp && now.since(since) < KEEP_AFTER_DEATH;
+            if !keep {
+                out.push(Action::DropCopy { handoff });
+            }
+            keep
+        });
+    }
+}

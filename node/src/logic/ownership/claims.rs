@@ -1,0 +1,108 @@
+//! Claims: one's own, and what others' claims mean for one's own shards.
+
+use super::*;
+
+impl Ownership {
+    pub(super) fn on_connected(&mut self, peer: NodeBoot, out: &mut Vec<Action>) {
+        self.connected.insert(peer.node, peer);
+        out.push(Action::SendClaims { to: peer.node, update: self.log.full() });
+    }
+
+    pub(super) fn on_claims(&mut self, update: &ClaimsUpdate, out: &mut Vec<Action>) {
+        if update.owner == self.config.me {
+            return;
+        }
+        match self.book.apply(update) {
+            Applied::Same => {}
+            Applied::WantFull => self.ask_claims(update.owner.node, out),
+            Applied::Changed(shards) => {
+                self.on_book_changed(&shards, out);
+                out.push(Action::Publish);
+                self.recheck = true;
+            }
+        }
+    }
+
+    pub(super) fn ask_claims(&mut self, to: NodeId, out: &mut Vec<Action>) {
+        let asked = self.asked_claims.get(&to);
+        if asked.is_none_or(|at| self.now.since(*at) >= CLAIMS_EVERY) {
+            self.asked_claims.insert(to, self.now);
+            out.push(Action::AskClaims { to });
+        }
+    }
+
+    pub(super) fn on_book_changed(&mut self, shards: &[ShardId], out: &mut Vec<Action>) {
+        let mut dropped = Vec::new();
+        let mut yielded: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
+        for &shard in shards {
+            let (Some(slot), Some((epoch, owner))) =
+                (self.slots.get(&shard).copied(), self.book.get(shard))
+            else {
+                continue;
+            };
+            if owner == self.config.me || !self.members.is_live(owner) {
+                continue;
+            }
+            match slot {
+                Slot::Granted { next, .. } if epoch >= next => dropped.push(shard),
+                Slot::Serving { epoch: mine } | Slot::Sealed { epoch: mine } if epoch > mine => {
+                    yielded.entry(owner).or_default().push(ShardEpoch { shard, epoch });
+                }
+                Slot::Serving { .. } | Slot::Sealed { .. } | Slot::Granted { .. } => {}
+            }
+        }
+        let yields: BTreeSet<ShardId> = yielded.values().flatten().map(|at| at.shard).collect();
+        for &shard in dropped.iter().chain(&yields) {
+            self.slots.remove(&shard);
+            self.log.release(shard);
+        }
+        if !yields.is_empty() {
+            for (handoff, _) in self.outgoing.values_mut() {
+                handoff.shards.retain(|at| !yields.contains(&at.shard));
+            }
+        }
+        if !dropped.is_empty() {
+            out.push(Action::DropState { shards: dropped });
+            self.finish_granted(out);
+        }
+        for (to, shards) in yielded {
+            out.push(Action::Yield { to, shards });
+        }
+    }
+
+    /// Closes the handoffs whose target has claimed everything.
+    pub(super) fn finish_granted(&mut self, out: &mut Vec<Action>) {
+        let now = self.now;
+        let slots = &self.slots;
+        self.outgoing.retain(|_, (handoff, sealed)| {
+            let granted = matches!(handoff.phase, outgoing::Phase::Granted { .. });
+            let open = handoff.ids().any(|shard| match slots.get(&shard) {
+                Some(Slot::Granted { to, .. }) => *to == handoff.to,
+                Some(Slot::Serving { .. } | Slot::Sealed { .. }) | None => false,
+            });
+            if granted && !open {
+                out.push(Action::Note(Note::HandedOff {
+                    to: handoff.to,
+                    n_shards: handoff.shards.len(),
+                    sealed_for: now.since(sealed.0),
+                }));
+            }
+            !granted || open
+        });
+    }
+
+    /// Opens a shard here and claims it.
+    pub(super) fn serve(&mut self, at: ShardEpoch) {
+        assert_eq!(at.epoch.node, self.config.me.node, "nobody serves in another's epoch");
+        self.slots.insert(at.shard, Slot::Serving { epoch: at.epoch });
+        self.log.claim(at.shard, at.epoch.counter);
+    }
+
+    pub(super) fn commit(&mut self, out: &mut Vec<Action>) {
+        if let Some(update) = self.log.commit() {
+            let _ = self.book.apply(&update);
+            out.push(Action::PushClaims(update));
+            out.push(Action::Publish);
+        }
+    }
+}

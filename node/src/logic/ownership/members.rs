@@ -1,0 +1,82 @@
+//! Members, deaths, and who counts as alive.
+
+use super::*;
+
+impl Ownership {
+    pub(super) fn on_members(&mut self, members: Arc<Members>, targets: Arc<Targets>, digest: u64) {
+        if digest != self.digest {
+            self.digest = digest;
+            self.digest_since = self.now;
+        }
+        self.members = members;
+        self.targets = targets;
+        self.recheck = true;
+        let now = self.now;
+        let suspects: BTreeSet<NodeId> = self
+            .members
+            .list
+            .iter()
+            .filter(|member| member.state == MemberState::Suspect)
+            .map(|member| member.id)
+            .collect();
+        self.suspects.retain(|node, _| suspects.contains(node));
+        for node in suspects {
+            self.suspects.entry(node).or_insert(now);
+        }
+        let members = Arc::clone(&self.members);
+        self.deaths.retain(|who, death| death.confirmed || !members.is_live(*who));
+        // The list may tell of a death before, after or without the event.
+        for member in members.list.iter().filter(|m| m.state == MemberState::Down) {
+            self.on_died(member.node_boot(), false);
+        }
+    }
+
+    pub(super) fn on_died(&mut self, who: NodeBoot, confirmed: bool) {
+        let since = self.suspects.get(&who.node).copied().unwrap_or(self.now);
+        let death = self.deaths.entry(who).or_insert(Death { since, confirmed });
+        death.confirmed |= confirmed;
+        self.recheck = true;
+    }
+
+    /// Whether an owner's claim still counts: it is alive, or silent for less than the grace.
+    pub(super) fn is_holder(&self, who: NodeBoot) -> bool {
+        if who == self.config.me || self.members.is_live(who) {
+            return true;
+        }
+        match self.members.find(who.node) {
+            Some(member) if member.boot > who.boot => false,
+            Some(member) if member.state == MemberState::Left => false,
+            Some(_) => self.deaths.get(&who).is_none_or(|death| {
+                !death.confirmed && self.now.since(death.since) < self.config.orphan_grace
+            }),
+            None => false,
+        }
+    }
+
+    /// Live nodes that are still joining, this one included while it is.
+    pub(super) fn joining(&self) -> BTreeSet<NodeBoot> {
+        self.members
+            .list
+            .iter()
+            .filter(|m| m.role == Role::Node && m.state == MemberState::Joining)
+            .map(|m| m.node_boot())
+            .chain((self.stage == Stage::Joining).then_some(self.config.me))
+            .collect()
+    }
+
+    /// Live nodes that are past joining or own shards, but this one.
+    pub(super) fn owners(&self) -> BTreeSet<NodeBoot> {
+        let booked = self
+            .book
+            .owners()
+            .filter(|&(owner, n_claims)| n_claims > 0 && self.members.is_live(owner))
+            .map(|(owner, _)| owner);
+        self.members
+            .live_peers()
+            .filter(|m| m.role == Role::Node && m.phase != stead_shared::member::Phase::Joining)
+            .map(|m| m.node_boot())
+            .chain(booked)
+            .filter(|owner| *owner != self.config.me)
+            .collect()
+    }
+}

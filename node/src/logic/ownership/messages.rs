@@ -1,0 +1,97 @@
+//! Messages of other members.
+
+use super::*;
+
+impl Ownership {
+    pub(super) fn on_control(&mut self, from: NodeBoot, message: Control, out: &mut Vec<Action>) {
+        match message {
+            Control::Propose { token, members } => self.on_propose(from, token, &members, out),
+            Control::Accept { token } => self.forming.on_accept(self.now, from, token),
+            Control::Reject { token, rather: _ } => self.forming.on_reject(self.now, token),
+            Control::WhoHolds { token, members_digest: _, shards } => {
+                self.on_who_holds(from, token, &shards, out);
+            }
+            Control::Holds { token, members_digest, holdings, highest } => {
+                self.on_holds(from, token, members_digest, (&holdings, &highest));
+            }
+            Control::Prepare { handoff, members_digest, shards, drain } => {
+                self.on_prepare(from, handoff, (members_digest, drain), shards, out);
+            }
+            Control::Prepared { handoff } => self.on_prepared(from, handoff, out),
+            Control::Declined { handoff, why: _ } => self.on_declined(from, handoff, out),
+            Control::NoCopy { handoff } => self.on_no_copy(from, handoff, out),
+            Control::CaughtUp { handoff } => self.on_caught_up(from, handoff, out),
+            Control::Grant { handoff, shards } => self.on_grant(handoff, &shards, out),
+            Control::Relay { to, handoff, shards } => {
+                let message = Control::Grant { handoff, shards };
+                if to == self.config.me.node {
+                    self.on_control(from, message, out);
+                } else {
+                    out.push(Action::Send { to, message });
+                }
+            }
+            Control::Abort { handoff } => {
+                if self.incoming.remove(&handoff).is_some() {
+                    out.push(Action::DropCopy { handoff });
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_propose(
+        &mut self,
+        from: NodeBoot,
+        token: Token,
+        members: &[NodeBoot],
+        out: &mut Vec<Action>,
+    ) {
+        let joining = self.joining();
+        let owner = match self.stage {
+            Stage::Joining => self.owners().into_iter().next(),
+            Stage::Ready | Stage::Leaving => Some(self.config.me),
+        };
+        let sight = Sight { me: self.config.me, joining: &joining, owner, has_peer: true };
+        let message = self.forming.on_propose(self.now, from, (token, members), sight);
+        out.push(Action::Send { to: from.node, message });
+    }
+
+    pub(super) fn on_who_holds(
+        &self,
+        from: NodeBoot,
+        token: Token,
+        shards: &[ShardRange],
+        out: &mut Vec<Action>,
+    ) {
+        let (mut holdings, highest) =
+            who_holds(&self.book, self.config.n_shards, shards, |owner| self.is_holder(owner));
+        for range in shards {
+            for shard in range.shards(self.config.n_shards) {
+                if let Some(Slot::Granted { to, next, .. }) = self.slots.get(&shard) {
+                    let counter = next.counter;
+                    let range =
+                        stead_shared::claims::ClaimRange { first: shard.0, len: 1, counter };
+                    holdings.push(stead_shared::control::Holding { owner: *to, range });
+                }
+            }
+        }
+        let members_digest = self.digest;
+        let message = Control::Holds { token, members_digest, holdings, highest };
+        out.push(Action::Send { to: from.node, message });
+    }
+
+    pub(super) fn on_holds(
+        &mut self,
+        from: NodeBoot,
+        token: Token,
+        digest: u64,
+        answer: (&[stead_shared::control::Holding], &[stead_shared::claims::ClaimRange]),
+    ) {
+        let binding = self
+            .members
+            .find(from.node)
+            .is_some_and(|m| m.role == Role::Node && m.state == MemberState::Ready);
+        if let Some(query) = self.query.as_mut().filter(|query| query.token == token) {
+            query.answer(from.node, digest, binding, answer);
+        }
+    }
+}

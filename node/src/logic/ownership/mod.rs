@@ -1,0 +1,272 @@
+//! Which shards this node serves, and how that changes.
+//!
+//! One machine for the whole node: events in, actions out; it knows no clock, socket or session.
+//!
+//! # A shard at its owner
+//!
+//! | state | gate | claim in own log | leaves by |
+//! |---|---|---|---|
+//! | (none) | closed | no | genesis, a grant |
+//! | `Serving(e)` | open | e | seal; a higher claim of somebody else (yield) |
+//! | `Sealed(e)` | closed | e | abort: `Serving(e.counter + 1, self)`; grant recorded |
+//! | `Granted(e → e+1)` | closed | e | claim ≥ e+1 seen; target dead: `Serving(e.counter + 2, self)` |
+//!
+//! The claim at `e` stays in the log until the target's is seen, so that nobody takes the shard
+//! for unclaimed in between; the epoch in the request decides who is asked (R9).
+//!
+//! # Crash story
+//!
+//! A source that dies before its grant takes its sessions along; the target drops its copy, or
+//! uses it when it is the one to claim the shards. One that dies after the grant is not needed any
+//! more. A target that dies before the grant costs an abort; after it, the source still has the
+//! state and takes the shards back two epochs on. A node that was taken for dead and is not closes
+//! its gates when it sees a higher claim, and offers its sessions to the claimant.
+//!
+//! # What this does not promise
+//!
+//! One owner at a time while live members cannot hear each other: gossip is the arbiter of death.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use stead_shared::claims::{Applied, Book, ClaimLog, ClaimsUpdate};
+use stead_shared::control::{Control, HandoffId, NotNow, ShardEpoch, ShardRange, Token, who_holds};
+use stead_shared::id::{Epoch, NodeBoot, NodeId, ShardId};
+use stead_shared::member::{MemberState, Members, Role};
+use stead_shared::placement::Targets;
+use stead_shared::time::Time;
+
+use super::forming::{Forming, FormingConfig, Sight, Step};
+use super::genesis::{ASK_EVERY, ASK_FOR, Query};
+use super::incoming::{self, Incoming, KEEP_AFTER_DEATH, RECEIVE_MAX};
+use super::outgoing::{self, GRANT_EVERY, Outgoing, PREPARE_MAX, RELAY_AFTER, SEALED_MAX};
+
+mod advance;
+mod checks;
+mod claims;
+mod config;
+mod events;
+mod members;
+mod messages;
+mod moves;
+mod receiving;
+mod sending;
+mod unclaimed;
+
+pub use config::{OwnershipConfig, Rules};
+pub use events::{Action, Event, GiveUp, Note};
+
+/// How balance moves wait right after the first node founded the cluster: there is nothing to
+/// disturb yet.
+const FOUNDING_QUIET: Duration = Duration::from_millis(50);
+/// How long "right after" is.
+const FOUNDING_FOR: Duration = Duration::from_secs(10);
+/// How long a target that declined is left alone.
+const DECLINED_FOR: Duration = Duration::from_millis(100);
+/// How often missing claim logs are asked for.
+const CLAIMS_EVERY: Duration = Duration::from_millis(200);
+/// The longest time between two looks at everything.
+const TICK: Duration = Duration::from_millis(100);
+/// The same while something is under way.
+const BUSY_TICK: Duration = Duration::from_millis(20);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    Serving { epoch: Epoch },
+    Sealed { epoch: Epoch },
+    Granted { epoch: Epoch, to: NodeBoot, next: Epoch },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Joining,
+    Ready,
+    Leaving,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Death {
+    since: Time,
+    confirmed: bool,
+}
+
+/// Where the sealed time of a handoff is counted from.
+#[derive(Clone, Copy, Debug)]
+struct SealedAt(Time);
+
+/// The machine. See the module's page.
+#[derive(Debug)]
+pub struct Ownership {
+    config: OwnershipConfig,
+    now: Time,
+    started: Time,
+    stage: Stage,
+    forming: Forming,
+    founded_at: Option<Time>,
+    members: Arc<Members>,
+    targets: Arc<Targets>,
+    digest: u64,
+    digest_since: Time,
+    log: ClaimLog,
+    book: Book,
+    slots: BTreeMap<ShardId, Slot>,
+    outgoing: BTreeMap<u64, (Outgoing, SealedAt)>,
+    incoming: BTreeMap<HandoffId, Incoming>,
+    query: Option<Query>,
+    deaths: BTreeMap<NodeBoot, Death>,
+    suspects: BTreeMap<NodeId, Time>,
+    connected: BTreeMap<NodeId, NodeBoot>,
+    asked_claims: BTreeMap<NodeId, Time>,
+    declined: BTreeMap<NodeId, Time>,
+    sizes: BTreeMap<ShardId, u64>,
+    next_number: u64,
+    next_token: Token,
+    recheck: bool,
+    recheck_at: Option<Time>,
+    drained: bool,
+}
+
+impl Ownership {
+    /// A node that has just started.
+    #[must_use]
+    pub fn new(
+        config: OwnershipConfig,
+        members: Arc<Members>,
+        targets: Arc<Targets>,
+        now: Time,
+    ) -> Self {
+        let me = config.me;
+        let n_shards = config.n_shards;
+        let mut book = Book::new(n_shards);
+        let log = ClaimLog::new(me);
+        let _ = book.apply(&log.full());
+        Self {
+            forming: Forming::new(config.forming, now),
+            config,
+            now,
+            started: now,
+            stage: Stage::Joining,
+            founded_at: None,
+            members,
+            targets,
+            digest: 0,
+            digest_since: now,
+            log,
+            book,
+            slots: BTreeMap::new(),
+            outgoing: BTreeMap::new(),
+            incoming: BTreeMap::new(),
+            query: None,
+            deaths: BTreeMap::new(),
+            suspects: BTreeMap::new(),
+            connected: BTreeMap::new(),
+            asked_claims: BTreeMap::new(),
+            declined: BTreeMap::new(),
+            sizes: BTreeMap::new(),
+            next_number: 1,
+            next_token: 1,
+            recheck: true,
+            recheck_at: None,
+            drained: false,
+        }
+    }
+
+    /// The claims of everybody, for routing.
+    #[must_use]
+    pub fn book(&self) -> &Book {
+        &self.book
+    }
+
+    /// Position and checksum of the own claim log, for comparison.
+    #[must_use]
+    pub fn heartbeat(&self) -> ClaimsUpdate {
+        self.log.heartbeat()
+    }
+
+    /// Number of shards that this node serves or moves.
+    #[must_use]
+    pub fn n_owned(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Number of shards that are between two owners here.
+    #[must_use]
+    pub fn n_moving(&self) -> usize {
+        let moving = |slot: &&Slot| match slot {
+            Slot::Serving { .. } => false,
+            Slot::Sealed { .. } | Slot::Granted { .. } => true,
+        };
+        self.slots.values().filter(moving).count()
+    }
+
+    /// The shards that this node serves, and their epochs.
+    pub fn serving(&self) -> impl Iterator<Item = ShardEpoch> + '_ {
+        self.slots.iter().filter_map(|(&shard, slot)| match *slot {
+            Slot::Serving { epoch } => Some(ShardEpoch { shard, epoch }),
+            Slot::Sealed { .. } | Slot::Granted { .. } => None,
+        })
+    }
+
+    /// The newest claim that this node knows for `shard`, its own grants included.
+    #[must_use]
+    pub fn newest(&self, shard: ShardId) -> Option<Epoch> {
+        let booked = self.book.get(shard).map(|(epoch, _)| epoch);
+        match self.slots.get(&shard) {
+            Some(Slot::Granted { next, .. }) => booked.max(Some(*next)),
+            Some(Slot::Serving { .. } | Slot::Sealed { .. }) | None => booked,
+        }
+    }
+
+    /// Grants under way: where requests of these shards should go.
+    pub fn granted(&self) -> impl Iterator<Item = ShardEpoch> + '_ {
+        self.slots.iter().filter_map(|(&shard, slot)| match *slot {
+            Slot::Granted { next, .. } => Some(ShardEpoch { shard, epoch: next }),
+            Slot::Serving { .. } | Slot::Sealed { .. } => None,
+        })
+    }
+
+    /// When to call [`Self::handle`] with [`Event::Tick`].
+    #[must_use]
+    pub fn deadline(&self) -> Time {
+        let busy = self.stage == Stage::Joining
+            || !self.outgoing.is_empty()
+            || self.query.is_some()
+            || (self.stage == Stage::Leaving && !self.drained);
+        self.now + if busy { BUSY_TICK } else { TICK }
+    }
+
+    /// Takes one event in, then looks at everything that may follow from it.
+    pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Action>) {
+        self.now = self.now.max(now);
+        self.on_event(event, out);
+        self.advance(out);
+        self.commit(out);
+        if cfg!(debug_assertions) {
+            self.check_invariants();
+        }
+    }
+
+    fn on_event(&mut self, event: Event, out: &mut Vec<Action>) {
+        match event {
+            Event::Tick => {}
+            Event::Members { members, targets, digest } => {
+                self.on_members(members, targets, digest)
+            }
+            Event::Died { who, confirmed } => self.on_died(who, confirmed),
+            Event::Connected(peer) => self.on_connected(peer, out),
+            Event::Disconnected(node) => {
+                self.connected.remove(&node);
+            }
+            Event::Claims(update) => self.on_claims(&update, out),
+            Event::ClaimsWanted(to) => out.push(Action::SendClaims { to, update: self.log.full() }),
+            Event::Control { from, message } => self.on_control(from, message, out),
+            Event::Sealed(id) => self.on_sealed(id, out),
+            Event::SendFailed(id) => self.abort_if_sealed(id, "the state could not be sent", out),
+            Event::Received(id) => self.on_received(id, out),
+            Event::ReceiveFailed(id) => self.on_receive_failed(id, out),
+            Event::Sizes(sizes) => self.sizes = sizes,
+            Event::Drain => self.stage = Stage::Leaving,
+        }
+    }
+}

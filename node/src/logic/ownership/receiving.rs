@@ -1,0 +1,98 @@
+//! The target's side of handoffs.
+
+use super::*;
+
+impl Ownership {
+    pub(super) fn on_prepare(
+        &mut self,
+        from: NodeBoot,
+        id: HandoffId,
+        (digest, drain): (u64, bool),
+        shards: Vec<ShardEpoch>,
+        out: &mut Vec<Action>,
+    ) {
+        if id.source != from {
+            return;
+        }
+        if self.incoming.contains_key(&id) {
+            out.push(Action::Send { to: from.node, message: Control::Prepared { handoff: id } });
+            return;
+        }
+        let known = |at: &ShardEpoch| {
+            at.shard.0 >= self.config.n_shards || self.slots.contains_key(&at.shard)
+        };
+        let why = if self.stage != Stage::Ready || shards.iter().any(known) {
+            Some(NotNow::NotReady)
+        } else if digest != self.digest && !drain {
+            Some(NotNow::OtherView)
+        } else if self.incoming.len() >= self.config.incoming_max {
+            Some(NotNow::Busy)
+        } else {
+            None
+        };
+        let message = match why {
+            Some(why) => Control::Declined { handoff: id, why },
+            None => {
+                let phase = incoming::Phase::Receiving;
+                let since = self.now;
+                self.incoming.insert(id, Incoming { id, shards, phase, since, orphan_since: None });
+                Control::Prepared { handoff: id }
+            }
+        };
+        out.push(Action::Send { to: from.node, message });
+    }
+
+    pub(super) fn on_received(&mut self, id: HandoffId, out: &mut Vec<Action>) {
+        match self.incoming.get_mut(&id) {
+            Some(incoming) => {
+                incoming.phase = incoming::Phase::CaughtUp;
+                let message = Control::CaughtUp { handoff: id };
+                out.push(Action::Send { to: id.source.node, message });
+            }
+            None => out.push(Action::DropCopy { handoff: id }),
+        }
+    }
+
+    pub(super) fn on_receive_failed(&mut self, id: HandoffId, out: &mut Vec<Action>) {
+        if self.incoming.get(&id).is_some_and(|i| i.phase == incoming::Phase::Receiving) {
+            self.incoming.remove(&id);
+            out.push(Action::DropCopy { handoff: id });
+            let message = Control::Declined { handoff: id, why: NotNow::Busy };
+            out.push(Action::Send { to: id.source.node, message });
+        }
+    }
+
+    pub(super) fn on_grant(&mut self, id: HandoffId, shards: &[ShardEpoch], out: &mut Vec<Action>) {
+        let me = self.config.me.node;
+        if shards.iter().any(|at| at.epoch.node != me || at.shard.0 >= self.config.n_shards) {
+            return;
+        }
+        let caught_up =
+            self.incoming.get(&id).is_some_and(|i| i.phase == incoming::Phase::CaughtUp);
+        if caught_up {
+            self.incoming.remove(&id);
+            let (open, stale): (Vec<ShardEpoch>, Vec<ShardEpoch>) =
+                shards.iter().copied().partition(|at| {
+                    !self.config.rules.stale_is_ignored
+                        || self.book.get(at.shard).is_none_or(|(epoch, _)| epoch < at.epoch)
+                });
+            for &at in &open {
+                self.serve(at);
+            }
+            out.push(Action::OpenCopy { handoff: id, shards: open });
+            debug_assert!(stale.len() <= shards.len());
+            return;
+        }
+        // Whoever served by this grant, and be it that the shard has moved on since, remembers its
+        // counter: only a target that never will serve by it may decline.
+        let known = |at: &ShardEpoch| self.book.highest(at.shard) >= at.epoch.counter;
+        if shards.iter().any(known) {
+            out.push(Action::SendClaims { to: id.source.node, update: self.log.full() });
+        } else {
+            self.incoming.remove(&id);
+            out.push(Action::DropCopy { handoff: id });
+            let message = Control::NoCopy { handoff: id };
+            out.push(Action::Send { to: id.source.node, message });
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Claiming what nobody alive holds (R0).
+
+use super::*;
+
+impl Ownership {
+    /// Shards that this node should claim because nobody alive holds them.
+    pub(super) fn unclaimed(&mut self) -> BTreeSet<ShardId> {
+        let me = self.config.me;
+        let mut waits = false;
+        let mut shards = BTreeSet::new();
+        for shard in (0..self.config.n_shards).map(ShardId) {
+            if self.targets.owner_of(shard) != Some(me.node) || self.slots.contains_key(&shard) {
+                continue;
+            }
+            match self.book.get(shard) {
+                Some((_, owner)) if self.is_holder(owner) => {
+                    waits |= !self.members.is_live(owner);
+                }
+                Some(_) | None => {
+                    shards.insert(shard);
+                }
+            }
+        }
+        if waits {
+            self.recheck_at = Some(self.now + TICK);
+        }
+        shards
+    }
+
+    pub(super) fn claim_unclaimed(&mut self, out: &mut Vec<Action>) {
+        if self.query.is_some() || self.stage != Stage::Ready {
+            return;
+        }
+        let shards = self.unclaimed();
+        if shards.is_empty() {
+            return;
+        }
+        let waiting = self.members.live_peers().map(|peer| peer.id).collect();
+        let query = Query {
+            token: self.next_token,
+            digest: self.digest,
+            shards,
+            waiting,
+            highest: BTreeMap::new(),
+            held: BTreeMap::new(),
+            since: self.now,
+            resend_at: self.now,
+            disagreed: false,
+        };
+        self.next_token += 1;
+        self.query = Some(query);
+        self.advance_query(out);
+    }
+
+    pub(super) fn advance_query(&mut self, out: &mut Vec<Action>) {
+        let Some(mut query) = self.query.take() else { return };
+        let members = Arc::clone(&self.members);
+        query.waiting.retain(|node| members.find(*node).is_some_and(|m| m.state.is_live()));
+        let patient = self.now.since(query.since) < ASK_FOR;
+        if !patient {
+            // Whom no link reaches in all this time counts as unreachable (R0: "it reaches").
+            query.waiting.retain(|node| self.connected.contains_key(node));
+        }
+        if !self.config.rules.genesis_asks {
+            query.waiting.clear();
+        }
+        if query.digest != self.digest || query.disagreed {
+            self.recheck_at = Some(self.now + ASK_EVERY);
+            return;
+        }
+        if query.waiting.is_empty() {
+            self.claim_answered(&query, out);
+            return;
+        }
+        if query.resend_at <= self.now {
+            query.resend_at = self.now + ASK_EVERY;
+            let message = query.message();
+            for &to in &query.waiting {
+                out.push(Action::Send { to, message: message.clone() });
+            }
+        }
+        self.query = Some(query);
+    }
+
+    pub(super) fn claim_answered(&mut self, query: &Query, out: &mut Vec<Action>) {
+        for (&shard, &counter) in &query.highest {
+            self.book.remember(shard, counter);
+        }
+        let still = self.unclaimed();
+        let mut fresh = Vec::new();
+        let mut lost = Vec::new();
+        let mut copies: BTreeMap<HandoffId, Vec<ShardEpoch>> = BTreeMap::new();
+        for &shard in query.shards.intersection(&still) {
+            if let Some(&holder) = query.held.get(&shard).filter(|owner| self.is_holder(**owner)) {
+                self.ask_claims(holder.node, out);
+                self.recheck_at = Some(self.now + ASK_EVERY);
+                continue;
+            }
+            let epoch = Epoch { counter: 1 + self.book.highest(shard), node: self.config.me.node };
+            let at = ShardEpoch { shard, epoch };
+            let copy = self.incoming.values().find(|incoming| {
+                incoming.phase == incoming::Phase::CaughtUp
+                    && incoming.shards.iter().any(|at| at.shard == shard)
+            });
+            match (copy, self.book.get(shard)) {
+                (Some(copy), _) => copies.entry(copy.id).or_default().push(at),
+                (None, Some(_)) => lost.push(at),
+                (None, None) => fresh.push(at),
+            }
+        }
+        let n_shards = fresh.len() + lost.len() + copies.values().map(Vec::len).sum::<usize>();
+        for &at in fresh.iter().chain(&lost).chain(copies.values().flatten()) {
+            self.serve(at);
+        }
+        for (shards, lost) in [(fresh, false), (lost, true)] {
+            if !shards.is_empty() {
+                out.push(Action::OpenEmpty { shards, lost });
+            }
+        }
+        for (handoff, shards) in copies {
+            self.incoming.remove(&handoff);
+            out.push(Action::OpenCopy { handoff, shards });
+        }
+        if n_shards > 0 {
+            out.push(Action::Note(Note::TookOver { n_shards }));
+        }
+    }
+}
