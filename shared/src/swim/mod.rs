@@ -256,6 +256,7 @@ impl Swim {
             Alarm::Card(identity, n) => self.want_card(now, identity, n, out),
             Alarm::Roster => {
                 self.roster_alarm = None;
+                self.roster.touch();
                 self.core.effects.dirty = true;
             }
             Alarm::Goodbye(round) => self.goodbye(now, round, out),
@@ -328,6 +329,7 @@ impl Swim {
             return;
         }
         self.me = me.bumped();
+        self.roster.touch();
         self.core.change_identity(self.me);
         self.core.wake();
     }
@@ -349,8 +351,10 @@ impl Swim {
         for gone in self.roster.forget(now, &self.config) {
             self.core.timer(foca::Timer::RemoveDown(gone));
         }
-        self.publish(now, out);
-        self.set_roster_alarm(now);
+        if self.roster.take_changed() {
+            self.publish(now, out);
+            self.set_roster_alarm(now);
+        }
     }
 
     fn publish(&mut self, now: Time, out: &mut Vec<SwimAction>) {
@@ -396,6 +400,7 @@ impl Swim {
     fn reboot(&mut self, boot: BootId, out: &mut Vec<SwimAction>) {
         self.me.boot = boot;
         self.card = Arc::new(Card { of: self.me.node_boot(), ..(*self.card).clone() });
+        self.roster.touch();
         self.restart_core();
         out.push(SwimAction::BootIs(boot));
     }
@@ -421,6 +426,7 @@ impl Swim {
         self.timers.clear();
         let before = self.me;
         self.me = Identity { standing: Standing::Gone, ..before.bumped() };
+        self.roster.touch();
         self.core.change_identity(self.me);
         self.core.leave();
         self.settle(now, out);

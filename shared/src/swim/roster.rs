@@ -169,9 +169,21 @@ impl Known {
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
     known: BTreeMap<NodeId, Known>,
+    /// The list as others see it may differ from the last one.
+    changed: bool,
 }
 
 impl Roster {
+    /// The list is to be made anew, whatever happens here.
+    pub(crate) fn touch(&mut self) {
+        self.changed = true;
+    }
+
+    /// Whether the list may differ from that at the last call.
+    pub(crate) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
     pub(crate) fn get(&self, node: NodeId) -> Option<&Known> {
         self.known.get(&node)
     }
@@ -240,6 +252,7 @@ impl Roster {
             return false;
         }
         known.card = Some(Arc::new(card));
+        self.changed = true;
         true
     }
 
@@ -253,6 +266,7 @@ impl Roster {
     ) -> bool {
         let Some(known) = self.known.get_mut(&member.id().node) else {
             self.known.insert(member.id().node, Known::new(now, member));
+            self.changed = true;
             return true;
         };
         if member.id().boot < known.identity.boot {
@@ -260,9 +274,10 @@ impl Roster {
         }
         if known.identity.boot < member.id().boot {
             known.rebooted(now, member, config, out);
+            self.changed = true;
             return true;
         }
-        known.changed(now, member, config, out);
+        self.changed |= known.changed(now, member, config, out);
         false
     }
 
@@ -271,7 +286,7 @@ impl Roster {
         for known in self.known.values_mut() {
             let down = foca::Member::new(known.identity, known.incarnation, State::Down);
             if known.life.is_live() {
-                known.changed(now, &down, config, out);
+                self.changed |= known.changed(now, &down, config, out);
             }
         }
     }
@@ -296,6 +311,7 @@ impl Roster {
         }
         for identity in &forgotten {
             self.known.remove(&identity.node);
+            self.changed = true;
         }
         forgotten
     }
@@ -345,17 +361,22 @@ impl Known {
         *self = Self { flaps: std::mem::take(&mut self.flaps), ..fresh };
     }
 
-    /// Something else about the same boot. Another bump alone is no death.
+    /// Something else about the same boot. Another bump alone is no death. Returns whether
+    /// anything shows.
     fn changed(
         &mut self,
         now: Time,
         member: &foca::Member<Identity>,
         config: &SwimConfig,
         out: &mut Vec<SwimAction>,
-    ) {
+    ) -> bool {
         let life = Life::of(member);
         if self.life == Life::Left && life != Life::Left {
-            return;
+            return false;
+        }
+        self.incarnation = member.incarnation();
+        if (self.life, self.identity) == (life, *member.id()) {
+            return false;
         }
         let who: NodeBoot = self.identity.node_boot();
         match (self.life, life) {
@@ -376,8 +397,8 @@ impl Known {
             | (Life::Left, _) => {}
         }
         self.identity = *member.id();
-        self.incarnation = member.incarnation();
         self.life = life;
+        true
     }
 }
 

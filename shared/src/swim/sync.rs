@@ -213,7 +213,9 @@ impl Swim {
         for card in state.cards.into_iter().take(self.config.n_members_max) {
             self.roster.keep_card(card);
         }
-        self.publish(now, out);
+        if self.roster.take_changed() {
+            self.publish(now, out);
+        }
         if let Some(peer) = peer {
             if !whole {
                 self.core.announce(peer);
