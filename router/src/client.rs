@@ -21,7 +21,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use stead_shared::net::sock::tune_client;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -41,6 +41,12 @@ const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
 /// How long to wait after the system refused to accept: it ran out of something.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+
+/// How long, and for how many bytes, a connection that is closed in the middle of a request is
+/// still read: closing a socket with unread bytes resets it, and the client would lose the answer
+/// that says why.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES_MAX: u64 = 8 << 20;
 
 /// No limit.
 const NEVER: u64 = u64::MAX;
@@ -91,6 +97,8 @@ pub(crate) struct ClientState {
     phase: AtomicU8,
     late_at_ms: AtomicU64,
     inside_head: AtomicBool,
+    /// What the client still sends is read for a while after the end.
+    lingers: AtomicBool,
     requests: AtomicU64,
     /// The request from which on the framing is not to be trusted; 0 for none.
     violated_at: AtomicU64,
@@ -112,6 +120,7 @@ impl ClientState {
             phase: AtomicU8::new(Phase::Idle as u8),
             late_at_ms: AtomicU64::new(NEVER),
             inside_head: AtomicBool::new(false),
+            lingers: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             violated_at: AtomicU64::new(0),
             violation: Mutex::new(None),
@@ -162,6 +171,11 @@ impl ClientState {
 
     pub(crate) fn waits_for_node(&self) {
         self.enter(Phase::Node, None);
+    }
+
+    /// The connection closes after this answer, though the client may be sending still.
+    pub(crate) fn linger(&self) {
+        self.lingers.store(true, Ordering::Relaxed);
     }
 
     /// The answer is over, or was given up.
@@ -350,7 +364,8 @@ impl Drop for Open {
 }
 
 async fn serve_client(proxy: Proxy, stream: TcpStream, state: Arc<ClientState>) {
-    let watched = Watched { stream, framing: Framing::new(), state: Arc::clone(&state) };
+    let watched =
+        Watched { stream: Some(stream), framing: Framing::new(), state: Arc::clone(&state) };
     let client = Arc::clone(&state);
     let service = service_fn(move |request| {
         let (proxy, client) = (proxy.clone(), Arc::clone(&client));
@@ -390,9 +405,33 @@ async fn serve_client(proxy: Proxy, stream: TcpStream, state: Arc<ClientState>) 
 
 /// A client's socket, whose bytes [`Framing`] sees before the HTTP library does.
 struct Watched {
-    stream: TcpStream,
+    /// There until it is dropped.
+    stream: Option<TcpStream>,
     framing: Framing,
     state: Arc<ClientState>,
+}
+
+impl Watched {
+    fn stream(&mut self) -> Pin<&mut TcpStream> {
+        Pin::new(self.stream.as_mut().expect("only dropping takes the socket"))
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(mut stream) = self.stream.take()
+            && self.state.lingers.load(Ordering::Relaxed)
+        {
+            let tasks = self.state.clients.tasks.clone();
+            let state = Arc::clone(&self.state);
+            tasks.spawn(async move {
+                let _ended = stream.shutdown().await;
+                let (mut rest, mut nowhere) = (stream.take(LINGER_BYTES_MAX), tokio::io::sink());
+                let _ended = timeout(LINGER, tokio::io::copy(&mut rest, &mut nowhere)).await;
+                drop(state);
+            });
+        }
+    }
 }
 
 impl AsyncRead for Watched {
@@ -402,7 +441,7 @@ impl AsyncRead for Watched {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let polled = self.stream().poll_read(cx, buf);
         let this = &mut *self;
         if let Some(fresh) = buf.filled().get(before..).filter(|fresh| !fresh.is_empty()) {
             this.framing.feed(fresh);
@@ -418,15 +457,15 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        self.stream().poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.stream().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.stream().poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -434,11 +473,11 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        self.stream().poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream.as_ref().is_some_and(AsyncWrite::is_write_vectored)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stead_shared::config::{OnNoKey, RouterConfig};
+use stead_shared::config::OnNoKey;
 use stead_shared::id::BootId;
 use stead_shared::session_key::KeySource;
 
@@ -54,17 +54,6 @@ impl ProxyConfig {
     /// What [`Proxy::new`](crate::Proxy::new) would say.
     pub fn check(&self) -> Result<(), ProxyConfigError> {
         Sessions::new(self).map(drop)
-    }
-}
-
-impl From<&RouterConfig> for ProxyConfig {
-    /// What a router's checked configuration says; boot and cookie key are the caller's to set.
-    fn from(config: &RouterConfig) -> Self {
-        Self {
-            no_key: config.no_key.clone(),
-            expose_headers: config.expose_headers,
-            ..Self::new(BootId::default(), config.key.clone())
-        }
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use http::header::CONNECTION;
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use stead_shared::id::{NodeId, RequestId};
@@ -141,6 +142,9 @@ impl Proxy {
         let begun = Instant::now();
         let response = self.inner.carry(request, &client, begun).await;
         self.inner.metrics.answered(response.status(), begun.elapsed());
+        if response.headers().get(CONNECTION).is_some_and(|option| option == "close") {
+            client.linger();
+        }
         response.map(|body| body.watched_by(client))
     }
 }

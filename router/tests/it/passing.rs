@@ -288,3 +288,15 @@ async fn trailers_reach_only_a_client_that_takes_them() {
         assert_eq!(client.bytes(want.len()).await, want.as_bytes());
     }
 }
+
+#[tokio::test]
+async fn a_client_in_the_middle_of_an_upload_still_gets_the_early_answer() {
+    let world = World::new();
+    let size = 4 << 20;
+    let mut client =
+        world.client_with(&format!("PUT / HTTP/1.1\nHost: a\nContent-Length: {size}\n\n")).await;
+    client.send(vec![b'x'; size]).await;
+    let got = client.got().await;
+    assert_eq!((got.status.as_u16(), got.header("connection")), (400, Some("close")));
+    assert!(client.is_closed().await);
+}
