@@ -110,3 +110,92 @@ impl Routing {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use stead_shared::claims::{Applied, Book, ClaimLog};
+    use stead_shared::hash::{HashSecret, ShardCount};
+    use stead_shared::id::{BootId, NodeId};
+    use stead_shared::member::{Member, MemberState, Members, Phase, Role};
+    use stead_shared::view::ClusterParams;
+
+    use super::*;
+
+    const SHARD: ShardId = ShardId(0);
+
+    fn who(node: u64) -> NodeBoot {
+        NodeBoot { node: NodeId(node), boot: BootId(1) }
+    }
+
+    fn epoch(counter: u64, node: u64) -> Epoch {
+        Epoch { counter, node: NodeId(node) }
+    }
+
+    /// Nodes 1 and 2 in these states; the book says that they claimed at these counters.
+    fn view(states: [MemberState; 2], counters: [u64; 2]) -> Arc<View> {
+        let member = |(id, state)| Member {
+            id: NodeId(id),
+            boot: BootId(1),
+            role: Role::Node,
+            phase: Phase::Ready,
+            state,
+            weight: 1,
+            zone: 0,
+            gossip: "127.0.0.1:1".parse().unwrap(),
+            in_ring: true,
+            held_down: false,
+            card: None,
+        };
+        let list = [1, 2].into_iter().zip(states).map(member).collect();
+        let shards = ShardCount::new(1).unwrap();
+        let params = ClusterParams { shards, balance_permille: 1050, secret: HashSecret::public() };
+        let mut book = Book::new(1);
+        for (node, counter) in [1, 2].into_iter().zip(counters).filter(|(_, counter)| *counter > 0)
+        {
+            let mut log = ClaimLog::new(who(node));
+            log.claim(SHARD, counter);
+            let _all = log.commit();
+            assert!(matches!(book.apply(&log.full()), Applied::Changed(_) | Applied::Same));
+        }
+        let view = View::new(Arc::new(params), Arc::new(Members { me: NodeId(9), list }));
+        Arc::new(view.with_claims(book.table().clone()))
+    }
+
+    const READY: MemberState = MemberState::Ready;
+
+    fn epoch_of(routing: &Routing) -> Option<Epoch> {
+        routing.destination(SHARD).map(|to| to.epoch)
+    }
+
+    #[test]
+    fn what_an_answer_told_counts_until_gossip_overtakes_it() {
+        let (views, receiver) = watch::channel(view([READY; 2], [3, 0]));
+        let routing = Routing::new(receiver);
+        assert_eq!(epoch_of(&routing), Some(epoch(3, 1)));
+        assert!(!routing.learn(SHARD, epoch(3, 1)), "no news");
+        assert!(!routing.learn(SHARD, epoch(2, 2)), "old news");
+        assert!(routing.learn(SHARD, epoch(5, 2)));
+        assert!(routing.learn(SHARD, epoch(4, 1)));
+        assert_eq!(epoch_of(&routing), Some(epoch(5, 2)), "the highest");
+        assert_eq!(routing.destination(SHARD).unwrap().owner, who(2));
+        views.send_replace(view([READY; 2], [6, 5]));
+        assert_eq!(epoch_of(&routing), Some(epoch(6, 1)));
+        assert!(routing.ahead.is_empty());
+        assert_eq!(routing.n_ahead.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_was_told_of_a_dead_member_counts_for_nothing() {
+        let (views, receiver) = watch::channel(view([READY, MemberState::Down], [3, 0]));
+        let routing = Routing::new(receiver);
+        assert!(!routing.learn(SHARD, epoch(5, 2)));
+        assert!(!routing.learn(SHARD, epoch(5, 77)), "nobody knows it");
+        views.send_replace(view([READY; 2], [3, 0]));
+        assert!(routing.learn(SHARD, epoch(5, 2)));
+        views.send_replace(view([READY, MemberState::Left], [3, 0]));
+        assert_eq!(epoch_of(&routing), Some(epoch(3, 1)));
+        assert!(routing.ahead.is_empty());
+        views.send_replace(view([MemberState::Down, READY], [3, 0]));
+        assert_eq!(epoch_of(&routing), None, "nobody alive claims it");
+    }
+}

@@ -4,6 +4,7 @@
 
 mod keys;
 mod lifecycle;
+mod moves;
 mod passing;
 mod retries;
 mod smuggling;

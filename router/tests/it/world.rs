@@ -103,6 +103,22 @@ impl Owner {
         Asked { meta, parts, recv: stream.recv, send: stream.send }
     }
 
+    /// Lets `serve` answer every request from now on.
+    pub(crate) fn serve<F>(&mut self, serve: impl Fn(Asked) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (_, none) = mpsc::unbounded_channel();
+        let mut streams = std::mem::replace(&mut self.streams, none);
+        tokio::spawn(async move {
+            while let Some(stream) = streams.recv().await {
+                let (meta, parts) = decode_request(stream.head).unwrap();
+                let asked = Asked { meta, parts, recv: stream.recv, send: stream.send };
+                tokio::spawn(serve(asked));
+            }
+        });
+    }
+
     /// Whether no request waits for its answer here.
     pub(crate) fn is_left_alone(&mut self) -> bool {
         self.streams.try_recv().is_err()
