@@ -402,7 +402,7 @@ impl Inner {
     fn left_ms(&self, errand: &Errand) -> u32 {
         let whole = self.config.limits.request_timeout;
         // The first attempt follows at once, and needs no second look at the clock.
-        let left = if errand.meta.attempt == 1 && errand.ticket.is_none() {
+        let left = if errand.trail.is_first() && errand.ticket.is_none() {
             whole
         } else {
             errand.deadline(&self.config).saturating_duration_since(Instant::now())

@@ -107,9 +107,11 @@ pub enum Failure {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trail {
     attempts: u16,
+    /// Attempts that may have been executed. Only they count for the nodes: what was refused is
+    /// as if it had never been sent.
+    maybe_run: u16,
     redirects: u8,
     highest: Option<Epoch>,
-    may_have_run: bool,
 }
 
 impl Trail {
@@ -124,10 +126,17 @@ impl Trail {
         self.highest = self.highest.max(Some(epoch));
     }
 
-    /// The request is about to be sent. The number of this attempt, from 1.
+    /// The request is about to be sent. The number of this attempt among those that may be
+    /// executed, from 1: a node runs any request that no node can have run before.
     pub fn begin(&mut self) -> u16 {
         self.attempts += 1;
-        self.attempts
+        self.maybe_run + 1
+    }
+
+    /// Whether it was sent only once so far.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.attempts <= 1
     }
 
     /// The highest epoch whose owner was tried.
@@ -143,7 +152,7 @@ impl Trail {
             Event::Unsent => Next::AtOnce,
             Event::Unreachable => Next::Park(Cause::NoOwner),
             Event::Broken(sent) | Event::Stale(sent) => {
-                self.may_have_run = true;
+                self.maybe_run += 1;
                 let harmless = sent.is_read || replay == Replay::All;
                 let again = harmless && sent.is_kept;
                 if again { Next::Again } else { Next::Fail(Failure::Unknown) }
@@ -195,7 +204,7 @@ impl Trail {
             | Failure::Overloaded(_)
             | Failure::Degraded
             | Failure::Quarantined => {
-                if self.may_have_run {
+                if self.maybe_run > 0 {
                     Failure::Unknown
                 } else {
                     failure
