@@ -716,10 +716,15 @@ async fn a_peer_that_takes_nothing_is_given_up_and_holds_a_bounded_queue() {
     let note = Bytes::from(vec![0; 1 << 20]);
     let queued = (0..100).take_while(|_| link.notify(1, note.clone()).is_ok()).count();
     assert!((14..=16).contains(&queued), "{queued} MiB");
+    // Behind what the writer is stuck with: it can be sent elsewhere.
+    until(&a.links, |stats| stats.frames > 0).await;
+    let mut behind = link.open("head".into(), true).unwrap();
     let head = Bytes::from(vec![0; 60_000]);
     let refused = (0..20).find_map(|_| link.open(head.clone(), true).err());
     assert_eq!(refused, Some(OpenError::Full));
     assert!(matches!(a.closed.recv().await, Some(CloseReason::Silent | CloseReason::Stalled)));
+    assert_eq!(behind.recv.next().await, Some(StreamEvent::Reset(ResetCode::LinkClosed)));
+    assert!(!behind.flushed());
     assert_eq!(a.links.stats(), LinkStats::default());
 }
 

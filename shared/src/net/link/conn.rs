@@ -47,7 +47,10 @@ pub(super) struct Conn {
     /// Cancelled when the connection is closed; the reader stops.
     pub(super) gone: CancellationToken,
     /// Bytes handed to the socket.
-    pub(super) written: AtomicU64,
+    written: AtomicU64,
+    /// Bytes that the writer took out of the queue: the peer may see them. What it did not take
+    /// when the connection closes is never sent.
+    taken: AtomicU64,
     /// `CHECKSUM` on bulk connections.
     body_flags: u8,
     peer_stream_window: u32,
@@ -100,6 +103,7 @@ impl Conn {
             limits,
             gone: CancellationToken::new(),
             written: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
             body_flags: if kind == ConnectionKind::Bulk { flag::CHECKSUM } else { 0 },
             peer_stream_window: agreed.peer.stream_window,
             peer_streams_max: agreed.peer.streams_max,
@@ -290,6 +294,9 @@ impl Conn {
         batch: &mut Batch,
     ) -> Result<(), CloseReason> {
         let mut state = self.lock();
+        if let Some(reason) = state.closed {
+            return Err(reason);
+        }
         state.heard = Instant::now();
         state.reads += 1;
         let mut at = 0;
@@ -313,9 +320,10 @@ impl Conn {
             }
         };
         batch.wakers.extend(state.writer_if_output());
+        let overflow = self.waiting(&state) > self.limits.queue_hard;
         drop(state);
         buffer.advance(at);
-        result
+        if overflow { Err(CloseReason::Overflow) } else { result }
     }
 
     fn on_message(
@@ -437,7 +445,20 @@ impl Conn {
         let frames = std::mem::take(&mut state.out_frames);
         state.pong_queued = false;
         state.frames += frames;
+        if state.closed.is_none() {
+            self.taken.store(state.queued, Relaxed);
+        }
         (state.closed.map_or(Output::Bytes, Output::Last), frames)
+    }
+
+    /// Whether the peer may see what was queued up to `place`.
+    pub(super) fn may_be_seen(&self, place: u64) -> bool {
+        self.taken.load(Relaxed) >= place
+    }
+
+    /// The writer stops for good: what the socket did not take is never sent.
+    pub(super) fn stop_writing(&self) {
+        self.taken.store(self.written.load(Relaxed), Relaxed);
     }
 
     /// The socket took `bytes`, in one system call.
@@ -475,7 +496,7 @@ impl Conn {
     }
 
     /// Ends the connection: every stream is reset, every call fails. The peer is told unless it
-    /// said so itself or is gone. False when it was closed before.
+    /// is gone. False when it was closed before.
     pub(super) fn close(&self, reason: CloseReason) -> bool {
         let mut wakers = Vec::new();
         let mut state = self.lock();

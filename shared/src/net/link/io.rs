@@ -205,6 +205,7 @@ pub(super) async fn write_loop<W: AsyncWrite + Unpin>(
         match write_out(conn, limits, &mut io, &buffer).await {
             Ok(writes) => conn.flushed(writes),
             Err(reason) => {
+                conn.stop_writing();
                 conn.close(reason);
                 return;
             }

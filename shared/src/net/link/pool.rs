@@ -221,11 +221,16 @@ impl Links {
     }
 
     /// Dials somebody whose name is not known: a seed. The connection joins the pool; when one
-    /// to the same process is open already, that one is returned and the new one closed.
+    /// to the same process is open already, that one is returned and the new one closed. One
+    /// that was dialled at `addr` before is returned at once.
     ///
     /// # Errors
     /// Why there is none.
     pub async fn dial(&self, addr: SocketAddr) -> Result<Link, DialError> {
+        let known = |link: &Link| link.conn.dialer && link.peer().addr == addr && !link.is_closed();
+        if let Some(link) = self.links_of(ConnectionKind::Main).into_iter().find(known) {
+            return Ok(link);
+        }
         self.dial_kind(addr, ConnectionKind::Main).await
     }
 
@@ -466,13 +471,17 @@ impl Links {
     }
 
     fn all_links(&self) -> Vec<Link> {
-        let mut all = Vec::new();
-        for peer in &self.shared.peers {
-            for kind in [ConnectionKind::Main, ConnectionKind::Bulk] {
-                all.extend(peer.links(kind).iter().cloned());
-            }
-        }
+        let mut all = self.links_of(ConnectionKind::Main);
+        all.append(&mut self.links_of(ConnectionKind::Bulk));
         all
+    }
+
+    fn links_of(&self, kind: ConnectionKind) -> Vec<Link> {
+        let mut links = Vec::new();
+        for peer in &self.shared.peers {
+            links.extend(peer.links(kind).iter().cloned());
+        }
+        links
     }
 
     /// The sums over all open connections.

@@ -15,6 +15,9 @@ use crate::wire::link::{
     StreamId, Violation, flag, put_frame, put_message,
 };
 
+/// Bytes of a ping that come back in its pong.
+const PING_BYTES: usize = 8;
+
 /// Everything behind the lock.
 pub(super) struct State {
     /// Encoded frames that wait for the writer.
@@ -134,6 +137,7 @@ impl State {
     pub(super) fn pong(&mut self, payload: &[u8]) {
         if !self.pong_queued {
             self.pong_queued = true;
+            let payload = payload.get(..PING_BYTES).unwrap_or(payload);
             self.put_frame_only(FrameType::Pong, 0, 0, payload);
         }
     }

@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -139,11 +138,11 @@ pub struct SendHalf {
 }
 
 impl SendHalf {
-    /// Whether the whole head was handed to the socket. When the link breaks and it was not, the
-    /// peer cannot have executed the request; when it was, it may have.
+    /// Whether the head was taken to be handed to the socket. When the link breaks and it was
+    /// not, the peer cannot have executed the request, and never will; when it was, it may have.
     #[must_use]
     pub fn flushed(&self) -> bool {
-        self.place.conn.written.load(Relaxed) >= self.head_end
+        self.place.conn.may_be_seen(self.head_end)
     }
 
     /// Sends a piece of the body; waits for credit and for room in the queue. Before the request
