@@ -45,7 +45,7 @@ fn parse(size: &str) -> Result<(usize, u32), String> {
         let nodes: usize = nodes.parse().ok()?;
         Some((nodes, shards.parse().ok()?)).filter(|_| (2..=10_000).contains(&nodes))
     });
-    parsed.ok_or(format!("`{size}` is not NODES@SHARDS, for example 10@4096"))
+    parsed.ok_or_else(|| format!("`{size}` is not NODES@SHARDS, for example 10@4096"))
 }
 
 fn heading() -> String {

@@ -7,6 +7,7 @@
 pub mod claims;
 pub mod config;
 pub mod control;
+pub mod fuzz;
 pub mod hash;
 pub mod id;
 pub mod keys;

@@ -13,7 +13,7 @@ use stead_shared::route::{Route, route};
 use stead_shared::view::{ClusterParams, View};
 
 fn keys() -> Vec<SessionKey> {
-    (0..1000).map(|n| SessionKey::new(format!("session-{n:016x}")).unwrap()).collect()
+    (0..1000).map(|n| SessionKey::new(format!("session-{n:016x}")).expect("24 bytes")).collect()
 }
 
 /// Calls `work` for every key and says how often it allocated.

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
 
 mod agent;
+mod decode;
 mod golden;
 mod link;
 mod peers;
