@@ -116,6 +116,5 @@ async fn writes_while_moving() -> u64 {
     let all = (CLIENTS * WRITES) as u64;
     assert_eq!(seen, (1..=all).collect(), "each write counted once");
     let n_refused = shard.lock().unwrap().n_refused;
-    println!("{counter} moves, {n_refused} refusals for {all} writes");
     n_refused
 }
