@@ -145,6 +145,59 @@ mod tests {
         }
     }
 
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Part of the wire format: members of different versions must read one another.
+    #[test]
+    fn payloads_have_these_bytes() {
+        let identity = Identity {
+            boot: BootId(1_790_000_000_000_000),
+            bump: 2,
+            gossip: "192.0.2.7:7400".parse().unwrap(),
+            node: NodeId::of_name("n1"),
+            role: Role::Node,
+            standing: Standing::Ready,
+            weight: 1,
+            zone: 0x0102_0304,
+            protocol: PROTOCOL,
+        };
+        let golden = [
+            (Notice::Refused(identity.node_boot()), "01009fb68ca1baccf9949c0180c097d1edff9603"),
+            (
+                Notice::Gone(identity),
+                "010100c00002071ce89c29e663a4231b1f80c097d1edff96030202010102030401",
+            ),
+            (
+                Notice::Renew(identity),
+                "010200c00002071ce89c29e663a4231b1f80c097d1edff96030202010102030401",
+            ),
+            (
+                Notice::Iam(identity),
+                "010300c00002071ce89c29e663a4231b1f80c097d1edff96030202010102030401",
+            ),
+            (Notice::CardWanted, "0104"),
+            (Notice::Ping, "0106"),
+            (Notice::Pong, "0107"),
+        ];
+        for (notice, bytes) in golden {
+            assert_eq!(hex(&notice.encode().unwrap()), bytes, "{notice:?}");
+        }
+        let header = Header {
+            src: identity,
+            src_incarnation: 3,
+            dst: identity,
+            message: foca::Message::Ping(9),
+        };
+        let mut packet = Vec::new();
+        PostcardCodec.encode_header(&header, &mut packet).unwrap();
+        assert_eq!(
+            hex(&wrap_core(&packet)),
+            "0000c00002071ce89c29e663a4231b1f80c097d1edff960302020101020304010300c00002071ce89c29e663a4231b1f80c097d1edff960302020101020304010009"
+        );
+    }
+
     #[test]
     fn unknown_kinds_and_trailing_bytes_are_refused() {
         let mut payload = Notice::Ping.encode().unwrap().to_vec();

@@ -1,8 +1,10 @@
 //! Joins, deaths, goodbyes, partitions and replays.
 
+use bytes::Bytes;
+use proptest::prelude::*;
 use stead_shared::id::{BootId, NodeId};
-use stead_shared::sim::{Change, name_of};
-use stead_shared::swim::{FatalReason, SwimEvent};
+use stead_shared::sim::{Change, addr_of, name_of};
+use stead_shared::swim::{FatalReason, SwimEvent, SwimState};
 
 use super::*;
 
@@ -242,4 +244,23 @@ fn whoever_left_is_forgotten_after_a_while_and_whoever_died_later() {
     assert_eq!(state_of(&cluster, Host(0), Host(3)), Some(MemberState::Down));
     cluster.run_for(secs(3_000));
     assert_eq!(state_of(&cluster, Host(0), Host(3)), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_payload_and_no_list_brings_a_member_down(
+        kind in 0..3_u8,
+        payload in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let mut cluster = MembershipSim::agreed_cluster(config(3, 1));
+        let from = cluster.swim(Host(1)).me();
+        let payload: Bytes = std::iter::once(kind).chain(payload).collect();
+        let source = addr_of(Host(1));
+        let _ = SwimState::decode(&payload);
+        cluster.tell(Host(0), SwimEvent::Datagram { from, source, payload });
+        cluster.run_for(secs(1));
+        prop_assert!(cluster.agreed());
+    }
 }
