@@ -720,7 +720,7 @@ async fn a_peer_that_takes_nothing_is_given_up_and_holds_a_bounded_queue() {
     until(&a.links, |stats| stats.frames > 0).await;
     let mut behind = link.open("head".into(), true).unwrap();
     let head = Bytes::from(vec![0; 60_000]);
-    let refused = (0..20).find_map(|_| link.open(head.clone(), true).err());
+    let refused = (0..200).find_map(|_| link.open(head.clone(), true).err());
     assert_eq!(refused, Some(OpenError::Full));
     assert!(matches!(a.closed.recv().await, Some(CloseReason::Silent | CloseReason::Stalled)));
     assert_eq!(behind.recv.next().await, Some(StreamEvent::Reset(ResetCode::LinkClosed)));
