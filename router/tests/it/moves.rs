@@ -115,6 +115,5 @@ async fn writes_while_moving() -> u64 {
     soon(world.parked(0)).await;
     let all = (CLIENTS * WRITES) as u64;
     assert_eq!(seen, (1..=all).collect(), "each write counted once");
-    let n_refused = shard.lock().unwrap().n_refused;
-    n_refused
+    shard.lock().unwrap().n_refused
 }
