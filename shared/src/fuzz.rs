@@ -29,8 +29,11 @@ use crate::wire::link::{
     StreamState, parse, put_message,
 };
 
+/// A function that takes any bytes.
+pub type Target = fn(&[u8]);
+
 /// All of them, by the name of their corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("link_frames", link_frames),
     ("link_hello", link_hello),
     ("link_heads", link_heads),
