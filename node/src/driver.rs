@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashMap;
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
 use stead_shared::claims::ClaimsUpdate;
 use stead_shared::control::{self, Control, HandoffId, ShardEpoch, kind};
 use stead_shared::id::{BootId, Epoch, NodeBoot, NodeId, ShardId};
@@ -80,8 +83,44 @@ struct Meters {
     moving: Gauge,
 }
 
+fn describe() {
+    describe_counter!("stead_handoffs_total", "Handoffs that this node began, by outcome");
+    describe_counter!("stead_handoff_bytes_total", "Bytes of state moved, by direction");
+    describe_histogram!(
+        "stead_handoff_sealed_seconds",
+        "From the seal of a handoff to the claim of its target"
+    );
+    describe_counter!(
+        "stead_shards_lost_total",
+        "Shards that started empty because their owner died without a copy"
+    );
+    describe_counter!(
+        "stead_shards_taken_over_total",
+        "Shards claimed because nobody alive held them"
+    );
+    describe_counter!(
+        "stead_shards_yielded_total",
+        "Shards given up because another node served them at a higher epoch"
+    );
+    describe_gauge!("stead_shards_owned", "Shards of this node, moving ones included");
+    describe_gauge!("stead_shards_moving", "Shards between two owners, seen from their source");
+    describe_counter!(
+        "stead_control_unreadable_total",
+        "Messages about ownership that could not be read"
+    );
+    describe_counter!(
+        "stead_control_unsent_total",
+        "Messages about ownership that found no open link; they are sent again"
+    );
+    describe_counter!(
+        "stead_link_heads_unreadable_total",
+        "Requests on links whose head could not be read"
+    );
+}
+
 impl Meters {
     fn new() -> Self {
+        describe();
         Self {
             handed_off: counter!("stead_handoffs_total", "outcome" => "done"),
             aborted: counter!("stead_handoffs_total", "outcome" => "aborted"),

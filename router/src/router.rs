@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use metrics::{counter, gauge};
+use metrics::{counter, describe_counter, describe_gauge, gauge};
 use stead_shared::claims::{Applied, Book, ClaimsUpdate};
 use stead_shared::config::{ConfigError, OnNoKey, RouterConfig, RouterOptions};
 use stead_shared::control::{self, Control, kind, who_holds};
@@ -342,11 +342,27 @@ struct Driver {
 }
 
 impl Driver {
+    fn describe() {
+        describe_gauge!(
+            "stead_router_claims_known",
+            "1 when the claims of all live owners are known, else 0"
+        );
+        describe_counter!(
+            "stead_control_unexpected_total",
+            "Messages about ownership that a router does not take"
+        );
+        describe_counter!(
+            "stead_control_unsent_total",
+            "Messages about ownership that found no open link; they are sent again"
+        );
+    }
+
     async fn run(
         mut self,
         mut agent_events: mpsc::Receiver<AgentEvent>,
         mut mesh_events: mpsc::Receiver<MeshEvent>,
     ) {
+        Self::describe();
         let mut members = self.agent.members();
         let mut mesh = Vec::with_capacity(BATCH);
         let mut tick = tokio::time::interval(CLAIMS_EVERY);

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use metrics::{Counter, counter};
+use metrics::{Counter, counter, describe_counter};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -132,6 +132,10 @@ impl Mesh {
     pub fn new(config: LinkConfig, hooks: Arc<dyn Hooks>) -> (Self, mpsc::Receiver<MeshEvent>) {
         let (events, events_out) = mpsc::channel(EVENTS_MAX);
         let (broken_in, broken) = mpsc::channel(1024);
+        describe_counter!(
+            "stead_mesh_events_dropped_total",
+            "Messages of peers dropped because the driver was behind; they are sent again"
+        );
         let dropped = counter!("stead_mesh_events_dropped_total");
         let me = config.me.node;
         let handler = Handler { hooks, agent: OnceLock::new(), events, broken: broken_in, dropped };

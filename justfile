@@ -1,0 +1,34 @@
+# Everything here is optional: `.ci/run` needs nothing but cargo.
+
+# The gate.
+verify:
+    .ci/run
+
+# Rewrite what can be rewritten.
+fix:
+    cargo fmt --all
+    cargo clippy --fix --allow-dirty --workspace --all-targets --all-features
+
+# Ownership machines against each other, more seeds than the gate runs.
+sim SEEDS="2000":
+    SEEDS={{SEEDS}} cargo test --release -p stead-node --test ownership -- --nocapture
+
+# The placement table for every size and factor.
+placement:
+    cargo run --release --example placement_table
+
+# The membership table for all sizes.
+membership:
+    cargo run --release --example membership_table -- 5 20 50 100 200
+
+# Micro-benchmarks.
+bench:
+    cargo bench --bench placement --bench link
+
+# The router beside HAProxy: CPU per request, everything on one core. Debian: wrk, haproxy.
+proxy *ARGS:
+    benches/proxy/run {{ARGS}}
+
+# One fuzz target for some seconds (needs cargo-fuzz and a nightly toolchain).
+fuzz TARGET SECONDS="60":
+    cargo +nightly fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}
