@@ -25,6 +25,8 @@ pub(crate) struct Effects {
     pub(crate) timers: Vec<(Duration, Timer<Identity>)>,
     /// Something may have changed in foca's list.
     pub(crate) dirty: bool,
+    /// Somebody came, went or has another identity.
+    pub(crate) news: bool,
     /// Nobody else is alive.
     pub(crate) idle: bool,
     /// Token of the timers that foca still heeds.
@@ -37,11 +39,10 @@ impl Runtime<Identity> for Effects {
         match notification {
             Notification::Idle => self.idle = true,
             Notification::Active => self.idle = false,
-            Notification::MemberUp(_)
-            | Notification::MemberDown(_)
-            | Notification::Rename(..)
-            | Notification::Defunct
-            | Notification::Rejoin(_) => {}
+            Notification::MemberUp(_) | Notification::MemberDown(_) | Notification::Rename(..) => {
+                self.news = true
+            }
+            Notification::Defunct | Notification::Rejoin(_) => {}
         }
     }
 
@@ -140,6 +141,12 @@ impl Core {
 
     pub(crate) fn change_identity(&mut self, me: Identity) {
         let result = self.foca.change_identity(me, &mut self.effects);
+        self.note(result);
+    }
+
+    /// Passes news on now.
+    pub(crate) fn gossip(&mut self) {
+        let result = self.foca.gossip(&mut self.effects);
         self.note(result);
     }
 
