@@ -378,7 +378,11 @@ impl Driver {
             }
             Action::Yield { to, shards } => self.give_up_shards(to, &shards, state),
             Action::Publish => state.publish = true,
-            Action::Drained => self.progress.send_modify(|progress| progress.drained = true),
+            Action::Drained => self.progress.send_modify(|progress| {
+                // Whoever waits for the end reads what is left at once, before it is published.
+                progress.n_owned = self.machine.n_owned();
+                progress.drained = true;
+            }),
             Action::Note(note) => self.log(&note, state),
             Action::GiveUp(why) => {
                 self.progress.send_modify(|progress| progress.gave_up = Some(why));

@@ -194,6 +194,8 @@ impl Handle {
         key: SessionKey,
         request: Request<Body>,
     ) -> Result<Response<Body>, Refusal> {
+        // An answer from memory needs no wait: who asks in a loop would keep the thread for ever.
+        tokio::task::coop::consume_budget().await;
         let upgrades = request.extensions().get::<Upgrade>().is_some();
         let meta = self.meta(key, IpAddr::V4(Ipv4Addr::LOCALHOST), upgrades);
         self.carry(meta, request).await

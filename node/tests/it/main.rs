@@ -7,6 +7,7 @@ mod cluster;
 mod common;
 mod forward;
 mod moves;
+mod rolling;
 mod room;
 mod time;
 #[cfg(feature = "axum")]
