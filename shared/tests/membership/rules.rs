@@ -262,7 +262,7 @@ fn goodbyes_are_not_flaps() {
 fn a_goodbye_reaches_everybody() {
     check(Rule::LeaveTellsAll, |rule| {
         let mut late = 0;
-        for seed in 0..20 {
+        for seed in 0..40 {
             let mut cluster = MembershipSim::agreed_cluster(config_without(2, seed, rule));
             cluster.set_net(lossy(0.3));
             cluster.leave(Host(1));
