@@ -47,7 +47,7 @@ impl PushPuller for LinkPeers {
         node: Option<NodeId>,
         mine: Bytes,
     ) -> Result<(NodeBoot, Bytes), PeerError> {
-        let link = self.link(addr, node).await.map_err(peer_error)?;
+        let link = self.link(addr, node).await.map_err(|error| self.seed_error(error))?;
         let answer = link.call(kind::PUSH_PULL, mine, PUSH_PULL_TIMEOUT).await;
         let list = answer.map_err(|error| PeerError::Failed(error.to_string()))?;
         Ok((link.peer().node_boot(), list))
@@ -64,6 +64,28 @@ impl PushPuller for LinkPeers {
     fn boot_is(&self, boot: BootId) {
         self.links.set_boot(boot);
     }
+}
+
+impl LinkPeers {
+    /// A seed that answers with our own name and another boot is a process that runs already;
+    /// with our own boot it is this one, which may be among its own seeds.
+    fn seed_error(&self, error: DialError) -> PeerError {
+        match error {
+            DialError::WrongPeer { found } if is_namesake(found, self.links.me()) => {
+                PeerError::Rejected(
+                    "a process of the same name runs there; every member needs a --name of its \
+                     own"
+                        .to_owned(),
+                )
+            }
+            error => peer_error(error),
+        }
+    }
+}
+
+/// Another process that runs under our name.
+fn is_namesake(found: NodeBoot, me: NodeBoot) -> bool {
+    found.node == me.node && found.boot != me.boot
 }
 
 fn peer_error(error: DialError) -> PeerError {

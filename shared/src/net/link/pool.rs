@@ -432,6 +432,12 @@ impl Links {
         }
     }
 
+    /// Who this process is.
+    #[must_use]
+    pub fn me(&self) -> NodeBoot {
+        self.shared.hello.load().who
+    }
+
     /// Another boot id of this process from now on. Closes the links made under the one so far.
     pub fn set_boot(&self, boot: BootId) {
         self.shared.hello.rcu(|hello| {
