@@ -149,6 +149,8 @@ pub(crate) struct Driver {
     pub(crate) granted: Arc<DashMap<ShardId, Epoch>>,
     pub(crate) done_in: mpsc::Sender<Done>,
     pub(crate) origin: Instant,
+    /// Whether somebody among these was configured for another cluster than ours.
+    pub(crate) disagrees: Box<dyn Fn(&Members) -> bool + Send>,
 }
 
 /// The loop's sources.
@@ -265,8 +267,12 @@ impl Driver {
             targets: Arc::clone(&view.targets),
             digest: view.members_digest,
         };
+        let disagrees = (self.disagrees)(&view.members);
         self.views.send_replace(view);
-        self.feed(event, state);
+        // A newcomer that does not fit stays outside; the process ends with the reason.
+        if self.progress.borrow().ready || !disagrees {
+            self.feed(event, state);
+        }
     }
 
     fn on_mesh(&mut self, event: MeshEvent, state: &mut State) {

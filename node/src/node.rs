@@ -447,7 +447,8 @@ impl Node {
         let mismatch = async {
             loop {
                 let found = mismatch(&inner.config, inner.me, &views.borrow_and_update().members);
-                if let Some(error) = found {
+                // A member that is in the cluster stays: it is the newcomer who goes.
+                if let Some(error) = found.filter(|_| !inner.progress.borrow().ready) {
                     return error;
                 }
                 if views.changed().await.is_err() {
@@ -527,6 +528,8 @@ impl Wiring<'_> {
         let ownership = OwnershipConfig::new(process.me, self.config.shards.get(), forming);
         let view = Arc::clone(&self.views.borrow());
         let (members, targets) = (Arc::clone(&view.members), Arc::clone(&view.targets));
+        let (config, me) = (self.config.clone(), process.me.node);
+        let disagrees = Box::new(move |members: &Members| mismatch(&config, me, members).is_some());
         let driver = Driver {
             me: process.me,
             machine: Ownership::new(ownership.clone(), members, targets, Time::ZERO),
@@ -539,6 +542,7 @@ impl Wiring<'_> {
             granted: self.granted,
             done_in: self.done_in,
             origin: Instant::now(),
+            disagrees,
         };
         let sources =
             Sources { agent_events: process.agent_events, mesh_events: process.mesh_events, done };
