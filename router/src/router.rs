@@ -174,6 +174,7 @@ impl Router {
     }
 
     async fn start(config: RouterConfig, swim: SwimConfig) -> Result<Self, RouterError> {
+        crate::metrics::describe();
         let listener = sock::tcp_listener(config.listen, "listen")?;
         let listen = listener.local_addr().unwrap_or(config.listen);
         let name =
