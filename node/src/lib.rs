@@ -28,7 +28,7 @@ pub use body::{Body, BodyError, BodySender, ReaderGone};
 pub use host::{Export, Host, HostStats, Incoming};
 pub use node::{Handle, LeaveReport, Node, NodeBuilder, NodeError};
 pub use problem::{OUTCOME, Problem, REFUSAL};
-pub use service::{NoSession, Service, SharedService, Tower, tower};
+pub use service::{NoSession, Service, SharedService, Tower, WithTimers, tower};
 pub use session::{Attached, Session, SessionHandle, StateError, TimerId, TurnError, Why};
 pub use state::{CodecError, State};
 pub use store::core::{HostConfig, Unreadable, UnreadableReason};

@@ -1,5 +1,6 @@
 //! A node of a cluster: built, run, drained.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashMap;
+use http::{Request, Response};
 use stead_shared::config::{ConfigError, NodeConfig, NodeOptions};
 use stead_shared::control::kind;
 use stead_shared::id::{Epoch, NodeId, ShardId};
@@ -24,6 +26,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::body::Body;
 use crate::driver::{Done, Driver, Progress, Sources};
 use crate::forward::Forwarding;
 use crate::host::{Host, HostStats};
@@ -163,7 +166,24 @@ impl NodeBuilder {
         self
     }
 
-    /// All options at once, as a file or flags give them.
+    /// Number of shards of the whole cluster, the same on all nodes, for ever: a power of two.
+    /// Default 16384.
+    #[must_use]
+    pub fn shards(mut self, n_shards: u32) -> Self {
+        self.options.shards = n_shards;
+        self
+    }
+
+    /// Where the session key is in a plain HTTP request, in order of preference: `header:NAME`,
+    /// `cookie:NAME`, `path:N`, `query:NAME`, `regex:RE`, `ip`. Default `path:2`.
+    #[must_use]
+    pub fn key<S: Into<String>>(mut self, sources: impl IntoIterator<Item = S>) -> Self {
+        self.options.key = sources.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// All options at once, as a file or flags give them. They take the place of those given
+    /// before.
     #[must_use]
     pub fn options(mut self, options: NodeOptions) -> Self {
         self.options = options;
@@ -196,6 +216,20 @@ impl NodeBuilder {
     pub fn service(mut self, service: impl Service) -> Self {
         self.service = Some(SharedService::new(service));
         self
+    }
+
+    /// A tower service, for example an `axum::Router`, as the service that answers requests:
+    /// short for `service(tower(service))`, see [`tower()`](crate::tower()).
+    #[must_use]
+    pub fn tower<S, B>(self, service: S) -> Self
+    where
+        S: tower::Service<Request<Body>, Response = Response<B>, Error = Infallible>,
+        S: Clone + Send + Sync + 'static,
+        S::Future: Send,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: std::fmt::Display,
+    {
+        self.service(crate::service::tower(service))
     }
 
     /// Starts the node; it joins or founds in the background, see [`Node::ready`].
@@ -660,6 +694,25 @@ impl Handle {
     #[must_use]
     pub fn views(&self) -> watch::Receiver<Arc<View>> {
         self.inner.views.clone()
+    }
+
+    /// Waits until this node sees `n_nodes` nodes that own shards, and every shard where it
+    /// belongs: for tests that want a cluster at rest. There is no bound; put a timeout around it.
+    ///
+    /// # Errors
+    /// When the node has ended.
+    pub async fn settled(&self, n_nodes: usize) -> Result<(), NodeError> {
+        let n_shards = self.inner.params.shards.get();
+        let is_home = |view: &View, shard: ShardId| {
+            let owner = view.live_claim(shard).map(|(_, owner)| owner.node);
+            owner.is_some() && owner == view.targets.owner_of(shard)
+        };
+        let mut views = self.views();
+        let settled = views.wait_for(|view| {
+            view.params.ring_nodes(&view.members).len() == n_nodes
+                && (0..n_shards).all(|shard| is_home(view, ShardId(shard)))
+        });
+        settled.await.map(|_| ()).map_err(|_| NodeError::GossipLost)
     }
 
     /// Who owns the session `key`, and in which epoch; none when nobody alive does.

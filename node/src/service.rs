@@ -64,6 +64,79 @@ pub trait Service: Send + Sync + 'static {
     fn has_hooks(&self) -> bool {
         true
     }
+
+    /// This service, with `on_timer` for [`timer`](Self::timer): gives timers to services that
+    /// are a closure or come from [`tower()`].
+    ///
+    /// ```
+    /// use stead_node::{Body, Service, Session};
+    ///
+    /// let visits = async |session: Session, _request: http::Request<Body>| {
+    ///     let set = session.every(std::time::Duration::from_secs(60), "rest");
+    ///     http::Response::new(Body::from(if set.is_ok() { "welcome" } else { "come later" }))
+    /// };
+    /// let service = visits.on_timer(async |session: Session, event: bytes::Bytes| {
+    ///     assert_eq!(event, "rest");
+    ///     session.add("minutes", 1).expect("a minute more");
+    /// });
+    /// # let _ = stead_node::SharedService::new(service);
+    /// ```
+    fn on_timer<T, R>(self, on_timer: T) -> WithTimers<Self, T>
+    where
+        Self: Sized,
+        T: Fn(Session, Bytes) -> R + Send + Sync + 'static,
+        R: Future<Output = ()> + Send,
+    {
+        WithTimers { service: self, on_timer }
+    }
+}
+
+/// See [`Service::on_timer`].
+#[derive(Clone)]
+pub struct WithTimers<S, T> {
+    service: S,
+    on_timer: T,
+}
+
+impl<S: fmt::Debug, T> fmt::Debug for WithTimers<S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WithTimers").field("service", &self.service).finish_non_exhaustive()
+    }
+}
+
+impl<S, T, R> Service for WithTimers<S, T>
+where
+    S: Service,
+    T: Fn(Session, Bytes) -> R + Send + Sync + 'static,
+    R: Future<Output = ()> + Send,
+{
+    fn call(
+        &self,
+        session: Session,
+        request: Request<Body>,
+    ) -> impl Future<Output = Response<Body>> + Send {
+        self.service.call(session, request)
+    }
+
+    fn activated(&self, session: &Session) -> impl Future<Output = ()> + Send {
+        self.service.activated(session)
+    }
+
+    fn deactivating(&self, session: &Session, why: Why) -> impl Future<Output = ()> + Send {
+        self.service.deactivating(session, why)
+    }
+
+    fn timer(&self, session: Session, event: Bytes) -> impl Future<Output = ()> + Send {
+        (self.on_timer)(session, event)
+    }
+
+    fn is_read(&self, head: &request::Parts) -> bool {
+        self.service.is_read(head)
+    }
+
+    fn has_hooks(&self) -> bool {
+        self.service.has_hooks()
+    }
 }
 
 impl<F, R> Service for F
@@ -86,7 +159,8 @@ where
 
 /// A tower service as an application, for example an `axum::Router`.
 ///
-/// The [`Session`] is in the request's extensions; with the feature `axum` it is an extractor.
+/// The [`Session`] is in the request's extensions. With the feature `axum` it is an extractor, and
+/// [`Problem`](crate::Problem) an answer. [`Service::on_timer`] adds timers.
 pub fn tower<S, B>(service: S) -> Tower<S>
 where
     S: tower::Service<Request<Body>, Response = Response<B>, Error = Infallible>,
@@ -153,6 +227,13 @@ impl<S: Sync> axum::extract::FromRequestParts<S> for Session {
 impl axum::response::IntoResponse for NoSession {
     fn into_response(self) -> axum::response::Response {
         (http::StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+    }
+}
+
+#[cfg(feature = "axum")]
+impl axum::response::IntoResponse for crate::problem::Problem {
+    fn into_response(self) -> axum::response::Response {
+        Self::into_response(self).map(axum::body::Body::new)
     }
 }
 

@@ -79,7 +79,44 @@ pub struct RouterBuilder {
 }
 
 impl RouterBuilder {
-    /// All options at once, as a file or flags give them.
+    /// Where clients connect.
+    #[must_use]
+    pub fn listen(mut self, addr: SocketAddr) -> Self {
+        self.options.listen = addr;
+        self
+    }
+
+    /// Where gossip (UDP) and the link (TCP) listen.
+    #[must_use]
+    pub fn gossip(mut self, addr: SocketAddr) -> Self {
+        self.options.gossip = addr;
+        self
+    }
+
+    /// Gossip addresses of nodes, `HOST:PORT` each. At least one: a router founds no cluster.
+    #[must_use]
+    pub fn join<S: Into<String>>(mut self, seeds: impl IntoIterator<Item = S>) -> Self {
+        self.options.join = seeds.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Where the session key is in a request, in order of preference: `header:NAME`,
+    /// `cookie:NAME`, `path:N`, `query:NAME`, `regex:RE`, `ip`. At least one.
+    #[must_use]
+    pub fn key<S: Into<String>>(mut self, sources: impl IntoIterator<Item = S>) -> Self {
+        self.options.key = sources.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Whether clients see `stead-node`, `stead-shard` and `stead-epoch`. Default no.
+    #[must_use]
+    pub fn expose_headers(mut self, expose: bool) -> Self {
+        self.options.expose_headers = expose;
+        self
+    }
+
+    /// All options at once, as a file or flags give them. They take the place of those given
+    /// before.
     #[must_use]
     pub fn options(mut self, options: RouterOptions) -> Self {
         self.options = options;
