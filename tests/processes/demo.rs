@@ -48,7 +48,8 @@ impl Demo {
     async fn wait_for(&mut self, piece: &str) {
         let output = self.output.clone();
         let child = &mut self.child;
-        eventually(piece, SOON, || {
+        // Longer than the demo itself waits, so that it can say why it gives up.
+        eventually(piece, SOON * 2, || {
             let text = std::fs::read_to_string(&output).unwrap();
             let found = if text.contains(piece) { Ok(()) } else { Err(text) };
             if found.is_err() {

@@ -7,8 +7,9 @@ use tokio::net::TcpListener;
 
 use crate::cli::exit::Exit;
 
-/// Gossip of the router; the nodes take the next ones. Others where these are in use.
-const GOSSIP: u16 = 7400;
+/// Gossip of the router is this far below its port, 7400 for 8080; the nodes take the next ones.
+/// Others where these are in use.
+const GOSSIP_BELOW: u16 = 680;
 
 /// The listeners of one process.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,8 @@ pub(super) struct Ports {
     /// By name, in order.
     pub(super) nodes: Vec<(String, MemberPorts)>,
     newcomer: MemberPorts,
+    /// The cluster's name: no two demos on one host mix.
+    pub(super) cluster: String,
 }
 
 /// A node of the demo: its name, listeners and seeds.
@@ -33,6 +36,7 @@ pub(super) struct DemoNode<'a> {
     pub(super) name: String,
     pub(super) ports: &'a MemberPorts,
     pub(super) join: String,
+    pub(super) cluster: String,
 }
 
 impl DemoNode<'_> {
@@ -45,6 +49,7 @@ impl DemoNode<'_> {
             ("--http", http.to_string()),
             ("--admin", admin.to_string()),
             ("--join", self.join.clone()),
+            ("--cluster", self.cluster.clone()),
         ];
         let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
         std::iter::once("node".to_owned()).chain(flags).collect()
@@ -74,15 +79,17 @@ impl Ports {
             )));
         }
         let mut held = Held::default();
+        let gossip = port.checked_sub(GOSSIP_BELOW).filter(|gossip| *gossip > 1023);
+        let gossip = |i| gossip.map_or(0, |gossip| gossip + i);
         let router = MemberPorts {
-            gossip: held.gossip(GOSSIP)?,
+            gossip: held.gossip(gossip(0))?,
             http: held.exactly(port, "--port")?,
             admin: held.exactly(admin_port, "--admin-port")?,
         };
         let mut nodes = Vec::new();
         for i in 1..=n_nodes {
             let ports = MemberPorts {
-                gossip: held.gossip(GOSSIP + i)?,
+                gossip: held.gossip(gossip(i))?,
                 http: held.preferably(port + i)?,
                 admin: held.exactly(admin_port + i, "--admin-port (a node's)")?,
             };
@@ -90,11 +97,11 @@ impl Ports {
         }
         let next = n_nodes + 1;
         let newcomer = MemberPorts {
-            gossip: held.gossip(GOSSIP + next)?,
+            gossip: held.gossip(gossip(next))?,
             http: held.preferably(port + next)?,
             admin: held.preferably(admin_port + next)?,
         };
-        Ok(Self { router, nodes, newcomer })
+        Ok(Self { router, nodes, newcomer, cluster: format!("demo-{port}") })
     }
 
     /// The nodes to start.
@@ -104,13 +111,14 @@ impl Ports {
             name: name.clone(),
             ports,
             join: join.clone(),
+            cluster: self.cluster.clone(),
         })
     }
 
     /// The node that a person may add.
     pub(super) fn newcomer(&self) -> DemoNode<'_> {
         let name = format!("n{}", self.nodes.len() + 1);
-        DemoNode { name, ports: &self.newcomer, join: self.join() }
+        DemoNode { name, ports: &self.newcomer, join: self.join(), cluster: self.cluster.clone() }
     }
 
     /// The seeds: the first three nodes.
