@@ -160,6 +160,29 @@ async fn an_attached_session_does_not_expire() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn on_timer_takes_the_timers_and_leaves_the_rest_to_the_service() {
+    let service = Diary::new(true);
+    let timers = service.clone();
+    let host = host(service.clone().on_timer(move |session: Session, event: Bytes| {
+        timers.note(format!("taken {} of {:?}", String::from_utf8_lossy(&event), session.key()));
+        std::future::ready(())
+    }));
+    let time = keep_time(&host);
+    say(&host, "s", "put value").await;
+    say(&host, "s", "ttl 5000").await;
+    say(&host, "s", "after 300").await;
+    sleep(Duration::from_millis(5100)).await;
+    let key = key("s");
+    let expected = [
+        format!("0 +{key:?}"),
+        format!("300 taken once of {key:?}"),
+        "5000 Expired value".to_owned(),
+    ];
+    assert_eq!(service.log(), expected);
+    time.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn timers_fire_in_their_time_in_turns_of_their_own() {
     let service = Diary::new(false);
     let host = host(service.clone());
