@@ -43,8 +43,6 @@ impl Children {
                 router.admin.to_string(),
                 "--join".to_owned(),
                 ports.join(),
-                "--cluster".to_owned(),
-                ports.cluster.clone(),
                 "--key".to_owned(),
                 "path:2".to_owned(),
                 "--expose-headers".to_owned(),

@@ -8,7 +8,8 @@ use tokio::net::TcpListener;
 use crate::cli::exit::Exit;
 
 /// Gossip of the router is this far below its port, 7400 for 8080; the nodes take the next ones.
-/// Others where these are in use.
+/// Others where these are in use. Demos that start together do not reach for the same ones that
+/// way: they would find each other and be one cluster.
 const GOSSIP_BELOW: u16 = 680;
 
 /// The listeners of one process.
@@ -27,8 +28,6 @@ pub(super) struct Ports {
     /// By name, in order.
     pub(super) nodes: Vec<(String, MemberPorts)>,
     newcomer: MemberPorts,
-    /// The cluster's name: no two demos on one host mix.
-    pub(super) cluster: String,
 }
 
 /// A node of the demo: its name, listeners and seeds.
@@ -36,7 +35,6 @@ pub(super) struct DemoNode<'a> {
     pub(super) name: String,
     pub(super) ports: &'a MemberPorts,
     pub(super) join: String,
-    pub(super) cluster: String,
 }
 
 impl DemoNode<'_> {
@@ -49,7 +47,6 @@ impl DemoNode<'_> {
             ("--http", http.to_string()),
             ("--admin", admin.to_string()),
             ("--join", self.join.clone()),
-            ("--cluster", self.cluster.clone()),
         ];
         let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
         std::iter::once("node".to_owned()).chain(flags).collect()
@@ -101,7 +98,7 @@ impl Ports {
             http: held.preferably(port + next)?,
             admin: held.preferably(admin_port + next)?,
         };
-        Ok(Self { router, nodes, newcomer, cluster: format!("demo-{port}") })
+        Ok(Self { router, nodes, newcomer })
     }
 
     /// The nodes to start.
@@ -111,14 +108,13 @@ impl Ports {
             name: name.clone(),
             ports,
             join: join.clone(),
-            cluster: self.cluster.clone(),
         })
     }
 
     /// The node that a person may add.
     pub(super) fn newcomer(&self) -> DemoNode<'_> {
         let name = format!("n{}", self.nodes.len() + 1);
-        DemoNode { name, ports: &self.newcomer, join: self.join(), cluster: self.cluster.clone() }
+        DemoNode { name, ports: &self.newcomer, join: self.join() }
     }
 
     /// The seeds: the first three nodes.
