@@ -478,17 +478,19 @@ impl Node {
         let inner = &self.handle.inner;
         let mut progress = inner.progress.clone();
         let mut views = inner.views.clone();
+        // Only a newcomer goes: one that was let in is no reason for the others to stop.
+        let joining = inner.progress.clone();
         let mismatch = async {
-            loop {
+            while !joining.borrow().ready {
                 let found = mismatch(&inner.config, inner.me, &views.borrow_and_update().members);
-                // A member that is in the cluster stays: it is the newcomer who goes.
-                if let Some(error) = found.filter(|_| !inner.progress.borrow().ready) {
+                if let Some(error) = found {
                     return error;
                 }
                 if views.changed().await.is_err() {
-                    std::future::pending::<()>().await;
+                    break;
                 }
             }
+            std::future::pending().await
         };
         tokio::select! {
             biased;

@@ -401,6 +401,7 @@ impl Driver {
         mut mesh_events: mpsc::Receiver<MeshEvent>,
     ) {
         Self::describe();
+        crate::metrics::describe();
         let mut members = self.agent.members();
         let mut mesh = Vec::with_capacity(BATCH);
         let mut tick = tokio::time::interval(CLAIMS_EVERY);
@@ -471,6 +472,11 @@ impl Driver {
             kind::CLAIMS => {
                 let update = control::decode::<ClaimsUpdate>(payload);
                 let (Ok(update), Some(known)) = (update, &mut self.known) else { return false };
+                // A process that the members do not show may yet be sent away, for its name is
+                // taken: its empty log must not replace the real one's.
+                if !known.views.borrow().members.is_live(update.owner) {
+                    return false;
+                }
                 match known.book.apply(&update) {
                     Applied::Changed(_) => true,
                     Applied::Same => false,

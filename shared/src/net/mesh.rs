@@ -168,7 +168,11 @@ impl Mesh {
             let now = Instant::now();
             let seen = Arc::clone(&members.borrow_and_update());
             let mut next = now + REDIAL_MAX;
-            redials.retain(|node, _| seen.find(*node).is_some_and(|m| m.state.is_live()));
+            redials.retain(|node, redial| {
+                let is_live = seen.find(*node).is_some_and(|m| m.state.is_live());
+                // A link that is closed as soon as it is open must not be dialled without pause.
+                is_live && (redial.at > now || self.links.open_link(*node).is_none())
+            });
             for (who, addr) in self.missing(&seen) {
                 if dialling.contains_key(&who.node) {
                     continue;
@@ -198,7 +202,7 @@ impl Mesh {
                 Some(Ok((who, was_open, error))) = dials.join_next() => {
                     dialling.remove(&who.node);
                     match error {
-                        None => { redials.remove(&who.node); }
+                        None => {}
                         Some(error) => self.on_unreachable(&agent, who, was_open, &error),
                     }
                 }
@@ -225,8 +229,8 @@ impl Mesh {
             return;
         }
         self.handler.tell(MeshEvent::Disconnected(node));
-        let redial = Redial { at: Instant::now(), pause: REDIAL_FIRST, was_open: true };
-        redials.insert(node, redial);
+        let fresh = Redial { at: Instant::now(), pause: REDIAL_FIRST, was_open: true };
+        redials.entry(node).or_insert(fresh).was_open = true;
     }
 
     fn on_unreachable(&self, agent: &Agent, who: NodeBoot, was_open: bool, error: &DialError) {

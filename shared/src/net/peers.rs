@@ -75,7 +75,7 @@ impl LinkPeers {
                 PeerError::Rejected(
                     "a process of the same name runs there; every member needs a --name of its \
                      own"
-                        .to_owned(),
+                    .to_owned(),
                 )
             }
             error => peer_error(error),
