@@ -129,7 +129,7 @@ impl Slots {
             reader: None,
             writer: None,
             canceller: None,
-            use_count: 0,
+            use_count: 1,
         });
         Some(key)
     }
@@ -178,7 +178,7 @@ impl Slots {
         debug_assert!(slot.halves == 0 && slot.state.is_over(), "{slot:?}");
         slot.vacate();
         if slot.id.by_dialer() == dialer {
-            slot.use_count = slot.use_count.wrapping_add(1);
+            slot.use_count = next_use(slot.use_count);
             self.n_local -= 1;
         } else {
             let place = usize::from(slot.id.place());
@@ -189,6 +189,12 @@ impl Slots {
         }
         self.free.push(key);
     }
+}
+
+/// Never a multiple of what an id holds of it: together with place 0 that would be stream 0, and
+/// credit for that one is the connection's.
+fn next_use(use_count: u16) -> u16 {
+    if use_count < StreamId::USES - 1 { use_count + 1 } else { 1 }
 }
 
 impl Slot {
@@ -212,5 +218,30 @@ impl Slot {
         wakers.extend(self.reader.take());
         wakers.extend(self.writer.take());
         wakers.extend(self.canceller.take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::link::Side;
+
+    #[test]
+    fn no_stream_is_stream_zero() {
+        for dialer in [false, true] {
+            let mut slots = Slots::new(dialer);
+            let mut last = None;
+            for _ in 0..2 * u32::from(StreamId::USES) {
+                let state = StreamState::new(Side::Opener, 1, 1, false);
+                let (key, id) = slots.insert_local(state, 1).unwrap();
+                assert_eq!((key, id.place(), id.by_dialer()), (0, 0, dialer));
+                assert!(id != StreamId(0) && last != Some(id), "{id:?}");
+                last = Some(id);
+                let slot = slots.at(key).unwrap();
+                slot.state.reset();
+                slot.halves = 0;
+                slots.remove(key);
+            }
+        }
     }
 }

@@ -15,12 +15,16 @@ use super::frame::{FrameType, flag};
 ///
 /// The lowest bit tells who opened it (1: the dialer), the next 16 a place in the opener's table,
 /// the rest how often that place was used: a late frame never meets a later stream by mistake.
+/// No stream has number 0, which means the whole connection: the first use of a place is number 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(pub u32);
 
 impl StreamId {
     /// Places in a table, so most streams that one side can have open.
     pub const PLACES: u32 = 1 << 16;
+
+    /// Uses of a place that an id tells apart.
+    pub const USES: u16 = 1 << 15;
 
     /// The stream at `place`, its `use_count`-th, opened by the dialer or not.
     #[must_use]
