@@ -10,8 +10,8 @@ use stead_shared::net::link::{RecvHalf, StreamEvent};
 use stead_shared::wire::http::decode_trailers;
 
 use crate::client::ClientState;
-use crate::logic::headers::is_passed_as_trailer;
 use crate::metrics::Metrics;
+use stead_shared::border::headers::is_passed_as_trailer;
 
 /// The node's side of an answer broke before its end; the client's connection is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

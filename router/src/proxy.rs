@@ -28,13 +28,13 @@ use crate::client::{ClientState, Clients, in_time, serve};
 use crate::config::{ProxyConfig, ProxyConfigError};
 use crate::logic::park::{Cause, Wait};
 use crate::logic::retry::{Budget, Event, Failure, Next};
-use crate::logic::{hardening, headers};
 use crate::metrics::Metrics;
 use crate::parking::{Parking, Turn};
 use crate::respond::{Problem, Then, respond};
 use crate::routing::{Destination, Routing};
 use crate::sessions::{NotFound, Sessions};
 use crate::upstream::{Answered, Outcome, exchange};
+use stead_shared::border::{hardening, headers};
 
 mod answer;
 mod errand;

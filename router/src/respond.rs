@@ -13,9 +13,9 @@ use stead_shared::session_key::KeyError;
 
 use crate::body::OutBody;
 use crate::logic::framing::Violation;
-use crate::logic::hardening::Malformed;
-use crate::logic::headers;
 use crate::logic::retry::Failure;
+use stead_shared::border::hardening::Malformed;
+use stead_shared::border::headers;
 
 /// Why the proxy answers itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::ClientState;
-use crate::logic::websocket::{CLOSE_SERVICE_RESTART, Frames};
 use crate::metrics::Metrics;
+use stead_shared::border::websocket::{CLOSE_SERVICE_RESTART, Frames};
 
 /// Bytes taken from a client in one go; a frame of the link.
 const READ_BYTES: usize = 16 * 1024;

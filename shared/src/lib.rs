@@ -4,6 +4,7 @@
 //! are plain functions and state machines that take an event and a time and return actions.
 #![warn(missing_docs)]
 
+pub mod border;
 pub mod claims;
 pub mod config;
 pub mod control;

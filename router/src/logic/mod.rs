@@ -2,8 +2,5 @@
 
 pub mod cookie;
 pub mod framing;
-pub mod hardening;
-pub mod headers;
 pub mod park;
 pub mod retry;
-pub mod websocket;

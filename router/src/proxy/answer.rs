@@ -14,11 +14,11 @@ use super::Inner;
 use super::errand::Errand;
 use crate::body::OutBody;
 use crate::client::ClientState;
-use crate::logic::headers;
 use crate::logic::retry::Failure;
 use crate::respond::{Problem, Then, respond};
 use crate::tunnel::{Tunnel, is_websocket};
 use crate::upstream::{Answered, Upload};
+use stead_shared::border::headers;
 
 impl Inner {
     /// The node's answer, made fit for the client.
