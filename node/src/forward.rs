@@ -19,8 +19,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use http::header::UPGRADE;
 use http::{Method, Request, Response, StatusCode, request, response};
 use metrics::{Counter, Gauge, counter, gauge};
+use stead_shared::border::websocket::Frames;
 use stead_shared::id::{Epoch, NodeBoot, SessionKey, ShardId};
 use stead_shared::net::link::{
     ClientStream, DialError, Link, OpenError, RecvHalf, ResetCode, SendHalf, StreamEvent,
@@ -97,6 +99,9 @@ impl Forwarding {
         }
     }
 }
+
+/// An answer, and what came with it from the host that made it.
+pub(crate) type Carried = (Option<ResponseMeta>, Response<Body>);
 
 /// Where an attempt goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,15 +203,17 @@ impl Handle {
         tokio::task::coop::consume_budget().await;
         let upgrades = request.extensions().get::<Upgrade>().is_some();
         let meta = self.meta(key, IpAddr::V4(Ipv4Addr::LOCALHOST), upgrades);
-        self.carry(meta, request).await
+        let (meta, mut response) = self.carry(meta, request).await?;
+        self.stamp(meta.as_ref(), response.headers_mut());
+        Ok(response)
     }
 
-    /// Attempts until there is an answer, or no hope.
+    /// Attempts until there is an answer, or no hope. An answer without a meta is this node's own.
     pub(crate) async fn carry(
         &self,
         meta: RequestMeta,
         request: Request<Body>,
-    ) -> Result<Response<Body>, Refusal> {
+    ) -> Result<Carried, Refusal> {
         let (parts, body) = request.into_parts();
         let mut errand = Errand {
             upgrade: parts.extensions.get::<Upgrade>().cloned(),
@@ -221,13 +228,12 @@ impl Handle {
             may_have_run: false,
         };
         match self.deliver(&mut errand).await {
-            Ok(response) => Ok(response),
-            Err(_) if errand.may_have_run => Ok(unknown()),
-            Err(refusal) => Err(refusal),
+            Err(_) if errand.may_have_run => Ok((None, unknown())),
+            delivered => delivered,
         }
     }
 
-    async fn deliver(&self, errand: &mut Errand) -> Result<Response<Body>, Refusal> {
+    async fn deliver(&self, errand: &mut Errand) -> Result<Carried, Refusal> {
         let mut views = self.views();
         let mut hint = None;
         loop {
@@ -240,11 +246,8 @@ impl Handle {
                 Place::Nowhere => Outcome::Refused(Refusal::NotOwner { claim: None }),
             };
             let refusal = match outcome {
-                Outcome::Answer(meta, mut response) => {
-                    self.stamp(&meta, response.headers_mut());
-                    return Ok(response);
-                }
-                Outcome::Problem(problem) => return Ok(problem.into_response()),
+                Outcome::Answer(meta, response) => return Ok((Some(meta), response)),
+                Outcome::Problem(problem) => return Ok((None, problem.into_response())),
                 Outcome::Refused(refusal) => refusal,
                 Outcome::Unsent if errand.n_attempts < ATTEMPTS_MAX => continue,
                 Outcome::Unsent => Refusal::NotOwner { claim: None },
@@ -252,7 +255,7 @@ impl Handle {
                     errand.may_have_run = true;
                     errand.meta.attempt = errand.meta.attempt.saturating_add(1);
                     if !errand.is_read() || !errand.upload.is_kept() {
-                        return Ok(unknown());
+                        return Ok((None, unknown()));
                     }
                     Refusal::NotOwner { claim: None }
                 }
@@ -409,9 +412,14 @@ impl Handle {
         }
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             let Some(upgrade) = errand.upgrade.take() else { return Outcome::Broken };
+            let is_websocket = parts
+                .headers
+                .get(UPGRADE)
+                .is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
+            let frames = is_websocket.then(Frames::new);
             tokio::spawn(async move {
                 if let Ok(near) = upgrade.stream().await {
-                    tunnel::run(near, recv, send).await;
+                    tunnel::run(near, recv, send, frames).await;
                 }
             });
             return Outcome::Answer(meta, Response::from_parts(parts, Body::empty()));
@@ -534,7 +542,8 @@ impl Drop for Parked<'_> {
 fn head_too_large() -> Problem {
     let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
     let detail = "It does not fit the link to the session's node. It was not executed.";
-    Problem::new(status, "head-too-large", "The request's head is too large", detail)
+    Problem::new(status, "malformed", "The request's head is too large", detail)
+        .refused("malformed")
 }
 
 fn body_cut_off() -> Problem {

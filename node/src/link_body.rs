@@ -4,7 +4,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Frame, SizeHint};
+use stead_shared::border::headers::is_passed_as_trailer;
 use stead_shared::net::link::{RecvHalf, StreamEvent};
 use stead_shared::wire::http::decode_trailers;
 
@@ -58,8 +60,7 @@ impl http_body::Body for LinkBody {
                 Some(StreamEvent::Data(data)) => return Poll::Ready(Some(self.piece(data))),
                 Some(StreamEvent::End(trailers)) if self.left.is_none_or(|left| left == 0) => {
                     self.ended = true;
-                    let trailers = trailers.and_then(|bytes| decode_trailers(bytes).ok());
-                    return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+                    return Poll::Ready(trailers.and_then(passed).map(|t| Ok(Frame::trailers(t))));
                 }
                 Some(StreamEvent::Accepted | StreamEvent::Refused(_) | StreamEvent::Head(_)) => {}
                 Some(StreamEvent::End(_) | StreamEvent::Reset(_)) | None => {
@@ -76,4 +77,15 @@ impl http_body::Body for LinkBody {
     fn size_hint(&self) -> SizeHint {
         self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
+}
+
+/// What may be passed on of encoded trailers.
+fn passed(encoded: Bytes) -> Option<HeaderMap> {
+    let mut trailers = decode_trailers(encoded).ok()?;
+    let unfit = |name: &&http::HeaderName| !is_passed_as_trailer(name);
+    let doomed: Vec<_> = trailers.keys().filter(unfit).cloned().collect();
+    for name in doomed {
+        trailers.remove(name);
+    }
+    (!trailers.is_empty()).then_some(trailers)
 }

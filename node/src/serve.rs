@@ -106,7 +106,7 @@ impl Server {
                 }
                 let (ours, theirs) = tokio::io::duplex(UPGRADE_BUFFER);
                 sender.send(Upgraded::new(theirs));
-                tunnel::run(ours, recv, send).await;
+                tunnel::run(ours, recv, send, None).await;
             }
             Ok((meta, response)) => drop(respond(&mut send, &meta, response).await),
             Err(refusal) => {

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use stead_shared::border::websocket::{CLOSE_SERVICE_RESTART, Frames};
 use stead_shared::net::link::{RecvHalf, SendError, SendHalf, ServerSend, StreamEvent};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -42,13 +43,17 @@ impl Outlet for SendHalf {
 
 /// Carries bytes between the near side and a link's stream until both have ended, or one of them
 /// has and the other takes too long over it.
+///
+/// `frames` follows a WebSocket on its way to the near side, which is told to come back when the
+/// stream breaks between two of them.
 pub(crate) async fn run(
     near: impl AsyncRead + AsyncWrite + Send,
     recv: RecvHalf,
     send: impl Outlet,
+    frames: Option<Frames>,
 ) {
     let (reader, writer) = tokio::io::split(near);
-    let mut inward = std::pin::pin!(inward(recv, writer));
+    let mut inward = std::pin::pin!(inward(recv, writer, frames));
     let mut outward = std::pin::pin!(outward(reader, send));
     // What is still open when the time is over is cut by dropping it.
     tokio::select! {
@@ -58,17 +63,25 @@ pub(crate) async fn run(
     }
 }
 
-async fn inward(mut recv: RecvHalf, mut near: impl AsyncWrite + Unpin) {
-    while let Some(event) = recv.next().await {
-        match event {
-            StreamEvent::Data(data) => {
+async fn inward(mut recv: RecvHalf, mut near: impl AsyncWrite + Unpin, mut frames: Option<Frames>) {
+    let broke = loop {
+        match recv.next().await {
+            Some(StreamEvent::Data(data)) => {
+                if let Some(frames) = &mut frames {
+                    frames.feed(&data);
+                }
                 if near.write_all(&data).await.is_err() || near.flush().await.is_err() {
                     return;
                 }
             }
-            StreamEvent::End(_) | StreamEvent::Reset(_) => break,
-            StreamEvent::Accepted | StreamEvent::Refused(_) | StreamEvent::Head(_) => {}
+            Some(StreamEvent::End(_)) => break false,
+            Some(StreamEvent::Reset(_)) | None => break true,
+            Some(StreamEvent::Accepted | StreamEvent::Refused(_) | StreamEvent::Head(_)) => {}
         }
+    };
+    if broke && frames.is_some_and(|frames| frames.may_close()) {
+        // A near side that is gone needs no goodbye.
+        let _ = near.write_all(&CLOSE_SERVICE_RESTART).await;
     }
     // The near side learns by it that nothing more comes.
     let _ = near.shutdown().await;

@@ -51,7 +51,11 @@ pub(crate) fn options(name: &str, join: Option<&Handle>) -> NodeOptions {
 
 /// Starts a node and waits until it is ready.
 pub(crate) async fn start(name: &str, join: Option<&Handle>) -> Running {
-    let node = Node::builder().options(options(name, join)).start().await.unwrap();
+    run(Node::builder().options(options(name, join)).start().await.unwrap()).await
+}
+
+/// Waits until a node is ready, and runs it.
+pub(crate) async fn run(node: Node) -> Running {
     timeout(SOON, node.ready()).await.expect("ready in time").unwrap();
     let handle = node.handle();
     let (leave, asked) = oneshot::channel();
