@@ -39,7 +39,7 @@ pub struct NodeOptions {
 
     /// `HOST:PORT` under which others reach `gossip`; its host also stands for `http` and `admin`
     /// when those listen on all addresses. Default: the address of `gossip`. Required when
-    /// `gossip` is 0.0.0.0 or [::].
+    /// `gossip` is `0.0.0.0` or `[::]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise: Option<String>,
 
@@ -206,7 +206,7 @@ pub struct RouterOptions {
     pub expose_headers: bool,
 
     /// `HOST:PORT` under which others reach `gossip`. Default: the address of `gossip`. Required
-    /// when `gossip` is 0.0.0.0 or [::].
+    /// when `gossip` is `0.0.0.0` or `[::]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise: Option<String>,
 

@@ -1,4 +1,4 @@
-//! The gossip agent: sockets, timers and calls around the pure [`Swim`] machine.
+//! The gossip agent: sockets, timers and calls around the pure [`crate::swim::Swim`] machine.
 //!
 //! ```text
 //!   UDP ── open ──┐                       ┌── seal ── UDP
