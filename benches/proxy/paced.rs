@@ -57,6 +57,10 @@ struct Report {
     seconds: f64,
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "threads and the real clock: this is the load, not what is tested"
+)]
 fn run(
     mut clients: Vec<Client>,
     requests: &[Vec<u8>],

@@ -1,4 +1,4 @@
-//! Decisions about shards: pure state machines, driven by [`crate::driver`].
+//! Decisions about shards: pure state machines; the driver feeds them and does what they say.
 
 pub mod forming;
 pub mod genesis;
