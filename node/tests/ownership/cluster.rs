@@ -124,7 +124,7 @@ fn ms(ms: u64) -> Duration {
 impl Cluster {
     pub(crate) fn new(n: usize, seed: u64, faults: Faults, rules: Rules) -> Self {
         let params = ClusterParams {
-            shards: ShardCount::new(SHARDS).unwrap(),
+            shards: ShardCount::new(SHARDS).expect("a power of two"),
             balance_permille: 1050,
             secret: HashSecret::public(),
         };
