@@ -77,7 +77,7 @@ fn start_together(seed: u64, faults: Faults, rules: Rules) -> Cluster {
     for node in 0..4 {
         cluster.start(node);
     }
-    cluster.run_for(secs(6));
+    cluster.run_for(secs(12));
     cluster.check_end();
     cluster
 }
