@@ -140,7 +140,7 @@ class SteadRouter:
         self.gossip, self.port, self.admin = free_ports(3)
         command = [stead, "router", "--cluster", "proxy-bench", "--key", f"header:{KEY}"]
         command += member_flags(self) + ["--listen", f"127.0.0.1:{self.port}", "--log", "warn"]
-        command += ["--join", f"127.0.0.1:{nodes[0].gossip}"]
+        command += ["--threads", "1", "--join", f"127.0.0.1:{nodes[0].gossip}"]
         self.command = command
         self.pid = processes.start("router", command)
 

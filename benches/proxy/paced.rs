@@ -9,6 +9,7 @@
 //! paced ADDR RATE SECONDS CONNECTIONS SESSIONS
 //! ```
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
+#![expect(clippy::disallowed_methods, reason = "it has no runtime whose clock could be used")]
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;

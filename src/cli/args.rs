@@ -103,6 +103,10 @@ pub(super) struct NodeArgs {
     #[arg(long, value_name = "D", env = "STEAD_FORM_ALONE_AFTER", hide_env_values = true)]
     form_alone_after: Option<Patience>,
 
+    /// Threads that serve requests [default: as many as there are cores]
+    #[arg(long, value_name = "N", env = "STEAD_THREADS", hide_env_values = true)]
+    threads: Option<u16>,
+
     /// What is logged: a level, or target=level,… [default: info]
     #[arg(long, value_name = "FILTER", env = "STEAD_LOG", hide_env_values = true)]
     log: Option<String>,
@@ -197,6 +201,10 @@ pub(super) struct RouterArgs {
     #[arg(long, value_name = "FILE", env = "STEAD_ADMIN_TOKEN_FILE", hide_env_values = true)]
     admin_token_file: Option<PathBuf>,
 
+    /// Threads that serve requests [default: as many as there are cores]
+    #[arg(long, value_name = "N", env = "STEAD_THREADS", hide_env_values = true)]
+    threads: Option<u16>,
+
     /// What is logged: a level, or target=level,… [default: info]
     #[arg(long, value_name = "FILTER", env = "STEAD_LOG", hide_env_values = true)]
     log: Option<String>,
@@ -229,7 +237,7 @@ impl NodeArgs {
         overlay!(args => options:
             gossip http admin cluster zone weight shards balance session_ttl memory_max
             drain_timeout insecure_gossip form_alone_after log log_format;
-            optional: name advertise data_dir cluster_key_file admin_token_file);
+            optional: name advertise data_dir cluster_key_file admin_token_file threads);
         if let Some(seeds) = args.join {
             options.join = seeds_of(seeds);
         }
@@ -245,7 +253,7 @@ impl RouterArgs {
         let args = self;
         overlay!(args => options:
             listen gossip admin cluster cookie_secure expose_headers insecure_gossip log log_format;
-            optional: name no_key issue_cookie advertise cluster_key_file admin_token_file);
+            optional: name no_key issue_cookie advertise cluster_key_file admin_token_file threads);
         if let Some(seeds) = args.join {
             options.join = seeds_of(seeds);
         }

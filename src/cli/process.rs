@@ -1,7 +1,10 @@
 //! What `stead node` and `stead router` have in common around the part that runs.
 
 use std::future::Future;
+use std::io;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use stead_shared::config::MemberConfig;
@@ -9,6 +12,7 @@ use stead_shared::net::admin::{self, Admin, AdminSource, AdminToken, Render};
 use stead_shared::net::process::StartError;
 use stead_shared::net::sock;
 use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -38,9 +42,7 @@ pub(super) fn run<F: Future<Output = anyhow::Result<()>>>(
 ) -> anyhow::Result<()> {
     let token = config.admin_token_file.as_deref().map(secrets::read_token).transpose()?;
     let (metrics, upkeep) = metrics::start()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
+    let runtime = runtime(config.threads)
         .map_err(|error| Exit::Os.because(format!("cannot start a runtime: {error}")))?;
     let ended = runtime.block_on(async {
         tokio::spawn(upkeep);
@@ -51,6 +53,19 @@ pub(super) fn run<F: Future<Output = anyhow::Result<()>>>(
     });
     runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
     ended
+}
+
+/// A runtime with this many threads, or one for each core that this process may use.
+///
+/// The one for a single thread has nothing to share: no queues to steal from, nobody to wake.
+fn runtime(threads: Option<NonZeroUsize>) -> io::Result<Runtime> {
+    let threads = threads.or_else(|| available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+    let mut builder =
+        if threads == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+    if threads > 1 {
+        builder.worker_threads(threads);
+    }
+    builder.enable_all().build()
 }
 
 /// A running admin listener. It ends with [`AdminTask::stop`].

@@ -1,6 +1,7 @@
 //! What the rest of the program takes: no value in here can be out of range.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ const NAME_BYTES_MAX: usize = 64;
 const SEEDS_MAX: usize = 64;
 /// Weights above this make the ring needlessly large: 512 points for each unit.
 const WEIGHT_MAX: u16 = 100;
+/// More threads than the largest machines have cores.
+const THREADS_MAX: u16 = 1024;
 /// A year: session deadlines stay far from the end of the clock.
 const SESSION_TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -55,6 +58,8 @@ pub struct MemberConfig {
     pub insecure_gossip: bool,
     /// File with the token for admin POSTs from elsewhere.
     pub admin_token_file: Option<PathBuf>,
+    /// Threads that serve requests; `None` for as many as there are cores.
+    pub threads: Option<NonZeroUsize>,
 }
 
 impl MemberConfig {
@@ -226,6 +231,7 @@ struct MemberOptions<'a> {
     cluster_key_file: Option<&'a PathBuf>,
     insecure_gossip: bool,
     admin_token_file: Option<&'a PathBuf>,
+    threads: Option<u16>,
     /// The listener for requests, and what it is called.
     served: (&'static str, SocketAddr),
 }
@@ -241,6 +247,7 @@ impl<'a> MemberOptions<'a> {
             cluster_key_file: options.cluster_key_file.as_ref(),
             insecure_gossip: options.insecure_gossip,
             admin_token_file: options.admin_token_file.as_ref(),
+            threads: options.threads,
             served: ("http", options.http),
         }
     }
@@ -255,6 +262,7 @@ impl<'a> MemberOptions<'a> {
             cluster_key_file: options.cluster_key_file.as_ref(),
             insecure_gossip: options.insecure_gossip,
             admin_token_file: options.admin_token_file.as_ref(),
+            threads: options.threads,
             served: ("listen", options.listen),
         }
     }
@@ -273,6 +281,9 @@ impl MemberConfig {
         check_advertise(&options)?;
         check_distinct(&options)?;
         check_security(&options)?;
+        if let Some(threads) = options.threads {
+            check_range("threads", threads, 1..=THREADS_MAX, "1 to 1024, or leave it out")?;
+        }
         Ok(Self {
             gossip: options.gossip,
             admin: options.admin,
@@ -282,6 +293,7 @@ impl MemberConfig {
             cluster_key_file: options.cluster_key_file.cloned(),
             insecure_gossip: options.insecure_gossip,
             admin_token_file: options.admin_token_file.cloned(),
+            threads: options.threads.and_then(|n| NonZeroUsize::new(n.into())),
         })
     }
 }
@@ -480,6 +492,7 @@ mod tests {
         refused("session-ttl", |o| o.session_ttl = Span::secs(0));
         refused("drain-timeout", |o| o.drain_timeout = Span::secs(7200));
         refused("memory-max", |o| o.memory_max = Size(1));
+        refused("threads", |o| o.threads = Some(0));
         refused("form-alone-after", |o| o.form_alone_after = Patience::After(Span::secs(0)));
         refused("key", |o| o.key = vec![]);
         refused("key", |o| o.key = vec!["path:0".into()]);
