@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::conn::{Batch, Conn, Delivery, Output};
@@ -192,9 +191,8 @@ pub(super) async fn write_loop<W: AsyncWrite + Unpin>(
     loop {
         poll_fn(|cx| if conn.has_output(cx.waker()) { Poll::Ready(()) } else { Poll::Pending })
             .await;
-        // The runtime comes back to this task after all tasks that are ready now, and after it
-        // asked the sockets for more: what they add is written with the rest.
-        yield_now().await;
+        // What all tasks that are ready now add is written with the rest.
+        after_the_others().await;
         let (output, frames) = conn.take_output(&mut buffer);
         if let Output::Last(_) = output {
             let _ = timeout(conn.goodbye_time(), io.write_all(&buffer)).await;
@@ -213,6 +211,23 @@ pub(super) async fn write_loop<W: AsyncWrite + Unpin>(
         buffer.clear();
         buffer.shrink_to(WRITE_BYTES_KEPT);
     }
+}
+
+/// Waits for every task that is ready now to have had its turn.
+///
+/// Unlike `yield_now` of the runtime it does not wait for the sockets to be asked for more: that
+/// is a system call for every single request where there is nothing to write together, and where
+/// there is, the tasks that are ready are many.
+async fn after_the_others() {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Hands all bytes to the socket; gives the number of system calls.
