@@ -199,7 +199,7 @@ impl Inner {
     }
 
     /// Attempts until there is an answer, or no hope.
-    async fn deliver(&self, errand: &mut Errand) -> Result<Box<Answered>, Undelivered> {
+    async fn deliver(&self, errand: &mut Errand) -> Result<Answered, Undelivered> {
         let shard = errand.meta.shard;
         let mut to = self.routing.destination(shard);
         if self.parking.has_queue(shard) {
@@ -279,9 +279,9 @@ impl Inner {
         &self,
         errand: &Errand,
         to: Destination,
-        answered: Box<Answered>,
-    ) -> Result<Box<Answered>, Event> {
-        let epoch = answered.meta.epoch;
+        answered: Answered,
+    ) -> Result<Answered, Event> {
+        let epoch = answered.head.meta.epoch;
         if to.epoch < epoch {
             self.routing.learn(errand.meta.shard, epoch);
         }

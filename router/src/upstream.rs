@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::response;
 use hyper::body::{Body, Incoming};
 use stead_shared::net::link::{ClientStream, RecvHalf, ResetCode, SendHalf, StreamEvent};
 use stead_shared::refusal::Refusal;
-use stead_shared::wire::http::{ResponseMeta, decode_refusal, decode_response};
+use stead_shared::wire::http::{ResponseHead, decode_refusal};
 use stead_shared::wire::link::REPLAY_BYTES;
 
 use crate::client::ClientState;
@@ -20,7 +19,7 @@ use crate::parking::Turn;
 #[derive(Debug)]
 pub(crate) enum Outcome {
     /// The answer's head is here.
-    Answer(Box<Answered>),
+    Answer(Answered),
     /// No answer, and why.
     Event(Event),
     /// The client did not send what it began.
@@ -32,8 +31,7 @@ pub(crate) enum Outcome {
 /// An answer that has begun.
 #[derive(Debug)]
 pub(crate) struct Answered {
-    pub(crate) meta: ResponseMeta,
-    pub(crate) parts: response::Parts,
+    pub(crate) head: ResponseHead,
     pub(crate) recv: RecvHalf,
     /// The way to the node, when the request's end was not said: an upgrade.
     pub(crate) send: Option<SendHalf>,
@@ -80,10 +78,8 @@ pub(crate) async fn exchange(
             }
             Some(StreamEvent::Head(head)) => {
                 welcome(turn);
-                match decode_response(head) {
-                    Ok((meta, parts)) => {
-                        Outcome::Answer(Box::new(Answered { meta, parts, recv, send }))
-                    }
+                match ResponseHead::decode(head) {
+                    Ok(head) => Outcome::Answer(Answered { head, recv, send }),
                     Err(_) => broken,
                 }
             }

@@ -1,6 +1,7 @@
 //! A node's answer on its way to the client.
 
 use std::future::poll_fn;
+use std::mem::take;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -25,10 +26,16 @@ impl Inner {
     pub(super) fn pass_on(
         &self,
         mut errand: Errand,
-        answered: Box<Answered>,
+        answered: Answered,
         client: &Arc<ClientState>,
     ) -> Response<OutBody> {
-        let Answered { meta, mut parts, mut recv, mut send } = *answered;
+        let Answered { head, mut recv, mut send } = answered;
+        let meta = head.meta.clone();
+        // The request's headers have done their work. The HTTP library uses the answer's map for
+        // the next request: so a connection goes on with one map, and it soon is large enough.
+        let Ok(mut parts) = head.into_parts(take(&mut errand.parts.headers)) else {
+            return self.broken(errand.then());
+        };
         if parts.status.is_informational() {
             return match (errand.upgrade.take(), send) {
                 (Some((protocol, upgrade)), Some(send))

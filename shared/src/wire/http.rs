@@ -156,7 +156,7 @@ pub fn decode_request(head: Bytes) -> Result<(RequestMeta, request::Parts), Head
     parts.method = from.method()?;
     parts.version = from.version()?;
     parts.uri = from.uri()?;
-    parts.headers = from.headers()?;
+    parts.headers = from.headers(HeaderMap::new())?;
     let meta =
         RequestMeta { shard, epoch, key, id, attempt, first_sent_ms, deadline_ms, client, upgrade };
     Ok((meta, parts))
@@ -190,18 +190,48 @@ pub fn encode_response(
 /// # Errors
 /// The bytes are not one.
 pub fn decode_response(head: Bytes) -> Result<(ResponseMeta, response::Parts), HeadError> {
-    let mut from = Cursor::new(head)?;
-    let bits = from.u8()?;
-    let shard = ShardId(from.u32()?);
-    let epoch = from.epoch()?;
-    let pressure = from.u8()?;
-    let length = if bits & bit::LENGTH != 0 { Some(from.u64()?) } else { None };
+    let head = ResponseHead::decode(head)?;
+    let meta = head.meta.clone();
+    Ok((meta, head.into_parts(HeaderMap::new())?))
+}
 
-    let (mut parts, ()) = http::Response::new(()).into_parts();
-    parts.status = StatusCode::from_u16(from.u16()?).map_err(|_| HeadError::Invalid("status"))?;
-    parts.version = from.version()?;
-    parts.headers = from.headers()?;
-    Ok((ResponseMeta { shard, epoch, length, pressure }, parts))
+/// The head of an answer whose HTTP part is still encoded.
+#[derive(Debug)]
+pub struct ResponseHead {
+    /// What travels besides it.
+    pub meta: ResponseMeta,
+    rest: Cursor,
+}
+
+impl ResponseHead {
+    /// Decodes what travels besides the HTTP part.
+    ///
+    /// # Errors
+    /// The bytes are no head. What follows may be broken all the same.
+    pub fn decode(head: Bytes) -> Result<Self, HeadError> {
+        let mut from = Cursor::new(head)?;
+        let bits = from.u8()?;
+        let shard = ShardId(from.u32()?);
+        let epoch = from.epoch()?;
+        let pressure = from.u8()?;
+        let length = if bits & bit::LENGTH != 0 { Some(from.u64()?) } else { None };
+        Ok(Self { meta: ResponseMeta { shard, epoch, length, pressure }, rest: from })
+    }
+
+    /// Decodes the HTTP part. Its headers take the place of those in `headers`: a map that was
+    /// in use before has room for them, and nothing is allocated.
+    ///
+    /// # Errors
+    /// The bytes are no head.
+    pub fn into_parts(self, headers: HeaderMap) -> Result<response::Parts, HeadError> {
+        let mut from = self.rest;
+        let (mut parts, ()) = http::Response::new(()).into_parts();
+        parts.status =
+            StatusCode::from_u16(from.u16()?).map_err(|_| HeadError::Invalid("status"))?;
+        parts.version = from.version()?;
+        parts.headers = from.headers(headers)?;
+        Ok(parts)
+    }
 }
 
 /// Encodes why a request was not executed.
@@ -239,7 +269,7 @@ pub fn encode_trailers(trailers: &HeaderMap) -> Result<Bytes, HeadTooLarge> {
 /// # Errors
 /// The bytes are none.
 pub fn decode_trailers(bytes: Bytes) -> Result<HeaderMap, HeadError> {
-    Cursor::new(bytes)?.headers()
+    Cursor::new(bytes)?.headers(HeaderMap::new())
 }
 
 // ---- writing --------------------------------------------------------------------------------
@@ -328,6 +358,7 @@ fn put_headers(out: &mut Vec<u8>, headers: &HeaderMap) -> Result<(), HeadTooLarg
 // ---- reading --------------------------------------------------------------------------------
 
 /// The rest of a head.
+#[derive(Debug)]
 struct Cursor {
     rest: Bytes,
 }
@@ -402,12 +433,13 @@ impl Cursor {
         Uri::from_maybe_shared(self.long()?).map_err(|_| HeadError::Invalid("target"))
     }
 
-    fn headers(&mut self) -> Result<HeaderMap, HeadError> {
+    fn headers(&mut self, mut headers: HeaderMap) -> Result<HeaderMap, HeadError> {
         let n = usize::from(self.u16()?);
         if n > HEADERS_MAX {
             return Err(HeadError::TooLarge);
         }
-        let mut headers = HeaderMap::with_capacity(n);
+        headers.clear();
+        headers.reserve(n);
         for _ in 0..n {
             let name = self.header_name()?;
             let value = HeaderValue::from_maybe_shared(self.long()?)

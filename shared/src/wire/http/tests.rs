@@ -75,9 +75,13 @@ fn an_answer_comes_back_as_it_went() {
     for length in [None, Some(u64::MAX)] {
         let meta = ResponseMeta { length, ..response_meta() };
         let bytes = encode_response(&meta, &parts).unwrap();
+        let bytes_again = bytes.clone();
         let (meta_back, parts_back) = decode_response(bytes).unwrap();
         assert_eq!(meta_back, meta);
         assert_eq!((parts_back.status, &parts_back.headers), (parts.status, &parts.headers));
+        let used = request().headers;
+        let parts_again = ResponseHead::decode(bytes_again).unwrap().into_parts(used).unwrap();
+        assert_eq!(parts_again.headers, parts.headers, "nothing is left of what was in the map");
     }
     let trailers = decode_trailers(encode_trailers(&parts.headers).unwrap()).unwrap();
     assert_eq!(trailers, parts.headers);
