@@ -23,11 +23,12 @@ use stead_shared::net::link::Links;
 use stead_shared::net::mesh::MeshEvent;
 use stead_shared::time::Time;
 use stead_shared::view::View;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::host::{Host, Incoming};
 use crate::logic::ownership::{Action, Event, GiveUp, Note, Ownership, OwnershipConfig};
+use crate::offer::Offerer;
 use crate::transfer;
 
 /// Events taken from a channel in one turn of the loop, before claims are pushed and views
@@ -37,6 +38,9 @@ const BATCH: usize = 256;
 const SIZES_EVERY: Duration = Duration::from_millis(500);
 /// How often claim logs are compared with every peer.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
+
+/// Offers that are sent at a time.
+const OFFERS_MAX: usize = 2;
 
 /// What tasks report back.
 #[derive(Debug)]
@@ -102,6 +106,14 @@ fn describe() {
         "stead_shards_yielded_total",
         "Shards given up because another node served them at a higher epoch"
     );
+    describe_counter!(
+        "stead_offers_total",
+        "Shards with sessions that were given up and offered to their new owner, by outcome"
+    );
+    describe_counter!(
+        "stead_offered_sessions_total",
+        "Sessions of shards that were given up, by what became of them"
+    );
     describe_gauge!("stead_shards_owned", "Shards of this node, moving ones included");
     describe_gauge!("stead_shards_moving", "Shards between two owners, seen from their source");
     describe_counter!(
@@ -164,6 +176,8 @@ struct State {
     copies: HashMap<HandoffId, BTreeMap<ShardId, Incoming>>,
     publish: bool,
     meters: Meters,
+    /// Limits offers that are being sent.
+    offers: Arc<Semaphore>,
 }
 
 enum Woken {
@@ -179,7 +193,12 @@ enum Woken {
 impl Driver {
     /// Runs until gossip has ended.
     pub(crate) async fn run(mut self, mut sources: Sources) {
-        let mut state = State { copies: HashMap::new(), publish: true, meters: Meters::new() };
+        let mut state = State {
+            copies: HashMap::new(),
+            publish: true,
+            meters: Meters::new(),
+            offers: Arc::new(Semaphore::new(OFFERS_MAX)),
+        };
         let mut members = self.agent.members();
         let mut sizes = tokio::time::interval(SIZES_EVERY);
         let mut compare = tokio::time::interval(COMPARE_EVERY);
@@ -448,16 +467,24 @@ impl Driver {
     }
 
     fn give_up_shards(&self, to: NodeBoot, shards: &[ShardEpoch], state: &State) {
-        let mut n_sessions = 0;
-        for at in shards {
-            // The gate closes before this returns; what runs behind it commits nothing more.
-            drop(self.host.seal(at.shard));
-            n_sessions += self.host.drop_shard(at.shard);
-        }
+        // Every gate is closed for good when this ends, before anything waits (R2).
+        let aside = shards.iter().filter_map(|at| Some((*at, self.host.set_aside(at.shard)?)));
+        let aside: Vec<_> = aside.filter(|(_, aside)| aside.sessions() > 0).collect();
+        let n_sessions: usize = aside.iter().map(|(_, aside)| aside.sessions()).sum();
         state.meters.yielded.increment(shards.len() as u64);
         let n_shards = shards.len();
         tracing::warn!(n_shards, n_sessions, to = %to.node,
-            "another node serves these shards at a higher epoch: they are given up here");
+            "another node serves these shards at a higher epoch: it is offered their sessions");
+        if !aside.is_empty() {
+            let offerer = Offerer {
+                me: self.me,
+                links: self.links.clone(),
+                host: self.host.clone(),
+                views: self.views.subscribe(),
+                slots: Arc::clone(&state.offers),
+            };
+            tokio::spawn(offerer.offer(to, aside));
+        }
     }
 
     fn log(&self, note: &Note, state: &State) {

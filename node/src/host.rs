@@ -20,9 +20,11 @@ use crate::problem::Problem;
 use crate::service::SharedService;
 use crate::session::{SessionHandle, Why};
 use crate::store::alarms::Next;
+use crate::store::aside::SetAside;
 use crate::store::core::{Core, HostConfig, Unreadable};
 use crate::store::data::Stored;
 use crate::store::draft::Access;
+use crate::store::merge::{MergeError, Merged};
 use crate::store::record::{Record, RecordError, SessionRecord};
 use crate::store::shard::{Gate, Shard, ShardStats};
 use crate::store::turns::{Admission, Asker, Begun};
@@ -58,7 +60,8 @@ pub struct HostStats {
     pub shards: usize,
     /// Sessions in them.
     pub sessions: u64,
-    /// Their bytes, with an estimate of the overhead; those of arriving shards included.
+    /// Their bytes, with an estimate of the overhead; those of arriving shards included, and of
+    /// shards that were set aside.
     pub bytes: u64,
 }
 
@@ -265,8 +268,14 @@ impl Host {
     /// Forgets a shard and all its sessions, and gives their number. What runs on it commits
     /// nothing more.
     pub fn drop_shard(&self, shard: ShardId) -> usize {
-        let Some((_, shard)) = self.inner.shards.remove(&shard) else { return 0 };
-        let (n_sessions, orphans) = shard.close();
+        self.set_aside(shard).map_or(0, |aside| aside.sessions())
+    }
+
+    /// Takes a shard out with its sessions: for everybody else it is not here any more, and what
+    /// runs on it commits nothing. None when it is not here.
+    pub fn set_aside(&self, shard: ShardId) -> Option<SetAside> {
+        let (_, shard) = self.inner.shards.remove(&shard)?;
+        let (aside, orphans) = shard.close()?;
         if !orphans.is_empty() {
             let service = self.inner.service.clone();
             let goodbyes = async move {
@@ -279,7 +288,36 @@ impl Host {
                 runtime.spawn(goodbyes);
             }
         }
-        n_sessions
+        Some(aside)
+    }
+
+    /// Adds a session that another host served under this shard, from one of its records, to a
+    /// shard that is served here. It waits for the session's turn; a session that is here keeps
+    /// its own state, whichever is newer. None for a record that is not a session's.
+    ///
+    /// Deletions leave no trace: a session that was deleted here, or expired, since the other
+    /// host's state split off comes back.
+    ///
+    /// # Errors
+    /// When nothing was taken in: [`MergeError`].
+    pub async fn merge(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        record: &[u8],
+    ) -> Result<Option<Merged>, MergeError> {
+        let shard = self.shard(shard).ok_or(MergeError::NotServed)?;
+        let session = match Record::decode(record)? {
+            Record::Shard { seq } => return shard.raise_seq(epoch, seq).map(|()| None),
+            Record::Session(session) => session,
+        };
+        let (key, stored) = session.into_stored(self.inner.core.now());
+        if let Some(merged) = shard.compare(&key, &stored, epoch)? {
+            return Ok(Some(merged));
+        }
+        // A turn that runs believes that there is no such session.
+        let _turn = Shard::wait_turn(&shard, &key, Asker::Node).await?;
+        shard.take_in(&key, stored, epoch).map(Some)
     }
 
     // ---- time ----

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use http::{Request, Response};
 use stead_shared::config::{ConfigError, NodeConfig, NodeOptions};
-use stead_shared::control::kind;
+use stead_shared::control::{HandoffId, ShardEpoch, kind};
 use stead_shared::id::{Epoch, NodeId, ShardId};
 use stead_shared::member::{Member, Members, Phase, Role};
 use stead_shared::net::admin::{ClusterAdmin, DrainReport, DrainState, Local, Readiness};
@@ -32,15 +32,18 @@ use crate::forward::Forwarding;
 use crate::host::{Host, HostStats};
 use crate::logic::forming::FormingConfig;
 use crate::logic::ownership::{GiveUp, Ownership, OwnershipConfig};
+use crate::offer;
 use crate::serve::Server;
 use crate::service::{Service, SharedService};
 use crate::store::core::HostConfig;
-use crate::transfer;
+use crate::transfer::{self, TransferHead};
 
 /// Reports of tasks that may wait for the driver.
 const DONE_MAX: usize = 1_024;
 /// Incoming transfers at a time: more than the machine ever agrees to.
 const TRANSFERS_MAX: usize = 32;
+/// Incoming offers at a time. Others are asked to come again.
+const OFFERS_MAX: usize = 4;
 /// How long late requests are still answered after a drain, while claims spread.
 const LINGER: Duration = Duration::from_millis(200);
 /// How long links may take to close.
@@ -260,6 +263,7 @@ struct NodeHooks {
     server: std::sync::OnceLock<Server>,
     done: mpsc::Sender<Done>,
     transfers: Arc<Semaphore>,
+    offers: Arc<Semaphore>,
     progress: watch::Receiver<Progress>,
     name: String,
 }
@@ -296,15 +300,39 @@ impl NodeHooks {
     }
 
     fn receive(&self, host: Host, stream: ServerStream) {
-        let Ok(head) = transfer::head_of(&stream) else { return };
+        match transfer::head_of(&stream) {
+            Ok(TransferHead::Handoff { handoff, shards }) => {
+                self.receive_handoff(host, handoff, shards, stream);
+            }
+            Ok(TransferHead::Offer { from, shards }) => {
+                let Ok(slot) = Arc::clone(&self.offers).try_acquire_owned() else { return };
+                tokio::spawn(async move {
+                    if let Err(error) = offer::receive(&host, &shards, stream).await {
+                        tracing::info!(%error, from = %from.node, "an offer broke off");
+                    }
+                    drop(slot);
+                });
+            }
+            // The stream's end tells the sender.
+            Err(error) => tracing::info!(%error, "a transfer that cannot be read"),
+        }
+    }
+
+    fn receive_handoff(
+        &self,
+        host: Host,
+        handoff: HandoffId,
+        shards: Vec<ShardEpoch>,
+        stream: ServerStream,
+    ) {
         let Ok(slot) = Arc::clone(&self.transfers).try_acquire_owned() else { return };
         let done = self.done.clone();
         tokio::spawn(async move {
-            let outcome = match transfer::receive(&host, &head, stream).await {
-                Ok(copy) => Done::Received(head.handoff, copy),
+            let outcome = match transfer::receive(&host, &shards, stream).await {
+                Ok(copy) => Done::Received(handoff, copy),
                 Err(error) => {
-                    tracing::warn!(%error, from = %head.handoff.source.node, "state did not arrive");
-                    Done::ReceiveFailed(head.handoff)
+                    tracing::warn!(%error, from = %handoff.source.node, "state did not arrive");
+                    Done::ReceiveFailed(handoff)
                 }
             };
             drop(slot);
@@ -368,6 +396,7 @@ impl Node {
             server: std::sync::OnceLock::new(),
             done: done_in.clone(),
             transfers: Arc::new(Semaphore::new(TRANSFERS_MAX)),
+            offers: Arc::new(Semaphore::new(OFFERS_MAX)),
             progress: progress_out.clone(),
             name: config.name.clone(),
         });

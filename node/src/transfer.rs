@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! source                                             target
-//!   open{handoff, shards} ─────────────────────────▶
+//!   open{head} ────────────────────────────────────▶
 //!   [shard u32][length u32][crc32 u32][record] … ──▶   into a copy that nobody sees
 //!   [u32::MAX][number of records u32][crc of all] ─▶   complete only when all three agree
 //! ```
+//!
+//! That is a handoff. An offer is framed in the same way and answered: see [`crate::offer`].
 //!
 //! Records are made one at a time while they are sent: neither side holds a shard twice. A stream
 //! that ends without its trailer is broken, whatever arrived.
@@ -18,7 +20,9 @@ use metrics::counter;
 use serde::{Deserialize, Serialize};
 use stead_shared::control::{self, HandoffId, ShardEpoch};
 use stead_shared::id::{NodeBoot, ShardId};
-use stead_shared::net::link::{DialError, Links, OpenError, SendError, ServerStream, StreamEvent};
+use stead_shared::net::link::{
+    DialError, Links, OpenError, RecvHalf, SendError, SendHalf, ServerStream, StreamEvent,
+};
 
 use crate::host::{Host, Incoming};
 use crate::store::record::RecordError;
@@ -32,11 +36,23 @@ const TRAILER: u32 = u32::MAX;
 /// Longest record that is believed.
 const RECORD_MAX: usize = 64 << 20;
 
-/// What a transfer begins with.
+/// What a transfer begins with. The order of the variants and fields is the format.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct TransferHead {
-    pub(crate) handoff: HandoffId,
-    pub(crate) shards: Vec<ShardEpoch>,
+pub(crate) enum TransferHead {
+    /// Shards that the target will serve, with the epochs they were served in.
+    Handoff {
+        /// The move.
+        handoff: HandoffId,
+        /// The shards.
+        shards: Vec<ShardEpoch>,
+    },
+    /// Sessions of shards that the target serves, with the epochs that it serves them in.
+    Offer {
+        /// Who served them before.
+        from: NodeBoot,
+        /// The shards.
+        shards: Vec<ShardEpoch>,
+    },
 }
 
 /// Why state did not arrive. Nothing has changed on either side.
@@ -58,6 +74,8 @@ pub(crate) enum TransferError {
     Checksum,
     #[error("a record cannot be taken in: {0}")]
     Record(#[from] RecordError),
+    #[error("no answer in time")]
+    Timeout,
 }
 
 /// Streams the sealed state of `shards` to the target.
@@ -69,25 +87,35 @@ pub(crate) async fn send(
     shards: &[ShardEpoch],
 ) -> Result<(), TransferError> {
     let link = links.bulk(to.node, Some(to.boot), addr).await?;
-    let head = TransferHead { handoff, shards: shards.to_vec() };
+    let head = TransferHead::Handoff { handoff, shards: shards.to_vec() };
     let (mut stream, _answers) = link.open(control::encode(&head), false)?.split();
+    let records = shards.iter().flat_map(|at| {
+        let records = host.export(at.shard).into_iter().flatten();
+        records.map(move |record| (at.shard, record))
+    });
+    send_records(&mut stream, records).await
+}
+
+/// Streams records and the trailer that makes them complete.
+pub(crate) async fn send_records(
+    stream: &mut SendHalf,
+    records: impl Iterator<Item = (ShardId, Bytes)>,
+) -> Result<(), TransferError> {
     let sent = counter!("stead_handoff_bytes_total", "direction" => "out");
     let mut chunk = BytesMut::with_capacity(CHUNK + HEADER);
     let mut total = crc32fast::Hasher::new();
     let mut n_records: u32 = 0;
-    for at in shards {
-        for record in host.export(at.shard).into_iter().flatten() {
-            let crc = crc32fast::hash(&record);
-            chunk.put_u32_le(at.shard.0);
-            chunk.put_u32_le(u32::try_from(record.len()).unwrap_or(u32::MAX));
-            chunk.put_u32_le(crc);
-            chunk.put_slice(&record);
-            total.update(&crc.to_le_bytes());
-            n_records += 1;
-            if chunk.len() >= CHUNK {
-                sent.increment(chunk.len() as u64);
-                stream.send(chunk.split().freeze()).await?;
-            }
+    for (shard, record) in records {
+        let crc = crc32fast::hash(&record);
+        chunk.put_u32_le(shard.0);
+        chunk.put_u32_le(u32::try_from(record.len()).unwrap_or(u32::MAX));
+        chunk.put_u32_le(crc);
+        chunk.put_slice(&record);
+        total.update(&crc.to_le_bytes());
+        n_records += 1;
+        if chunk.len() >= CHUNK {
+            sent.increment(chunk.len() as u64);
+            stream.send(chunk.split().freeze()).await?;
         }
     }
     chunk.put_u32_le(TRAILER);
@@ -149,32 +177,54 @@ pub(crate) fn head_of(stream: &ServerStream) -> Result<TransferHead, TransferErr
     control::decode(&stream.head).map_err(|_| TransferError::Head)
 }
 
-/// Takes all state of a transfer in, into a copy that nobody sees yet.
+/// The records of a stream as they come in.
+#[derive(Debug)]
+pub(crate) struct Records<'a> {
+    stream: &'a mut RecvHalf,
+    parser: Parser,
+}
+
+impl<'a> Records<'a> {
+    pub(crate) fn new(stream: &'a mut RecvHalf) -> Self {
+        Self { stream, parser: Parser::default() }
+    }
+
+    /// The next record; none after the last one, when the trailer agrees.
+    pub(crate) async fn next(&mut self) -> Result<Option<(ShardId, Bytes)>, TransferError> {
+        loop {
+            if let Some(record) = self.parser.next()? {
+                return Ok(Some(record));
+            }
+            match self.stream.next().await {
+                Some(StreamEvent::Data(data)) => {
+                    let received = counter!("stead_handoff_bytes_total", "direction" => "in");
+                    received.increment(data.len() as u64);
+                    self.parser.push(&data);
+                }
+                Some(StreamEvent::End(_)) | None if self.parser.complete => return Ok(None),
+                Some(StreamEvent::End(_) | StreamEvent::Reset(_)) | None => {
+                    return Err(TransferError::Broken);
+                }
+                Some(StreamEvent::Accepted | StreamEvent::Refused(_) | StreamEvent::Head(_)) => {}
+            }
+        }
+    }
+}
+
+/// Takes all state of a handoff in, into a copy that nobody sees yet.
 pub(crate) async fn receive(
     host: &Host,
-    head: &TransferHead,
+    shards: &[ShardEpoch],
     mut stream: ServerStream,
 ) -> Result<BTreeMap<ShardId, Incoming>, TransferError> {
     stream.send.accepted();
-    let received = counter!("stead_handoff_bytes_total", "direction" => "in");
     let mut copy: BTreeMap<ShardId, Incoming> =
-        head.shards.iter().map(|at| (at.shard, host.incoming(at.shard))).collect();
-    let mut parser = Parser::default();
-    while let Some(event) = stream.recv.next().await {
-        match event {
-            StreamEvent::Data(data) => {
-                received.increment(data.len() as u64);
-                parser.push(&data);
-                while let Some((shard, record)) = parser.next()? {
-                    copy.get_mut(&shard).ok_or(TransferError::Broken)?.add(&record)?;
-                }
-            }
-            StreamEvent::End(_) => break,
-            StreamEvent::Accepted | StreamEvent::Refused(_) | StreamEvent::Head(_) => {}
-            StreamEvent::Reset(_) => return Err(TransferError::Broken),
-        }
+        shards.iter().map(|at| (at.shard, host.incoming(at.shard))).collect();
+    let mut records = Records::new(&mut stream.recv);
+    while let Some((shard, record)) = records.next().await? {
+        copy.get_mut(&shard).ok_or(TransferError::Broken)?.add(&record)?;
     }
-    if parser.complete { Ok(copy) } else { Err(TransferError::Broken) }
+    Ok(copy)
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use stead_shared::refusal::Refusal;
 use stead_shared::time::Time;
 use tokio::sync::{oneshot, watch};
 
+use super::aside::SetAside;
 use super::clock::earliest_expiry;
 use super::core::Core;
 use super::data::{Data, Stored};
@@ -312,10 +313,11 @@ impl Shard {
         true
     }
 
-    /// Forgets everything. Gives the number of sessions, and those whose service wants to know.
-    pub(crate) fn close(self: &Arc<Self>) -> (usize, Vec<Orphan>) {
+    /// Closes the gate for good. Gives what was behind it, and the sessions whose service wants to
+    /// know; none when the shard is gone already.
+    pub(crate) fn close(self: &Arc<Self>) -> Option<(SetAside, Vec<Orphan>)> {
         let mut inner = self.lock();
-        let Some(epoch) = inner.gate.epoch() else { return (0, Vec::new()) };
+        let epoch = inner.gate.epoch()?;
         inner.gate = Gate::Gone;
         inner.turn_away(&self.core, &Refusal::NotOwner { claim: None }, Why::Lost);
         inner.idle.clear();
@@ -323,15 +325,16 @@ impl Shard {
         self.core.alarms.set(self.id, inner.armed.take(), None);
         let sessions = std::mem::take(&mut inner.sessions);
         let bytes = std::mem::take(&mut inner.bytes);
+        let seq = inner.seq;
         drop(inner);
-        self.core.free(bytes, sessions.len() as u64);
         self.core.forget_unreadable(self.id, None);
-        let n_sessions = sessions.len();
-        let orphans = sessions.into_iter().filter(|(_, stored)| stored.activated);
-        let orphans = orphans.map(|(key, stored)| Orphan {
-            session: self.farewell(&session_key(&key), epoch, *stored),
-        });
-        (n_sessions, orphans.collect())
+        let orphans = sessions.iter().filter(|(_, stored)| stored.activated);
+        let orphans = orphans
+            .map(|(key, stored)| Orphan {
+                session: self.farewell(&session_key(key), epoch, stored),
+            })
+            .collect();
+        Some((SetAside::new(Arc::clone(&self.core), (self.id, seq), sessions, bytes), orphans))
     }
 
     /// A session that can only be read, because it is not in the shard any more.
@@ -339,11 +342,11 @@ impl Shard {
         self: &Arc<Self>,
         key: &SessionKey,
         epoch: Epoch,
-        stored: Stored,
+        stored: &Stored,
     ) -> Session {
         let (now, length) = (self.core.now(), key.as_bytes().len());
         let size = stored.bytes as usize;
-        let draft = Draft::new(Access::Read, now, length, Some(stored.data), size);
+        let draft = Draft::new(Access::Read, now, length, Some(stored.data.clone()), size);
         Session::new(Arc::clone(self), key.clone(), epoch, draft)
     }
 

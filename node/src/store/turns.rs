@@ -150,7 +150,7 @@ impl Waited {
             base = Some((stored.data.clone(), stored.bytes as usize, stored.activated));
         }
         drop(inner);
-        let farewell = expired.map(|stored| shard.farewell(key, epoch, *stored));
+        let farewell = expired.map(|stored| shard.farewell(key, epoch, &stored));
         let is_new = shard.core.has_hooks && !base.as_ref().is_some_and(|(_, _, told)| *told);
         let base = base.map(|(data, size, _)| (data, size));
         let activate = is_new && self.permit.access == Access::Change;

@@ -1,0 +1,117 @@
+//! Sessions that another node served under a shard of ours, taken in while it is served.
+
+use stead_shared::id::{Epoch, SessionKey, Version};
+use stead_shared::refusal::Refusal;
+
+use super::data::Stored;
+use super::record::RecordError;
+use super::shard::{Gate, Inner, Shard};
+
+/// What became of a session that was offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Merged {
+    /// It is here now, or was taken in before and has not changed since.
+    Taken,
+    /// Another state of it is here, and stays.
+    Kept,
+}
+
+/// Why a session was not taken in. Nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MergeError {
+    /// The shard is not served here in the epoch that the offer names, nor in a higher one. None
+    /// of its sessions will be taken in.
+    #[error("the shard is not served here in that epoch")]
+    NotServed,
+    /// The session is in use and its turn did not come. Later it may.
+    #[error("the session's turn did not come")]
+    Busy,
+    /// The record cannot be read, or there is no memory for it.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+impl From<Refusal> for MergeError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Overloaded { .. }
+            | Refusal::Degraded
+            | Refusal::Quarantined
+            | Refusal::DeadlinePassed => Self::Busy,
+            Refusal::NotOwner { .. } | Refusal::Moving => Self::NotServed,
+        }
+    }
+}
+
+impl Shard {
+    /// Goes on counting above the changes that another node made.
+    pub(crate) fn raise_seq(&self, offered: Epoch, seq: u64) -> Result<(), MergeError> {
+        let mut inner = self.lock();
+        inner.served_since(offered)?;
+        inner.seq = inner.seq.max(seq);
+        Ok(())
+    }
+
+    /// What becomes of an offered session, where that is clear without its turn.
+    pub(crate) fn compare(
+        &self,
+        key: &SessionKey,
+        stored: &Stored,
+        offered: Epoch,
+    ) -> Result<Option<Merged>, MergeError> {
+        self.lock().compare(key, stored.data.version, offered)
+    }
+
+    /// Takes an offered session in unless there is one. The caller has its turn.
+    pub(crate) fn take_in(
+        &self,
+        key: &SessionKey,
+        stored: Stored,
+        offered: Epoch,
+    ) -> Result<Merged, MergeError> {
+        let mut inner = self.lock();
+        if let Some(merged) = inner.compare(key, stored.data.version, offered)? {
+            return Ok(merged);
+        }
+        let bytes = stored.bytes as usize;
+        self.core.resize(0, bytes).map_err(|_| RecordError::MemoryFull)?;
+        inner.bytes += bytes as u64;
+        inner.seq = inner.seq.max(stored.data.version.seq);
+        if let Some(at) = stored.data.earliest_timer() {
+            inner.timed.insert((at, key.clone()));
+        }
+        let expires = stored.expires;
+        inner.sessions.insert(key.as_bytes().into(), Box::new(stored));
+        inner.expires_at(expires);
+        inner.arm(self.id(), &self.core);
+        Ok(Merged::Taken)
+    }
+}
+
+impl Inner {
+    /// The epoch served, if it is not below the one that an offer was made to.
+    fn served_since(&self, offered: Epoch) -> Result<Epoch, MergeError> {
+        match self.gate {
+            Gate::Serving(epoch) if offered <= epoch => Ok(epoch),
+            Gate::Serving(_) | Gate::Sealed(_) | Gate::Gone => Err(MergeError::NotServed),
+        }
+    }
+
+    fn compare(
+        &self,
+        key: &SessionKey,
+        version: Version,
+        offered: Epoch,
+    ) -> Result<Option<Merged>, MergeError> {
+        let epoch = self.served_since(offered)?;
+        if epoch < version.epoch {
+            // Our own changes would seem older than this one.
+            return Err(RecordError::Malformed.into());
+        }
+        let here = self.sessions.get(key.as_bytes());
+        Ok(here.map(|here| match here.data.version == version {
+            true => Merged::Taken,
+            false => Merged::Kept,
+        }))
+    }
+}
