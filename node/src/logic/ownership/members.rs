@@ -3,11 +3,7 @@
 use super::*;
 
 impl Ownership {
-    pub(super) fn on_members(
-        &mut self,
-        (members, targets, digest): (Arc<Members>, Arc<Targets>, u64),
-        out: &mut Vec<Action>,
-    ) {
+    pub(super) fn on_members(&mut self, members: Arc<Members>, targets: Arc<Targets>, digest: u64) {
         if digest != self.digest {
             self.digest = digest;
             self.digest_since = self.now;
@@ -33,9 +29,6 @@ impl Ownership {
         for member in members.list.iter().filter(|m| m.state == MemberState::Down) {
             self.on_died(member.node_boot(), false);
         }
-        // Higher claims of one that was taken for dead count again once it is known to live.
-        let mine: Vec<ShardId> = self.slots.keys().copied().collect();
-        self.on_book_changed(&mine, out);
     }
 
     pub(super) fn on_died(&mut self, who: NodeBoot, confirmed: bool) {

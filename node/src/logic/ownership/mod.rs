@@ -251,7 +251,7 @@ impl Ownership {
         match event {
             Event::Tick => {}
             Event::Members { members, targets, digest } => {
-                self.on_members((members, targets, digest), out);
+                self.on_members(members, targets, digest);
             }
             Event::Died { who, confirmed } => self.on_died(who, confirmed),
             Event::Connected(peer) => self.on_connected(peer, out),
