@@ -37,8 +37,12 @@ pub struct Query {
     pub waiting: BTreeSet<NodeId>,
     /// Highest counter anybody remembers.
     pub highest: BTreeMap<ShardId, u64>,
-    /// Shards that somebody holds, and who.
+    /// Who was asked at all.
+    pub asked: BTreeSet<NodeId>,
+    /// Shards that somebody holds by its own word.
     pub held: BTreeMap<ShardId, NodeBoot>,
+    /// Shards that somebody holds by the word of others, who may be behind.
+    pub said_to_be_held: BTreeMap<ShardId, NodeBoot>,
     /// Asked since.
     pub since: Time,
     /// When to ask those again who are silent.
@@ -73,7 +77,9 @@ impl Query {
         for holding in holdings {
             let end = holding.range.first.saturating_add(holding.range.len);
             for &shard in self.shards.range(ShardId(holding.range.first)..ShardId(end)) {
-                self.held.insert(shard, holding.owner);
+                let by_own_word = holding.owner.node == from;
+                let held = if by_own_word { &mut self.held } else { &mut self.said_to_be_held };
+                held.insert(shard, holding.owner);
             }
         }
         for range in highest {
@@ -83,5 +89,13 @@ impl Query {
                 *known = (*known).max(range.counter);
             }
         }
+    }
+
+    /// Who holds `shard`, when all have answered. What others say of an owner that was asked
+    /// itself counts for nothing: they may have missed that it let go.
+    #[must_use]
+    pub fn holder(&self, shard: ShardId) -> Option<NodeBoot> {
+        let said = self.said_to_be_held.get(&shard).filter(|o| !self.asked.contains(&o.node));
+        self.held.get(&shard).or(said).copied()
     }
 }

@@ -109,6 +109,57 @@ fn a_cluster_forms_grows_and_drains_without_faults() {
     cluster.run_for(secs(1));
 }
 
+/// Three nodes start within 1.2 s in any order, and name each other as seeds.
+fn three_in_any_order(seed: u64) -> (Cluster, [usize; 3]) {
+    const ORDERS: [[usize; 3]; 6] =
+        [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    let order = ORDERS[(seed % 6) as usize];
+    let mut cluster = Cluster::new(3, seed, FAULTS, Rules::ALL);
+    for (step, node) in (1..).zip(order) {
+        cluster.start(node);
+        cluster.run_for(Duration::from_millis(seed * 7919 * step % 600));
+    }
+    (cluster, order)
+}
+
+#[test]
+fn nodes_started_together_in_any_order_form_one_cluster() {
+    for seed in 0..200 {
+        let (mut cluster, _) = three_in_any_order(seed);
+        cluster.run_for(secs(12));
+        cluster.check_end();
+        assert_eq!(cluster.violations, [], "SEED={seed}");
+        let owned: Vec<usize> = (0..3).map(|node| cluster.owned(node)).collect();
+        assert!(owned.iter().all(|&n| n > 4), "SEED={seed}: {owned:?}");
+    }
+}
+
+#[test]
+fn a_founder_that_restarts_founds_nothing_twice() {
+    for seed in 0..200 {
+        let (mut cluster, order) = three_in_any_order(seed);
+        cluster.run_for(Duration::from_millis(seed * 104_729 % 2_500));
+        let founder = (0..3).max_by_key(|&node| cluster.owned(node)).unwrap_or(order[0]);
+        cluster.kill(founder, seed.is_multiple_of(2));
+        cluster.run_for(Duration::from_millis(seed * 1_299_709 % 2_000));
+        cluster.start(founder);
+        cluster.run_for(secs(16));
+        cluster.check_end();
+        assert_eq!(cluster.violations, [], "SEED={seed}");
+    }
+}
+
+#[test]
+fn the_last_node_leaves_at_once() {
+    let mut cluster = Cluster::new(1, 1, NO_FAULTS, Rules::ALL);
+    cluster.start(0);
+    cluster.run_for(secs(12));
+    assert_eq!(cluster.owned(0), SHARDS as usize);
+    cluster.drain(0);
+    cluster.run_for(secs(1));
+    assert!(cluster.is_drained(0), "there is nobody to wait for");
+}
+
 #[test]
 fn no_seed_finds_two_owners_or_a_lost_change() {
     for seed in seeds() {

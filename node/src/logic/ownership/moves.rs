@@ -11,10 +11,17 @@ impl Ownership {
         let busy: BTreeSet<ShardId> =
             self.outgoing.values().flat_map(|(handoff, _)| handoff.ids()).collect();
         let mut wanted: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
+        let me = self.config.me.node;
+        let mut waits = false;
         for at in self.serving().filter(|at| !busy.contains(&at.shard)) {
-            if let Some(to) = self.target_of(at.shard) {
-                wanted.entry(to).or_default().push(at);
+            match self.target_of(at.shard) {
+                Some(to) => wanted.entry(to).or_default().push(at),
+                None => waits |= self.targets.owner_of(at.shard).is_some_and(|node| node != me),
             }
+        }
+        // A target that is not fit now, or said no, is looked at again.
+        if waits {
+            self.recheck_by(self.now + DECLINED_FOR);
         }
         for (to, shards) in wanted {
             let mut shards = &shards[..];
@@ -24,8 +31,13 @@ impl Ownership {
                 self.prepare(to, batch.to_vec(), leaving, out);
                 shards = rest;
             }
-            self.recheck_at.get_or_insert(self.now + BUSY_TICK);
+            self.recheck_by(self.now + BUSY_TICK);
         }
+    }
+
+    /// Looks at everything again at `at`, or sooner.
+    pub(super) fn recheck_by(&mut self, at: Time) {
+        self.recheck_at = Some(self.recheck_at.map_or(at, |sooner| sooner.min(at)));
     }
 
     /// Whether members have been quiet long enough to move shards for balance.
@@ -34,7 +46,7 @@ impl Ownership {
         let quiet = if founding { FOUNDING_QUIET } else { self.config.balance_quiet };
         let ready_at = self.digest_since + quiet;
         if ready_at > self.now {
-            self.recheck_at = Some(self.recheck_at.map_or(ready_at, |at| at.min(ready_at)));
+            self.recheck_by(ready_at);
         }
         ready_at <= self.now
     }
@@ -83,7 +95,7 @@ impl Ownership {
     }
 
     pub(super) fn finish_drain(&mut self, out: &mut Vec<Action>) {
-        self.recheck_at.get_or_insert(self.now + BUSY_TICK);
+        self.recheck_by(self.now + BUSY_TICK);
         let somebody = self
             .members
             .live_peers()

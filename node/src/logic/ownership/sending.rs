@@ -38,13 +38,12 @@ impl Ownership {
     }
 
     pub(super) fn on_declined(&mut self, from: NodeBoot, id: HandoffId, out: &mut Vec<Action>) {
-        let now = self.now;
         let Some(handoff) = self.outgoing_from(from, id) else { return };
         let phase = handoff.phase;
         match phase {
             outgoing::Phase::Preparing { .. } => {
                 self.outgoing.remove(&id.number);
-                self.declined.insert(from.node, now);
+                self.leave_alone(from.node);
             }
             outgoing::Phase::Sealing { .. } | outgoing::Phase::Sending { .. } => {
                 self.abort(id.number, "the target declined", out);
@@ -52,6 +51,12 @@ impl Ownership {
             // A late answer to a repeated `Prepare` means nothing any more.
             outgoing::Phase::Granted { .. } => {}
         }
+    }
+
+    /// Asks a target that said no, or nothing, again only after a while.
+    fn leave_alone(&mut self, node: NodeId) {
+        self.declined.insert(node, self.now);
+        self.recheck_by(self.now + DECLINED_FOR);
     }
 
     pub(super) fn on_no_copy(&mut self, from: NodeBoot, id: HandoffId, out: &mut Vec<Action>) {
@@ -96,7 +101,7 @@ impl Ownership {
         let (id, to) = (handoff.id, handoff.to);
         out.push(Action::Send { to: to.node, message: Control::Abort { handoff: id } });
         out.push(Action::Note(Note::Aborted { to, n_shards: handoff.shards.len(), why }));
-        self.declined.insert(to.node, self.now);
+        self.leave_alone(to.node);
         if handoff.is_sealed() {
             let raise = u64::from(self.config.rules.abort_raises_epoch);
             self.reopen(&handoff, raise, out);

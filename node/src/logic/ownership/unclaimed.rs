@@ -22,7 +22,7 @@ impl Ownership {
             }
         }
         if waits {
-            self.recheck_at = Some(self.now + TICK);
+            self.recheck_by(self.now + TICK);
         }
         shards
     }
@@ -35,14 +35,16 @@ impl Ownership {
         if shards.is_empty() {
             return;
         }
-        let waiting = self.members.live_peers().map(|peer| peer.id).collect();
+        let waiting: BTreeSet<NodeId> = self.members.live_peers().map(|peer| peer.id).collect();
         let query = Query {
             token: self.next_token,
             digest: self.digest,
             shards,
+            asked: waiting.clone(),
             waiting,
             highest: BTreeMap::new(),
             held: BTreeMap::new(),
+            said_to_be_held: BTreeMap::new(),
             since: self.now,
             resend_at: self.now,
             disagreed: false,
@@ -65,7 +67,7 @@ impl Ownership {
             query.waiting.clear();
         }
         if query.digest != self.digest || query.disagreed {
-            self.recheck_at = Some(self.now + ASK_EVERY);
+            self.recheck_by(self.now + ASK_EVERY);
             return;
         }
         if query.waiting.is_empty() {
@@ -91,9 +93,9 @@ impl Ownership {
         let mut lost = Vec::new();
         let mut copies: BTreeMap<HandoffId, Vec<ShardEpoch>> = BTreeMap::new();
         for &shard in query.shards.intersection(&still) {
-            if let Some(&holder) = query.held.get(&shard).filter(|owner| self.is_holder(**owner)) {
+            if let Some(holder) = query.holder(shard).filter(|owner| self.is_holder(*owner)) {
                 self.ask_claims(holder.node, out);
-                self.recheck_at = Some(self.now + ASK_EVERY);
+                self.recheck_by(self.now + ASK_EVERY);
                 continue;
             }
             let epoch = Epoch { counter: 1 + self.book.highest(shard), node: self.config.me.node };
