@@ -475,6 +475,7 @@ impl Driver {
                 // A process that the members do not show may yet be sent away, for its name is
                 // taken: its empty log must not replace the real one's.
                 if !known.views.borrow().members.is_live(update.owner) {
+                    known.book.doubt(update.owner);
                     return false;
                 }
                 match known.book.apply(&update) {

@@ -295,6 +295,13 @@ impl Book {
         self.owners.get(&owner.node).is_some_and(|known| known.boot == owner.boot && !known.broken)
     }
 
+    /// An update of this owner was not taken: what is known of it may be behind.
+    pub fn doubt(&mut self, owner: NodeBoot) {
+        if let Some(known) = self.owners.get_mut(&owner.node).filter(|k| k.boot == owner.boot) {
+            known.broken = true;
+        }
+    }
+
     /// Applies an update, or says that it cannot be applied.
     ///
     /// Updates of an older boot, and those already known, change nothing.
@@ -482,6 +489,21 @@ mod tests {
         assert_eq!(book.apply(&log.heartbeat()), Applied::WantFull);
         assert!(matches!(book.apply(&log.full()), Applied::Changed(_)));
         assert_eq!(book.apply(&log.heartbeat()), Applied::Same);
+    }
+
+    #[test]
+    fn an_owner_in_doubt_is_asked_for_its_whole_log() {
+        let mut log = log(A, 0..4, 1);
+        let mut book = Book::new(4);
+        let _ = book.apply(&log.full());
+        book.doubt(NodeBoot { boot: BootId(11), ..A });
+        assert!(book.knows(A), "another boot is meant");
+        book.doubt(A);
+        assert!(!book.knows(A));
+        log.claim(ShardId(1), 2);
+        assert_eq!(book.apply(&log.commit().unwrap()), Applied::WantFull);
+        assert!(matches!(book.apply(&log.full()), Applied::Changed(_)));
+        assert!(book.knows(A));
     }
 
     #[test]

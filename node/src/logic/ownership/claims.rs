@@ -11,7 +11,11 @@ impl Ownership {
     pub(super) fn on_claims(&mut self, update: &ClaimsUpdate, out: &mut Vec<Action>) {
         // A process that the members do not show may yet be sent away, for its name is taken: its
         // empty log must not replace the real one's. What is missing is asked for again.
-        if update.owner == self.config.me || !self.members.is_live(update.owner) {
+        if update.owner == self.config.me {
+            return;
+        }
+        if !self.members.is_live(update.owner) {
+            self.book.doubt(update.owner);
             return;
         }
         match self.book.apply(update) {
