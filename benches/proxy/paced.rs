@@ -58,10 +58,6 @@ struct Report {
     seconds: f64,
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "threads and the real clock: this is the load, not what is tested"
-)]
 fn run(
     mut clients: Vec<Client>,
     requests: &[Vec<u8>],
