@@ -15,6 +15,7 @@ use stead_shared::id::{Epoch, NodeId, ShardId};
 use stead_shared::member::{Member, Members, Phase, Role};
 use stead_shared::net::admin::{ClusterAdmin, DrainReport, DrainState, Local, Readiness};
 use stead_shared::net::agent::{Agent, End};
+use stead_shared::net::disk::{self, DiskError};
 use stead_shared::net::link::{ConnectionKind, Links, PeerInfo, Reply, ServerStream};
 use stead_shared::net::mesh::Hooks;
 use stead_shared::net::process::{self, Process, ProcessConfig, StartError};
@@ -81,6 +82,20 @@ pub enum NodeError {
          `stead status` on another member, and whether this node's gossip port is reachable"
     )]
     JoinTimeout,
+    /// Its data directory belongs to a cluster, and it was not told to join it.
+    #[error(
+        "{dir} remembers a cluster with {names}: name some of them by --join, or say --found to \
+         found a new cluster without their sessions"
+    )]
+    KnowsOthers {
+        /// The data directory.
+        dir: String,
+        /// Members of that cluster.
+        names: String,
+    },
+    /// A file.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Another member counts shards differently.
     #[error(
         "this node has --shards {ours}, but {name} of the same cluster has {theirs}: the number \
@@ -388,6 +403,7 @@ impl Node {
     }
 
     async fn start(config: NodeConfig, swim: SwimConfig, host: Host) -> Result<Self, NodeError> {
+        refuse_a_second_cluster(&config)?;
         let http = sock::tcp_listener(config.http, "http")?;
         let http_addr = http.local_addr().unwrap_or(config.http);
         let (done_in, done) = mpsc::channel(DONE_MAX);
@@ -434,11 +450,16 @@ impl Node {
         let handle = Handle { inner: Arc::new(inner) };
         let driver =
             Wiring { config: &config, host: host.clone(), views, progress, granted, done_in };
-        let tasks = vec![
+        let mut tasks = Vec::new();
+        if let Some(dir) = config.data_dir.clone() {
+            let members = process.agent.members();
+            tasks.push(tokio::spawn(remember_members(dir, process.me.node, members)));
+        }
+        tasks.extend([
             driver.spawn(process, done),
             tokio::spawn(async move { host.keep_time().await }),
             tokio::spawn(crate::http::serve(handle.clone(), http, stop.clone())),
-        ];
+        ]);
         Ok(Self { handle, stop, tasks, drain_timeout: config.drain_timeout })
     }
 
@@ -569,6 +590,40 @@ impl Node {
         }
         for task in self.tasks {
             task.abort();
+        }
+    }
+}
+
+/// A node that was in a cluster does not found another one beside it by accident (R0).
+fn refuse_a_second_cluster(config: &NodeConfig) -> Result<(), NodeError> {
+    let Some(dir) = config.data_dir.as_deref().filter(|_| !config.found) else { return Ok(()) };
+    if !config.member.join.is_empty() {
+        return Ok(());
+    }
+    let names = disk::known_members(dir)?;
+    if names.is_empty() {
+        return Ok(());
+    }
+    Err(NodeError::KnowsOthers { dir: dir.display().to_string(), names: names.join(", ") })
+}
+
+/// Keeps the names of other nodes in the data directory, for [`refuse_a_second_cluster`].
+async fn remember_members(dir: PathBuf, me: NodeId, mut members: watch::Receiver<Arc<Members>>) {
+    let mut remembered = Vec::new();
+    while members.changed().await.is_ok() {
+        let seen = Arc::clone(&members.borrow_and_update());
+        let others = |m: &&Member| m.id != me && m.is_live_node() && m.card.is_some();
+        let names: Vec<String> = seen.list.iter().filter(others).map(Member::name).collect();
+        // The last ones to be seen stay: a node that is left alone still was in their cluster.
+        if names.is_empty() || names == remembered {
+            continue;
+        }
+        let (dir, written) = (dir.clone(), names.clone());
+        let write = tokio::task::spawn_blocking(move || disk::remember_members(&dir, &written));
+        match write.await {
+            Ok(Ok(())) => remembered = names,
+            Ok(Err(error)) => tracing::warn!(%error, "the members were not remembered"),
+            Err(error) => tracing::warn!(%error, "the members were not remembered"),
         }
     }
 }

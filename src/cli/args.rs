@@ -88,6 +88,12 @@ pub(super) struct NodeArgs {
     #[arg(long, value_name = "FILE", env = "STEAD_CLUSTER_KEY_FILE", hide_env_values = true)]
     cluster_key_file: Option<PathBuf>,
 
+    /// Found a new cluster although the data directory remembers members of another
+    #[arg(long, value_name = "BOOL", env = "STEAD_FOUND", hide_env_values = true,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        hide_possible_values = true)]
+    found: Option<bool>,
+
     /// Allow gossip outside loopback without keys
     #[arg(long, value_name = "BOOL", env = "STEAD_INSECURE_GOSSIP", hide_env_values = true,
         num_args = 0..=1, require_equals = true, default_missing_value = "true",
@@ -236,7 +242,7 @@ impl NodeArgs {
         let args = self;
         overlay!(args => options:
             gossip http admin cluster zone weight shards balance session_ttl memory_max
-            drain_timeout insecure_gossip form_alone_after log log_format;
+            drain_timeout found insecure_gossip form_alone_after log log_format;
             optional: name advertise data_dir cluster_key_file admin_token_file threads);
         if let Some(seeds) = args.join {
             options.join = seeds_of(seeds);

@@ -49,7 +49,9 @@ fn failed(error: NodeError) -> anyhow::Error {
         | NodeError::Fatal(_)
         | NodeError::Rejected { .. }
         | NodeError::ShardCount { .. }
-        | NodeError::Balance { .. } => Exit::Config,
+        | NodeError::Balance { .. }
+        | NodeError::KnowsOthers { .. } => Exit::Config,
+        NodeError::Disk(_) => Exit::Io,
         NodeError::Sock(_) => Exit::Os,
         NodeError::JoinTimeout => Exit::Unavailable,
         NodeError::GossipLost => Exit::Software,

@@ -6,6 +6,7 @@ mod builtin;
 mod cluster;
 mod common;
 mod forward;
+mod found;
 mod merge;
 mod moves;
 mod rolling;

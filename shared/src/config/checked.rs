@@ -110,6 +110,8 @@ pub struct NodeConfig {
     pub data_dir: Option<PathBuf>,
     /// After how long without a seed to found alone; `None` never.
     pub form_alone_after: Option<Duration>,
+    /// Found a cluster although the data directory remembers another.
+    pub found: bool,
 }
 
 /// What a router runs with.
@@ -192,6 +194,7 @@ impl TryFrom<&NodeOptions> for NodeConfig {
             drain_timeout: options.drain_timeout.0,
             data_dir: options.data_dir.clone(),
             form_alone_after: options.form_alone_after.limit(),
+            found: options.found,
         })
     }
 }

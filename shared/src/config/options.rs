@@ -98,6 +98,12 @@ pub struct NodeOptions {
     #[serde(alias = "cluster_key_file", skip_serializing_if = "Option::is_none")]
     pub cluster_key_file: Option<PathBuf>,
 
+    /// Found a new cluster although the data directory remembers members of another. Default
+    /// false: a node without `join` that has been in a cluster then refuses to start, because it
+    /// would serve the same sessions beside that cluster.
+    #[serde(default)]
+    pub found: bool,
+
     /// Allow gossip outside loopback without a key. Default false. Whoever can send a packet to
     /// the gossip port then controls the cluster: for trials in a closed network only.
     #[serde(alias = "insecure_gossip")]
@@ -149,6 +155,7 @@ impl Default for NodeOptions {
             drain_timeout: Span::secs(25),
             data_dir: None,
             cluster_key_file: None,
+            found: false,
             insecure_gossip: false,
             admin_token_file: None,
             threads: None,

@@ -14,6 +14,8 @@ const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// The file in the data directory that holds the last boot id.
 const BOOT_FILE: &str = "boot";
+/// Names of other members, one a line.
+const MEMBERS_FILE: &str = "members";
 
 /// A file that cannot be used. Nothing was changed on disk.
 #[derive(Debug, thiserror::Error)]
@@ -176,6 +178,29 @@ pub fn remember_boot(dir: &Path, boot: BootId) -> Result<(), DiskError> {
     replace(&path, format!("{boot}\n").as_bytes()).map_err(io_error("write", &path))
 }
 
+/// Names of other members of the cluster that this directory belongs to; none for a new one.
+///
+/// # Errors
+/// [`DiskError::Io`].
+pub fn known_members(dir: &Path) -> Result<Vec<String>, DiskError> {
+    let path = dir.join(MEMBERS_FILE);
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(io_error("read", &path)(error)),
+    }
+}
+
+/// Remembers the names of other members.
+///
+/// # Errors
+/// [`DiskError::Io`].
+pub fn remember_members(dir: &Path, names: &[String]) -> Result<(), DiskError> {
+    let path = dir.join(MEMBERS_FILE);
+    let text: String = names.iter().map(|name| format!("{name}\n")).collect();
+    replace(&path, text.as_bytes()).map_err(io_error("write", &path))
+}
+
 /// Creates the file for its user alone, with all bytes on disk.
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
@@ -210,6 +235,15 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn members_are_remembered() {
+        let dir = Scratch::new("members");
+        assert_eq!(known_members(&dir.0).unwrap(), Vec::<String>::new());
+        let names = ["n1".to_owned(), "n2".to_owned()];
+        remember_members(&dir.0, &names).unwrap();
+        assert_eq!(known_members(&dir.0).unwrap(), names);
+    }
 
     /// A directory of its own for each test, removed at its end.
     struct Scratch(PathBuf);
