@@ -3,7 +3,8 @@
 Started by `run`, which builds what is needed. Two loads: `saturation`, wrk as fast as it goes, and
 `paced`, a fixed number of requests a second, each on its own. The proxies take turns, round by
 round; printed is the median. CPU time is the kernel's account of each process (/proc/PID/stat),
-taken just before and just after the load.
+taken just before and just after the load. The sum is exact; the split into user and kernel comes
+from samples at the clock's ticks, and is off when a paced load keeps time with them.
 
 stead's router routes to a cluster of three nodes. Another proxy spreads the keys by a ring of its
 own, and a node of that cluster would pass on what it does not own; so the others get three nodes
