@@ -6,6 +6,7 @@ pub mod logic;
 
 mod body;
 mod driver;
+mod failure;
 mod forward;
 mod host;
 mod http;
@@ -26,8 +27,9 @@ mod upgrade;
 mod upload;
 
 pub use body::{Body, BodyError, BodySender, ReaderGone};
+pub use failure::{LeaveReport, NodeError};
 pub use host::{Export, Host, HostStats, Incoming};
-pub use node::{Handle, LeaveReport, Node, NodeBuilder, NodeError};
+pub use node::{Handle, Node, NodeBuilder};
 pub use problem::{OUTCOME, Problem, REFUSAL};
 pub use service::{NoSession, Service, SharedService, Tower, WithTimers, tower};
 pub use session::{Attached, Session, SessionHandle, StateError, TimerId, TurnError, Why};
