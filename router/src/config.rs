@@ -8,8 +8,8 @@ use stead_shared::session_key::KeySource;
 
 use crate::sessions::Sessions;
 
-use crate::logic::park;
 use crate::logic::retry::Replay;
+use stead_shared::park;
 
 /// What a proxy runs with.
 #[derive(Clone, Debug)]

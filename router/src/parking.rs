@@ -1,4 +1,4 @@
-//! Requests that wait: the queues of [`crate::logic::park`] behind a lock, with somebody who
+//! Requests that wait: the queues of [`stead_shared::park`] behind a lock, with somebody who
 //! looks after them when the view changes or time passes.
 
 use std::collections::HashMap;
@@ -10,9 +10,9 @@ use stead_shared::time::Time;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use crate::logic::park::{Cause, Limits, Lot, Release, Ticket, Verdict, Wait};
 use crate::metrics::{Metrics, Parked};
 use crate::routing::Routing;
+use stead_shared::park::{Cause, Limits, Lot, Release, Ticket, Verdict, Wait};
 
 /// Why a request waits no longer and is not sent either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,7 +26,6 @@ use tokio_util::sync::CancellationToken;
 use crate::body::OutBody;
 use crate::client::{ClientState, Clients, in_time, serve};
 use crate::config::{ProxyConfig, ProxyConfigError};
-use crate::logic::park::{Cause, Wait};
 use crate::logic::retry::{Budget, Event, Failure, Next};
 use crate::metrics::Metrics;
 use crate::parking::{Parking, Turn};
@@ -35,6 +34,7 @@ use crate::routing::{Destination, Routing};
 use crate::sessions::{NotFound, Sessions};
 use crate::upstream::{Answered, Outcome, exchange};
 use stead_shared::border::{hardening, headers};
+use stead_shared::park::{Cause, Wait};
 
 mod answer;
 mod errand;

@@ -15,6 +15,7 @@ pub mod keys;
 pub mod member;
 #[cfg(feature = "net")]
 pub mod net;
+pub mod park;
 pub mod placement;
 pub mod refusal;
 pub mod ring;

@@ -2,5 +2,4 @@
 
 pub mod cookie;
 pub mod framing;
-pub mod park;
 pub mod retry;

@@ -17,9 +17,8 @@
 use std::time::Duration;
 
 use stead_shared::id::Epoch;
+use stead_shared::park::Cause;
 use stead_shared::refusal::Refusal;
-
-use super::park::Cause;
 
 /// Most `not-owner` answers that are followed. Each leads to a higher epoch, so more than one is
 /// already rare.

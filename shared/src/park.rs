@@ -17,8 +17,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use stead_shared::id::{Epoch, ShardId};
-use stead_shared::time::Time;
+use crate::id::{Epoch, ShardId};
+use crate::time::Time;
 
 /// How often the first of a queue looks again although nothing seems to have changed.
 pub const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -137,7 +137,7 @@ struct Queue {
     look_at: Time,
 }
 
-/// All queues of one router.
+/// All queues of one process.
 #[derive(Debug)]
 pub struct Lot {
     limits: Limits,
@@ -326,8 +326,8 @@ impl Lot {
 
 #[cfg(test)]
 mod tests {
+    use crate::id::NodeId;
     use proptest::prelude::*;
-    use stead_shared::id::NodeId;
 
     use super::*;
 
