@@ -10,7 +10,6 @@ mod client;
 mod config;
 pub mod logic;
 mod metrics;
-mod parking;
 mod proxy;
 mod respond;
 mod router;

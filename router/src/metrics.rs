@@ -4,20 +4,12 @@ use std::time::Duration;
 
 use http::StatusCode;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use stead_shared::net::parking;
 
 use crate::logic::framing::Violation;
 use crate::logic::retry::Next;
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
-
-/// How waiting ended.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Parked {
-    Released,
-    TooLong,
-    Full,
-    Left,
-}
 
 /// Why a request was sent again.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +25,6 @@ pub(crate) struct Metrics {
     pub(crate) seconds: Histogram,
     pub(crate) connections: Gauge,
     pub(crate) upgraded: Gauge,
-    pub(crate) parked: Gauge,
-    park: [Counter; 4],
     retries: [Counter; 3],
     pub(crate) retries_denied: Counter,
     pub(crate) stale_answers: Counter,
@@ -54,15 +44,12 @@ impl std::fmt::Debug for Metrics {
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let park = |outcome| counter!("stead_router_park_total", "outcome" => outcome);
         let retries = |reason| counter!("stead_retries_total", "reason" => reason);
         Self {
             requests: CLASSES.map(|class| counter!("stead_requests_total", "class" => class)),
             seconds: histogram!("stead_request_seconds"),
             connections: gauge!("stead_router_connections"),
             upgraded: gauge!("stead_router_upgraded_connections"),
-            parked: gauge!("stead_router_parked"),
-            park: ["released", "too-long", "full", "left"].map(park),
             retries: ["redirect", "parked", "error"].map(retries),
             retries_denied: counter!("stead_retries_denied_total"),
             stale_answers: counter!("stead_router_stale_answers_total"),
@@ -81,10 +68,6 @@ impl Metrics {
             requests.increment(1);
         }
         self.seconds.record(took.as_secs_f64());
-    }
-
-    pub(crate) fn park_ended(&self, how: Parked) {
-        self.park[how as usize].increment(1);
     }
 
     pub(crate) fn retried(&self, next: &Next) {
@@ -107,6 +90,19 @@ impl Metrics {
     }
 }
 
+/// Handles of the metrics of waiting requests.
+pub(crate) fn parking() -> parking::Meters {
+    let ended = |outcome| counter!("stead_router_park_total", "outcome" => outcome);
+    parking::Meters {
+        waiting: gauge!("stead_router_parked"),
+        released: ended("released"),
+        too_long: ended("too-long"),
+        full: ended("full"),
+        left: ended("left"),
+        seconds: histogram!("stead_router_park_seconds"),
+    }
+}
+
 /// Describes the proxy's metrics to the installed recorder, and makes those that count events
 /// show up as zero.
 pub fn describe() {
@@ -123,7 +119,12 @@ pub fn describe() {
         "Connections of clients that were upgraded, to WebSocket for instance"
     );
     describe_gauge!("stead_router_parked", "Requests that wait for their shard's owner");
-    describe_counter!("stead_router_park_total", "Requests that waited, by how it ended");
+    describe_counter!("stead_router_park_total", "Waits for a shard's owner, by how they ended");
+    describe_histogram!(
+        "stead_router_park_seconds",
+        Unit::Seconds,
+        "How long each wait for a shard's owner lasted"
+    );
     describe_counter!("stead_retries_total", "Requests sent again, by reason");
     describe_counter!("stead_retries_denied_total", "Requests not sent again: budget used up");
     describe_counter!(
@@ -142,5 +143,5 @@ pub fn describe() {
     );
     describe_counter!("stead_router_timeouts_total", "Clients that took too long and were cut off");
     describe_counter!("stead_router_malformed_total", "Requests refused as malformed");
-    let _all = Metrics::new();
+    let _all = (Metrics::new(), parking());
 }

@@ -27,13 +27,13 @@ use crate::body::OutBody;
 use crate::client::{ClientState, Clients, in_time, serve};
 use crate::config::{ProxyConfig, ProxyConfigError};
 use crate::logic::retry::{Budget, Event, Failure, Next};
-use crate::metrics::Metrics;
-use crate::parking::{Parking, Turn};
+use crate::metrics::{self, Metrics};
 use crate::respond::{Problem, Then, respond};
 use crate::routing::{Destination, Routing};
 use crate::sessions::{NotFound, Sessions};
 use crate::upstream::{Answered, Outcome, exchange};
 use stead_shared::border::{hardening, headers};
+use stead_shared::net::parking::{Parking, Turn};
 use stead_shared::park::{Cause, Wait};
 
 mod answer;
@@ -88,10 +88,12 @@ impl Proxy {
         let metrics = Arc::new(Metrics::new());
         let routing = Arc::new(Routing::new(views));
         let (for_parking, limits) = (Arc::clone(&routing), config.park.clone());
+        let owner_epoch = Box::new(move |shard| for_parking.destination(shard).map(|to| to.epoch));
+        let parking = Parking::new(limits, routing.views(), owner_epoch, metrics::parking());
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let inner = Inner {
             sessions: Sessions::new(&config)?,
-            parking: Arc::new(Parking::new(limits, for_parking, Arc::clone(&metrics))),
+            parking: Arc::new(parking),
             routing,
             links,
             accuse,
@@ -345,7 +347,7 @@ impl Inner {
         };
         match self.parking.wait(wait, errand.turn.take()).await {
             Ok(turn) => {
-                errand.ticket = Some(turn.ticket);
+                errand.ticket = Some(turn.ticket());
                 errand.turn = Some(turn);
                 Ok(self.routing.destination(errand.meta.shard))
             }

@@ -7,13 +7,13 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
 use stead_shared::net::link::{ClientStream, RecvHalf, ResetCode, SendHalf, StreamEvent};
+use stead_shared::net::parking::Turn;
 use stead_shared::refusal::Refusal;
 use stead_shared::wire::http::{ResponseHead, decode_refusal};
 use stead_shared::wire::link::REPLAY_BYTES;
 
 use crate::client::ClientState;
 use crate::logic::retry::{Event, Sent};
-use crate::parking::Turn;
 
 /// What became of an attempt.
 #[derive(Debug)]

@@ -12,10 +12,10 @@ use tokio::time::Instant;
 use crate::client::ClientState;
 use crate::config::ProxyConfig;
 use crate::logic::retry::{Event, Failure, Next, Sent, Trail};
-use crate::parking::Turn;
 use crate::respond::Then;
 use crate::upstream::Upload;
 use stead_shared::border::headers;
+use stead_shared::net::parking::Turn;
 use stead_shared::park::Ticket;
 
 /// A request that is being carried.

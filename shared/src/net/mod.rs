@@ -5,6 +5,7 @@ pub mod agent;
 pub mod disk;
 pub mod link;
 pub mod mesh;
+pub mod parking;
 pub mod peers;
 pub mod process;
 pub mod sock;

@@ -1,28 +1,58 @@
-//! Requests that wait: the queues of [`stead_shared::park`] behind a lock, with somebody who
-//! looks after them when the view changes or time passes.
+//! Requests that wait: the queues of [`crate::park`] behind a lock, with somebody who looks after
+//! them when the view changes or time passes. Routers and nodes hold one each.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use stead_shared::id::ShardId;
-use stead_shared::time::Time;
-use tokio::sync::{Notify, oneshot};
+use metrics::{Counter, Gauge, Histogram};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::metrics::{Metrics, Parked};
-use crate::routing::Routing;
-use stead_shared::park::{Cause, Limits, Lot, Release, Ticket, Verdict, Wait};
+use crate::id::{Epoch, ShardId};
+use crate::park::{Cause, Limits, Lot, Release, Ticket, Verdict, Wait};
+use crate::time::Time;
+use crate::view::View;
+
+/// Tells the epoch in which a shard's owner, if one is in reach, would serve a request now.
+pub type OwnerEpoch = Box<dyn Fn(ShardId) -> Option<Epoch> + Send + Sync>;
+
+/// What is counted, by the names of whoever parks.
+pub struct Meters {
+    /// Requests that wait at this moment.
+    pub waiting: Gauge,
+    /// Waits that ended because it was the request's turn.
+    pub released: Counter,
+    /// Waits that took too long (expired).
+    pub too_long: Counter,
+    /// Requests that found no room (rejected).
+    pub full: Counter,
+    /// Waits that ended because the client went away.
+    pub left: Counter,
+    /// How long each wait lasted, however it ended. In seconds.
+    pub seconds: Histogram,
+}
+
+impl fmt::Debug for Meters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Meters(..)")
+    }
+}
 
 /// Why a request waits no longer and is not sent either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotSent {
+pub enum NotSent {
+    /// There was no room for it.
     Full(Cause),
+    /// It waited as long as it may.
     TooLong(Cause),
 }
 
 impl NotSent {
-    pub(crate) fn cause(self) -> Cause {
+    /// What it waited for, or would have.
+    #[must_use]
+    pub fn cause(self) -> Cause {
         match self {
             Self::Full(cause) | Self::TooLong(cause) => cause,
         }
@@ -36,28 +66,43 @@ struct State {
     wakers: HashMap<u64, oneshot::Sender<Verdict>>,
 }
 
-/// All waiting requests of a proxy.
-#[derive(Debug)]
-pub(crate) struct Parking {
+/// All waiting requests of a process. [`Self::drive`] has to run beside it.
+pub struct Parking {
     state: Mutex<State>,
     /// False while there is no queue at all: then the request path takes no lock.
     busy: AtomicBool,
     /// The driver must compute its deadline anew.
     entered: Notify,
-    routing: Arc<Routing>,
-    metrics: Arc<Metrics>,
+    views: watch::Receiver<Arc<View>>,
+    owner_epoch: OwnerEpoch,
+    meters: Meters,
     origin: Instant,
 }
 
+impl fmt::Debug for Parking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parking").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
 impl Parking {
-    pub(crate) fn new(limits: Limits, routing: Arc<Routing>, metrics: Arc<Metrics>) -> Self {
+    /// Nobody waits yet. Whoever does is looked at again when `views` changes; `owner_epoch` says
+    /// whether there is a better place then.
+    #[must_use]
+    pub fn new(
+        limits: Limits,
+        views: watch::Receiver<Arc<View>>,
+        owner_epoch: OwnerEpoch,
+        meters: Meters,
+    ) -> Self {
         let state = State { lot: Lot::new(limits), wakers: HashMap::new() };
         Self {
             state: Mutex::new(state),
             busy: AtomicBool::new(false),
             entered: Notify::new(),
-            routing,
-            metrics,
+            views,
+            owner_epoch,
+            meters,
             origin: Instant::now(),
         }
     }
@@ -66,7 +111,9 @@ impl Parking {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn time_of(&self, instant: Instant) -> Time {
+    /// An instant as the time that [`Wait::deadline`] means.
+    #[must_use]
+    pub fn time_of(&self, instant: Instant) -> Time {
         Time::ZERO + instant.saturating_duration_since(self.origin)
     }
 
@@ -74,27 +121,32 @@ impl Parking {
         self.time_of(Instant::now())
     }
 
-    pub(crate) fn waiting(&self) -> usize {
+    /// Requests that wait at this moment.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
         self.lock().lot.waiting()
     }
 
-    /// Whether a request for `shard` must queue behind others.
-    pub(crate) fn has_queue(&self, shard: ShardId) -> bool {
+    /// Whether a request for `shard` must queue behind others. Without any queue this costs one
+    /// load.
+    #[must_use]
+    pub fn has_queue(&self, shard: ShardId) -> bool {
         self.busy.load(Ordering::Acquire) && self.lock().lot.has_queue(shard)
     }
 
     /// Waits until it is this request's turn. `turn` is the one it had and comes back with: it
-    /// is passed on only once the request is in its old place again.
-    pub(crate) async fn wait(
-        self: &Arc<Self>,
-        wait: Wait,
-        turn: Option<Turn>,
-    ) -> Result<Turn, NotSent> {
+    /// is passed on only once the request is in its old place again. Dropping the future gives
+    /// its place up.
+    ///
+    /// # Errors
+    /// It is not to be sent any more: [`NotSent`].
+    pub async fn wait(self: &Arc<Self>, wait: Wait, turn: Option<Turn>) -> Result<Turn, NotSent> {
         let (sender, receiver) = oneshot::channel();
+        let begun = self.now();
         let ticket = {
             let mut state = self.lock();
-            let Ok(ticket) = state.lot.enter(self.now(), &wait) else {
-                self.metrics.park_ended(Parked::Full);
+            let Ok(ticket) = state.lot.enter(begun, &wait) else {
+                self.meters.full.increment(1);
                 return Err(NotSent::Full(wait.cause.unwrap_or(Cause::Moving)));
             };
             state.wakers.insert(ticket.number, sender);
@@ -106,12 +158,13 @@ impl Parking {
             ticket
         };
         self.entered.notify_one();
-        let place = Place { parking: self, ticket, waits: true };
+        let place = Place { parking: self, ticket, begun, waits: true };
         let verdict = receiver.await.unwrap_or(Verdict::TooLong(Cause::NoOwner));
         place.give_up();
+        self.meters.seconds.record(self.now().since(begun).as_secs_f64());
         match verdict {
             Verdict::Go | Verdict::Look => {
-                self.metrics.park_ended(Parked::Released);
+                self.meters.released.increment(1);
                 Ok(Turn {
                     parking: Arc::clone(self),
                     ticket,
@@ -120,7 +173,7 @@ impl Parking {
                 })
             }
             Verdict::TooLong(cause) => {
-                self.metrics.park_ended(Parked::TooLong);
+                self.meters.too_long.increment(1);
                 Err(NotSent::TooLong(cause))
             }
         }
@@ -129,16 +182,14 @@ impl Parking {
     /// Releases whoever can be, of one shard.
     fn serve_queue(&self, state: &mut State, shard: ShardId) {
         let mut out = Vec::new();
-        let to = self.routing.destination(shard).map(|to| to.epoch);
-        state.lot.turn_of(self.now(), shard, to, &mut out);
+        state.lot.turn_of(self.now(), shard, (self.owner_epoch)(shard), &mut out);
         self.release(state, &out);
     }
 
     fn serve_all_queues(&self) {
         let mut state = self.lock();
         let mut out = Vec::new();
-        let epoch = |shard| self.routing.destination(shard).map(|to| to.epoch);
-        state.lot.turn(self.now(), epoch, &mut out);
+        state.lot.turn(self.now(), &self.owner_epoch, &mut out);
         self.release(&mut state, &out);
     }
 
@@ -151,13 +202,14 @@ impl Parking {
             }
         }
         self.busy.store(!state.lot.is_idle(), Ordering::Release);
-        self.metrics.parked.set(state.lot.waiting() as f64);
+        self.meters.waiting.set(state.lot.waiting() as f64);
     }
 
-    fn leave(&self, ticket: Ticket) {
+    fn leave(&self, ticket: Ticket, begun: Time) {
+        self.meters.seconds.record(self.now().since(begun).as_secs_f64());
         let mut state = self.lock();
         if state.wakers.remove(&ticket.number).is_some() {
-            self.metrics.park_ended(Parked::Left);
+            self.meters.left.increment(1);
         }
         state.lot.leave(ticket);
         state.lot.passed(ticket, false);
@@ -170,9 +222,9 @@ impl Parking {
         self.serve_queue(&mut state, ticket.shard);
     }
 
-    /// Looks after the queues, for ever.
-    pub(crate) async fn drive(&self) {
-        let mut views = self.routing.views();
+    /// Looks after the queues, for ever. One a process.
+    pub async fn drive(&self) {
+        let mut views = self.views.clone();
         let mut is_published = true;
         loop {
             let deadline = self.lock().lot.deadline();
@@ -197,6 +249,7 @@ impl Parking {
 struct Place<'a> {
     parking: &'a Parking,
     ticket: Ticket,
+    begun: Time,
     waits: bool,
 }
 
@@ -209,28 +262,35 @@ impl Place<'_> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if self.waits {
-            self.parking.leave(self.ticket);
+            self.parking.leave(self.ticket, self.begun);
         }
     }
 }
 
 /// It is this request's turn. Dropping it passes the turn on.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub struct Turn {
     parking: Arc<Parking>,
-    pub(crate) ticket: Ticket,
+    ticket: Ticket,
     looks: bool,
     passed: bool,
 }
 
 impl Turn {
+    /// The place in the queue that it came from, for coming back.
+    #[must_use]
+    pub fn ticket(&self) -> Ticket {
+        self.ticket
+    }
+
     /// The request is on its way, so the next one may follow; unless it only looks.
-    pub(crate) fn sent(turn: Option<Self>) -> Option<Self> {
+    #[must_use]
+    pub fn sent(turn: Option<Self>) -> Option<Self> {
         turn.filter(|turn| turn.looks)
     }
 
     /// The request was accepted.
-    pub(crate) fn welcome(mut self) {
+    pub fn welcome(mut self) {
         self.passed = true;
         self.parking.passed(self.ticket, true);
     }
