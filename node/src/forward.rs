@@ -11,30 +11,31 @@
 //! The owner answers or refuses; it never forwards what came over a link, so a request is
 //! forwarded once and cannot go in circles. What was refused was not executed and may be tried
 //! elsewhere. What broke off may have been executed: it is tried again only when it changes
-//! nothing.
+//! nothing. Requests of one shard that have to wait do so in one queue, see
+//! [`stead_shared::park`].
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use http::header::UPGRADE;
 use http::{Method, Request, Response, StatusCode, request, response};
-use metrics::{Counter, Gauge, counter, gauge};
 use stead_shared::border::websocket::Frames;
 use stead_shared::id::{Epoch, NodeBoot, SessionKey, ShardId};
 use stead_shared::net::link::{
     ClientStream, DialError, Link, OpenError, RecvHalf, ResetCode, SendHalf, StreamEvent,
 };
+use stead_shared::net::parking::{NotSent, Turn};
+use stead_shared::park::{Cause, Ticket, Wait};
 use stead_shared::refusal::Refusal;
 use stead_shared::route::{Route, route};
 use stead_shared::view::View;
 use stead_shared::wire::http::{
     RequestMeta, ResponseMeta, decode_refusal, decode_response, encode_request,
 };
-use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::body::Body;
 use crate::link_body::LinkBody;
@@ -45,60 +46,15 @@ use crate::tunnel;
 use crate::upgrade::Upgrade;
 use crate::upload::{Upload, UploadError};
 
-/// Requests that may wait for an owner at a time. More are refused at once.
-const PARKED_MAX: usize = 1_024;
-/// How long one request may wait for an owner in all.
-const PARK_MAX: Duration = Duration::from_secs(2);
-/// How often a parked request looks again, should nothing wake it.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+mod common;
+
+pub(crate) use common::Forwarding;
+
 /// Hints to a newer owner that one request follows. Each leads to a higher epoch, so more than
 /// one is already rare.
 const HINTS_MAX: u8 = 3;
 /// Attempts of one request, whatever their reasons.
 const ATTEMPTS_MAX: u16 = 64;
-
-/// What all forwards of a process share.
-pub(crate) struct Forwarding {
-    slots: Semaphore,
-    parked: Gauge,
-    parked_total: Counter,
-    unparked_late: Counter,
-    park_full: Counter,
-    answered: Counter,
-    refused: Counter,
-    unreachable: Counter,
-    broken: Counter,
-}
-
-impl Forwarding {
-    pub(crate) fn new() -> Self {
-        let outcome = |outcome| counter!("stead_node_forwards_total", "outcome" => outcome);
-        let parks = |outcome| counter!("stead_node_parks_total", "outcome" => outcome);
-        metrics::describe_counter!(
-            "stead_node_forwards_total",
-            "Attempts to have a request of this node's own listener answered by the owner"
-        );
-        metrics::describe_gauge!(
-            "stead_node_parked",
-            "Requests of this node's own listener that wait for an owner"
-        );
-        metrics::describe_counter!(
-            "stead_node_parks_total",
-            "Times that a request of this node's own listener had to wait for an owner"
-        );
-        Self {
-            slots: Semaphore::new(PARKED_MAX),
-            parked: gauge!("stead_node_parked"),
-            parked_total: parks("begun"),
-            unparked_late: parks("late"),
-            park_full: parks("full"),
-            answered: outcome("answered"),
-            refused: outcome("refused"),
-            unreachable: outcome("unreachable"),
-            broken: outcome("broken"),
-        }
-    }
-}
 
 /// An answer, and what came with it from the host that made it.
 pub(crate) type Carried = (Option<ResponseMeta>, Response<Body>);
@@ -106,7 +62,7 @@ pub(crate) type Carried = (Option<ResponseMeta>, Response<Body>);
 /// Where an attempt goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    Here,
+    Here(Epoch),
     There(Destination),
     Nowhere,
 }
@@ -138,8 +94,9 @@ struct Errand {
     upload: Upload,
     upgrade: Option<Upgrade>,
     deadline: Instant,
-    /// How long it was parked so far.
-    parked: Duration,
+    /// Its place in the queue, once it had to wait.
+    ticket: Option<Ticket>,
+    turn: Option<Turn>,
     /// The highest epoch that it was sent to.
     tried: Option<Epoch>,
     n_hints: u8,
@@ -186,7 +143,7 @@ fn unknown() -> Response<Body> {
 impl Handle {
     /// Answers a request of the session `key`, whichever node of the cluster owns it: here, or by
     /// forwarding it to the owner. While the session moves or its owner is being replaced the
-    /// request waits, two seconds at most.
+    /// request waits: two seconds at most for the end of a move, ten for a new owner.
     ///
     /// The answer carries `stead-node`, `stead-shard` and `stead-epoch`. An error of `stead` that
     /// leaves open whether the request was executed is an answer too, with `stead-outcome:
@@ -221,7 +178,8 @@ impl Handle {
             upload: Upload::new(body),
             meta,
             parts,
-            parked: Duration::ZERO,
+            ticket: None,
+            turn: None,
             tried: None,
             n_hints: 0,
             n_attempts: 0,
@@ -234,14 +192,16 @@ impl Handle {
     }
 
     async fn deliver(&self, errand: &mut Errand) -> Result<Carried, Refusal> {
-        let mut views = self.views();
+        let shard = errand.meta.shard;
+        if self.inner.forwarding.parking.has_queue(shard) {
+            self.park(errand, None).await?;
+        }
         let mut hint = None;
         loop {
-            let view = Arc::clone(&views.borrow_and_update());
-            let place = self.place(&view, errand.meta.shard, hint.take());
+            let place = self.place(&self.view(), shard, hint.take());
             errand.n_attempts += 1;
             let outcome = match place {
-                Place::Here => self.serve_here(errand, &view).await,
+                Place::Here(epoch) => self.serve_here(errand, epoch).await,
                 Place::There(to) => self.forward(errand, to).await,
                 Place::Nowhere => Outcome::Refused(Refusal::NotOwner { claim: None }),
             };
@@ -260,14 +220,14 @@ impl Handle {
                     Refusal::NotOwner { claim: None }
                 }
             };
-            hint = self.after(errand, refusal, &mut views).await?;
+            hint = self.after(errand, refusal).await?;
         }
     }
 
     /// Where requests of `shard` go; `hint` is the epoch of an owner that the view may not know.
     fn place(&self, view: &View, shard: ShardId, hint: Option<Epoch>) -> Place {
-        if let Some(Gate::Serving(_)) = self.inner.host.gate(shard) {
-            return Place::Here;
+        if let Some(Gate::Serving(epoch)) = self.inner.host.gate(shard) {
+            return Place::Here(epoch);
         }
         let known = match route(view, shard) {
             Route::Owner { owner, addr, epoch } => Some(Destination { owner, addr, epoch }),
@@ -279,7 +239,7 @@ impl Handle {
             Some(Destination { owner: member.node_boot(), addr: member.gossip, epoch })
         });
         match hinted.or(known) {
-            Some(to) if to.owner.node == self.inner.me => Place::Here,
+            Some(to) if to.owner.node == self.inner.me => Place::Here(to.epoch),
             Some(to) => Place::There(to),
             None => Place::Nowhere,
         }
@@ -287,15 +247,10 @@ impl Handle {
 
     /// What follows a refusal: the epoch of another owner to try at once, or a look at the view
     /// after a wait.
-    async fn after(
-        &self,
-        errand: &mut Errand,
-        refusal: Refusal,
-        views: &mut watch::Receiver<Arc<View>>,
-    ) -> Result<Option<Epoch>, Refusal> {
-        let claim = match &refusal {
-            Refusal::NotOwner { claim } => claim.map(|claim| claim.epoch),
-            Refusal::Moving => None,
+    async fn after(&self, errand: &mut Errand, refusal: Refusal) -> Result<Option<Epoch>, Refusal> {
+        let (claim, cause) = match &refusal {
+            Refusal::NotOwner { claim } => (claim.map(|claim| claim.epoch), Cause::NoOwner),
+            Refusal::Moving => (None, Cause::Moving),
             Refusal::Overloaded { .. }
             | Refusal::Degraded
             | Refusal::Quarantined
@@ -310,54 +265,59 @@ impl Handle {
             errand.n_hints += 1;
             return Ok(Some(epoch));
         }
-        if self.park(errand, views).await { Ok(None) } else { Err(refusal) }
+        self.park(errand, Some(cause)).await?;
+        Ok(None)
     }
 
-    /// Waits until the view changes. False when the request has waited long enough, or too many
-    /// others do.
-    async fn park(&self, errand: &mut Errand, views: &mut watch::Receiver<Arc<View>>) -> bool {
-        let shared = &self.inner.forwarding;
-        let begun = Instant::now();
-        let until = errand.deadline.min(begun + PARK_MAX.saturating_sub(errand.parked));
-        if until <= begun {
-            shared.unparked_late.increment(1);
-            return false;
-        }
-        let Ok(_slot) = shared.slots.try_acquire() else {
-            shared.park_full.increment(1);
-            return false;
+    /// Waits for the turn of this request; `cause` is none when it only queues behind others.
+    async fn park(&self, errand: &mut Errand, cause: Option<Cause>) -> Result<(), Refusal> {
+        let parking = &self.inner.forwarding.parking;
+        let wait = Wait {
+            shard: errand.meta.shard,
+            again: errand.ticket,
+            cause,
+            tried: errand.tried,
+            bytes: errand.upload.kept_bytes(),
+            deadline: parking.time_of(errand.deadline),
         };
-        if errand.parked.is_zero() {
-            shared.parked_total.increment(1);
-        }
-        shared.parked.increment(1.0);
-        let _left = Parked(&shared.parked);
-        tokio::select! {
-            biased;
-            changed = views.changed() => if changed.is_err() { return false },
-            () = sleep_until(until.min(begun + LOOK_EVERY)) => {}
-        }
-        errand.parked += begun.elapsed().max(Duration::from_micros(1));
-        true
+        let turn = parking.wait(wait, errand.turn.take()).await.map_err(refusal_of)?;
+        errand.ticket = Some(turn.ticket());
+        errand.turn = Some(turn);
+        Ok(())
     }
 
-    async fn serve_here(&self, errand: &mut Errand, view: &View) -> Outcome {
-        let shard = errand.meta.shard;
-        let mine = view.live_claim(shard).filter(|(_, owner)| owner.node == self.inner.me);
-        errand.tried = errand.tried.max(mine.map(|(epoch, _)| epoch));
+    async fn serve_here(&self, errand: &mut Errand, epoch: Epoch) -> Outcome {
+        errand.tried = errand.tried.max(Some(epoch));
         errand.meta.epoch = None;
         errand.meta.deadline_ms = errand.left_ms();
         let upload = std::mem::replace(&mut errand.upload, Upload::new(Body::empty()));
         let (body, lender) = upload.lend();
         let request = Request::from_parts(errand.head(), body);
-        match self.inner.host.serve(errand.meta.clone(), request).await {
-            Ok((meta, response)) => Outcome::Answer(meta, response),
+        let meta = errand.meta.clone();
+        let mut turn = errand.turn.take();
+        let served = {
+            let mut serving = pin!(self.inner.host.serve(meta, request));
+            match poll_fn(|cx| Poll::Ready(serving.as_mut().poll(cx))).await {
+                Poll::Ready(served) => served,
+                Poll::Pending => {
+                    // The gate is open, and the request has its place: the next one may follow.
+                    welcome(&mut turn);
+                    serving.await
+                }
+            }
+        };
+        match served {
+            Ok((meta, response)) => {
+                welcome(&mut turn);
+                Outcome::Answer(meta, response)
+            }
             Err(refusal) => {
+                errand.turn = turn;
                 // The host has dropped what it did not execute.
                 if let Some(upload) = lender.take_back() {
                     errand.upload = upload;
                 }
-                Outcome::Refused(self.inner.server.with_claim(shard, refusal))
+                Outcome::Refused(self.inner.server.with_claim(errand.meta.shard, refusal))
             }
         }
     }
@@ -377,10 +337,10 @@ impl Handle {
     }
 
     async fn try_forward(&self, errand: &mut Errand, to: Destination) -> Outcome {
+        errand.tried = errand.tried.max(Some(to.epoch));
         let Some(link) = self.link(to).await else {
             return Outcome::Refused(Refusal::NotOwner { claim: None });
         };
-        errand.tried = errand.tried.max(Some(to.epoch));
         errand.meta.epoch = Some(to.epoch);
         errand.meta.deadline_ms = errand.left_ms();
         let Ok(head) = encode_request(&errand.meta, &errand.parts) else {
@@ -393,7 +353,9 @@ impl Handle {
             Err(OpenError::Full | OpenError::TooMany) => return Outcome::Refused(BUSY),
             Err(OpenError::HeadTooLong) => return Outcome::Problem(head_too_large()),
         };
-        match timeout_at(errand.deadline, exchange(stream, &mut errand.upload)).await {
+        errand.turn = Turn::sent(errand.turn.take());
+        let exchange = exchange(stream, &mut errand.upload, &mut errand.turn);
+        match timeout_at(errand.deadline, exchange).await {
             Ok(Exchanged::Head(head)) => self.answer(errand, to, *head),
             Ok(Exchanged::Refused(refusal)) => Outcome::Refused(refusal),
             Ok(Exchanged::Unsent) => Outcome::Unsent,
@@ -482,7 +444,7 @@ enum Exchanged {
 const BUSY: Refusal = Refusal::Overloaded { retry_after_ms: 1_000 };
 
 /// Sends a request's body and waits for the answer's head.
-async fn exchange(stream: ClientStream, upload: &mut Upload) -> Exchanged {
+async fn exchange(stream: ClientStream, upload: &mut Upload, turn: &mut Option<Turn>) -> Exchanged {
     let (mut send, mut recv) = stream.split();
     let has_body = !upload.is_empty();
     loop {
@@ -499,11 +461,13 @@ async fn exchange(stream: ClientStream, upload: &mut Upload) -> Exchanged {
         let Ok(event) = event.await else { return Exchanged::BrokenBody };
         return match event {
             Some(StreamEvent::Accepted) => {
+                welcome(turn);
                 upload.accepted();
                 continue;
             }
             Some(StreamEvent::Head(head)) => match decode_response(head) {
                 Ok((meta, parts)) => {
+                    welcome(turn);
                     upload.accepted();
                     Exchanged::Head(Box::new(Head { meta, parts, recv, send }))
                 }
@@ -530,12 +494,17 @@ fn may_have_body(status: StatusCode) -> bool {
         && status != StatusCode::NOT_MODIFIED
 }
 
-/// Counts a parked request while it lives.
-struct Parked<'a>(&'a Gauge);
+fn welcome(turn: &mut Option<Turn>) {
+    if let Some(turn) = turn.take() {
+        turn.welcome();
+    }
+}
 
-impl Drop for Parked<'_> {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
+/// What a request that waits no longer hears.
+fn refusal_of(not_sent: NotSent) -> Refusal {
+    match not_sent.cause() {
+        Cause::Moving => Refusal::Moving,
+        Cause::NoOwner => Refusal::NotOwner { claim: None },
     }
 }
 
@@ -556,3 +525,6 @@ fn too_late() -> Problem {
     let detail = "The session's node did not answer in time.";
     outcome_unknown(StatusCode::GATEWAY_TIMEOUT, detail)
 }
+
+#[cfg(test)]
+mod tests;

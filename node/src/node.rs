@@ -346,6 +346,8 @@ impl Node {
         // Set once: `start` made the hooks.
         let _ = hooks.server.set(server.clone());
         let stop = process.stop.clone();
+        let forwarding = Forwarding::new(host.clone(), views_out.clone());
+        let parking = Arc::clone(&forwarding.parking);
         let inner = Inner {
             name: config.name.clone(),
             me: process.me.node,
@@ -360,7 +362,7 @@ impl Node {
             http: http_addr,
             config: config.clone(),
             requests: std::sync::atomic::AtomicU64::new(1),
-            forwarding: Forwarding::new(),
+            forwarding,
         };
         let handle = Handle { inner: Arc::new(inner) };
         let driver =
@@ -373,6 +375,7 @@ impl Node {
         tasks.extend([
             driver.spawn(process, done),
             tokio::spawn(async move { host.keep_time().await }),
+            tokio::spawn(async move { parking.drive().await }),
             tokio::spawn(crate::http::serve(handle.clone(), http, stop.clone())),
         ]);
         Ok(Self { handle, stop, tasks, drain_timeout: config.drain_timeout })

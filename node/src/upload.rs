@@ -68,6 +68,11 @@ impl Upload {
         self.ended && self.is_kept && self.kept.is_empty()
     }
 
+    /// Bytes that are kept for another attempt.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
     /// Whether another attempt can send everything once more.
     pub(crate) fn is_kept(&self) -> bool {
         self.is_kept

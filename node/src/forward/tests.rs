@@ -1,0 +1,207 @@
+//! Requests that wait at a node: their order, their bounds, and how waiting ends.
+
+use std::sync::{Arc, Mutex};
+
+use http::header::RETRY_AFTER;
+use stead_shared::config::NodeOptions;
+use stead_shared::net::sock;
+use stead_shared::park::Limits;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::node::Node;
+use crate::session::Session;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Fails the test instead of hanging it.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, future).await.expect("happens soon")
+}
+
+/// The targets of the requests that were executed, in order.
+type Log = Arc<Mutex<Vec<String>>>;
+
+/// A node whose service writes down what it executes.
+async fn start(name: &str, join: Option<&Handle>) -> (Node, Log) {
+    let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let options = NodeOptions {
+        name: Some(name.to_owned()),
+        gossip: anywhere,
+        http: anywhere,
+        join: join.map(|seed| seed.gossip_addr().to_string()).into_iter().collect(),
+        shards: 16,
+        ..NodeOptions::default()
+    };
+    let log = Log::default();
+    let service = {
+        let log = Arc::clone(&log);
+        move |_session: Session, request: Request<Body>| {
+            let log = Arc::clone(&log);
+            async move {
+                log.lock().unwrap().push(request.uri().to_string());
+                Response::new(Body::from(request.uri().to_string()))
+            }
+        }
+    };
+    let node = Node::builder().options(options).service(service).start().await.unwrap();
+    soon(node.ready()).await.unwrap();
+    (node, log)
+}
+
+fn key() -> SessionKey {
+    SessionKey::new(b"k".to_vec()).unwrap()
+}
+
+/// Closes the gate of the session's shard as a move does, and gives its epoch.
+async fn seal(owner: &Handle) -> (ShardId, Epoch) {
+    let shard = owner.inner.params.shard_of(&key());
+    let Some(Gate::Serving(epoch)) = owner.inner.host.gate(shard) else { panic!("not served") };
+    owner.inner.host.seal(shard).await;
+    (shard, epoch)
+}
+
+fn reopen(owner: &Handle, (shard, epoch): (ShardId, Epoch)) {
+    assert!(owner.inner.host.reopen(shard, epoch.next(epoch.node)));
+}
+
+/// Waits until this many requests are parked at `node`.
+async fn parked(node: &Handle, n: usize) {
+    let waits = async {
+        while node.inner.forwarding.parking.waiting() != n {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(waits).await;
+}
+
+type Answer = JoinHandle<Result<Response<Body>, Refusal>>;
+
+fn ask(node: &Handle, target: &str) -> Answer {
+    let node = node.clone();
+    let request = Request::post(target).body(Body::empty()).unwrap();
+    tokio::spawn(async move { node.request(key(), request).await })
+}
+
+/// Asks for `/0`, `/1` and so on, each once the one before waits.
+async fn ask_in_turn(node: &Handle, n: usize) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for idx in 0..n {
+        answers.push(ask(node, &format!("/{idx}")));
+        parked(node, idx + 1).await;
+    }
+    answers
+}
+
+async fn check_answered(answers: Vec<Answer>) {
+    for (idx, answer) in answers.into_iter().enumerate() {
+        let answer = soon(answer).await.unwrap().unwrap();
+        let text = soon(answer.into_body().collect_up_to(100)).await.unwrap();
+        assert_eq!(text, format!("/{idx}"));
+    }
+}
+
+fn in_order(n: usize) -> Vec<String> {
+    (0..n).map(|idx| format!("/{idx}")).collect()
+}
+
+#[tokio::test]
+async fn requests_of_a_moving_shard_wait_and_are_executed_in_order() {
+    let (node, log) = start("a", None).await;
+    let handle = node.handle();
+    let sealed = seal(&handle).await;
+    let mut answers = ask_in_turn(&handle, 20).await;
+    reopen(&handle, sealed);
+    // The gate is open, but others were here before.
+    answers.push(ask(&handle, "/20"));
+    check_answered(answers).await;
+    assert_eq!(*log.lock().unwrap(), in_order(21));
+    parked(&handle, 0).await;
+}
+
+#[tokio::test]
+async fn so_do_those_of_a_shard_that_moves_elsewhere() {
+    let (a, log_a) = start("a", None).await;
+    let (b, log_b) = start("b", Some(&a.handle())).await;
+    for node in [&a, &b] {
+        soon(node.handle().settled(2)).await.unwrap();
+    }
+    let (owner, log, other) = match a.handle().owner_of(&key()) {
+        Some((owner, _)) if owner == a.handle().inner.me => (a.handle(), log_a, b.handle()),
+        _ => (b.handle(), log_b, a.handle()),
+    };
+    let sealed = seal(&owner).await;
+    let answers = ask_in_turn(&other, 20).await;
+    reopen(&owner, sealed);
+    check_answered(answers).await;
+    assert_eq!(*log.lock().unwrap(), in_order(20));
+}
+
+#[tokio::test]
+async fn more_than_may_wait_are_turned_away() {
+    let (node, log) = start("a", None).await;
+    let handle = node.handle();
+    let sealed = seal(&handle).await;
+    let answers = ask_in_turn(&handle, 64).await;
+    assert_eq!(soon(ask(&handle, "/65th")).await.unwrap().unwrap_err(), Refusal::Moving);
+    check_turned_away(&handle).await;
+    parked(&handle, 64).await;
+    reopen(&handle, sealed);
+    check_answered(answers).await;
+    assert_eq!(*log.lock().unwrap(), in_order(64));
+}
+
+/// What a client of plain HTTP hears when there is no room.
+async fn check_turned_away(node: &Handle) {
+    let mut stream = soon(sock::connect(node.http_addr(), SOON)).await.unwrap();
+    let request = b"POST /s/k HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    soon(stream.write_all(request)).await.unwrap();
+    let mut answer = String::new();
+    soon(stream.read_to_string(&mut answer)).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+    for line in
+        ["stead-refusal: moving", "retry-after: 1", "content-type: application/problem+json"]
+    {
+        assert!(head.lines().any(|found| found == line), "no {line} in {head}");
+    }
+    assert!(!head.contains("stead-outcome"), "{head}");
+    let document: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!((&document["status"], &document["refusal"]), (&503.into(), &"moving".into()));
+    assert_eq!(document["retry_after_ms"], 200);
+}
+
+#[tokio::test]
+async fn waiting_for_a_move_ends_with_a_refusal() {
+    let (node, log) = start("a", None).await;
+    let handle = node.handle();
+    seal(&handle).await;
+    let begun = Instant::now();
+    assert_eq!(soon(ask(&handle, "/late")).await.unwrap().unwrap_err(), Refusal::Moving);
+    assert!(Limits::default().moving_max <= begun.elapsed());
+    assert!(log.lock().unwrap().is_empty());
+    parked(&handle, 0).await;
+}
+
+#[tokio::test]
+async fn who_goes_away_holds_up_nobody() {
+    let (node, log) = start("a", None).await;
+    let handle = node.handle();
+    let sealed = seal(&handle).await;
+    let mut answers = ask_in_turn(&handle, 3).await;
+    answers.remove(0).abort();
+    parked(&handle, 2).await;
+    reopen(&handle, sealed);
+    for answer in answers {
+        assert!(soon(answer).await.unwrap().is_ok());
+    }
+    assert_eq!(*log.lock().unwrap(), ["/1", "/2"]);
+}
+
+#[tokio::test]
+async fn an_overflow_says_when_to_come_again() {
+    let answer = Problem::of_refusal(&refusal_of(NotSent::Full(Cause::NoOwner))).into_response();
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.headers()[RETRY_AFTER], "1");
+}
