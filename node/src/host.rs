@@ -1,6 +1,5 @@
 //! The sessions of one node: who may serve a shard is decided elsewhere, how it is served here.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +19,14 @@ use crate::problem::Problem;
 use crate::service::SharedService;
 use crate::session::{SessionHandle, Why};
 use crate::store::alarms::Next;
+use crate::store::arriving::Arriving;
 use crate::store::aside::SetAside;
+use crate::store::copy::ShardCopy;
 use crate::store::core::{Core, HostConfig, Unreadable};
-use crate::store::data::Stored;
 use crate::store::draft::Access;
 use crate::store::merge::{MergeError, Merged};
-use crate::store::record::{Record, RecordError, SessionRecord};
-use crate::store::shard::{Gate, Shard, ShardStats};
+use crate::store::record::{Record, RecordError};
+use crate::store::shard::{Gate, Shard, ShardStats, session_key};
 use crate::store::turns::{Admission, Asker, Begun};
 use crate::turn::{Answer, Job, Outcome, Unstoppable};
 
@@ -199,7 +199,7 @@ impl Host {
     /// Takes a shard in, record by record. Nobody sees it before it is activated.
     #[must_use]
     pub fn incoming(&self, shard: ShardId) -> Incoming {
-        Incoming { host: self.clone(), shard, seq: 0, bytes: 0, sessions: HashMap::new() }
+        Incoming { host: self.clone(), shard, arriving: Arriving::new() }
     }
 
     /// Serves a shard with the sessions in `records`, as another host exported them.
@@ -259,10 +259,17 @@ impl Host {
         let now = self.inner.core.now();
         let (seq, sessions) = shard.snapshot();
         let records = sessions.into_iter().map(move |(key, data, expires)| {
-            Record::Session(SessionRecord::of(key, &data, expires, now)).encode()
+            Record::of(key.as_bytes(), &data, expires, now).encode()
         });
         let head = Record::Shard { seq }.encode();
         Some(Export { records: Box::new(std::iter::once(head).chain(records)) })
+    }
+
+    /// Begins to copy a shard while it is served: see [`ShardCopy`]. None when it is not here, or
+    /// is being copied already.
+    #[must_use]
+    pub fn copy(&self, shard: ShardId) -> Option<ShardCopy> {
+        ShardCopy::begin(&self.shard(shard)?)
     }
 
     /// Forgets a shard and all its sessions, and gives their number. What runs on it commits
@@ -310,8 +317,13 @@ impl Host {
         let session = match Record::decode(record)? {
             Record::Shard { seq } => return shard.raise_seq(epoch, seq).map(|()| None),
             Record::Session(session) => session,
+            // They follow a session that was copied, and an offer is no copy.
+            Record::Gone { .. } | Record::Touched { .. } => {
+                return Err(RecordError::Malformed.into());
+            }
         };
-        let (key, stored) = session.into_stored(self.inner.core.now());
+        let stored = session.into_stored(self.inner.core.now());
+        let key = session_key(&stored.key);
         if let Some(merged) = shard.compare(&key, &stored, epoch)? {
             return Ok(Some(merged));
         }
@@ -438,13 +450,19 @@ impl Iterator for Export {
 }
 
 /// A shard on its way in. Dropping it forgets what has arrived.
-#[derive(Debug)]
 pub struct Incoming {
     host: Host,
     shard: ShardId,
-    seq: u64,
-    bytes: u64,
-    sessions: HashMap<Box<[u8]>, Box<Stored>>,
+    arriving: Arriving,
+}
+
+impl std::fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Incoming")
+            .field("shard", &self.shard)
+            .field("sessions", &self.sessions())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Incoming {
@@ -453,38 +471,23 @@ impl Incoming {
     /// # Errors
     /// When it cannot be read, or there is no memory for it. Nothing changed then.
     pub fn add(&mut self, record: &[u8]) -> Result<(), RecordError> {
-        let core = &self.host.inner.core;
-        let session = match Record::decode(record)? {
-            Record::Shard { seq } => {
-                self.seq = self.seq.max(seq);
-                return Ok(());
-            }
-            Record::Session(session) => session,
-        };
-        let (key, stored) = session.into_stored(core.now());
-        let new = stored.bytes as usize;
-        let old = self.sessions.get(key.as_bytes()).map_or(0, |old| old.bytes as usize);
-        core.resize(old, new).map_err(|_| RecordError::MemoryFull)?;
-        self.bytes = self.bytes + new as u64 - old as u64;
-        self.seq = self.seq.max(stored.data.version.seq);
-        self.sessions.insert(key.as_bytes().into(), Box::new(stored));
-        Ok(())
+        self.arriving.add(&self.host.inner.core, record)
     }
 
     /// Sessions that have arrived.
     #[must_use]
     pub fn sessions(&self) -> usize {
-        self.sessions.len()
+        self.arriving.sessions().len()
     }
 
     /// Serves the shard from now on. Gives the number of its sessions. What was here under this
-    /// shard before is dropped.
+    /// shard before is dropped. This takes the same time however much arrived.
     pub fn activate(mut self, epoch: Epoch) -> usize {
-        let sessions = std::mem::take(&mut self.sessions);
-        let (n_sessions, bytes) = (sessions.len(), std::mem::take(&mut self.bytes));
+        let arrived = std::mem::replace(&mut self.arriving, Arriving::new());
+        let n_sessions = arrived.sessions().len();
         self.host.drop_shard(self.shard);
         let core = Arc::clone(&self.host.inner.core);
-        let shard = Shard::with_sessions(self.shard, core, epoch, self.seq, sessions, bytes);
+        let shard = Shard::with_sessions(self.shard, core, epoch, arrived);
         self.host.inner.shards.insert(self.shard, shard);
         n_sessions
     }
@@ -492,7 +495,8 @@ impl Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        self.host.inner.core.free(self.bytes, self.sessions.len() as u64);
+        let arrived = std::mem::replace(&mut self.arriving, Arriving::new());
+        arrived.forget(&self.host.inner.core);
     }
 }
 

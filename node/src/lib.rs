@@ -35,10 +35,12 @@ pub use service::{NoSession, Service, SharedService, Tower, WithTimers, tower};
 pub use session::{Attached, Session, SessionHandle, StateError, TimerId, TurnError, Why};
 pub use state::{CodecError, State};
 pub use store::aside::SetAside;
+pub use store::copy::ShardCopy;
 pub use store::core::{HostConfig, Unreadable, UnreadableReason};
 pub use store::merge::{MergeError, Merged};
 pub use store::record::RecordError;
 pub use store::shard::{Gate, ShardStats};
+pub use store::tracking::Lag;
 pub use turn::{StampEtag, etag};
 pub use upgrade::{Upgrade, UpgradeSender, Upgraded};
 

@@ -1,16 +1,16 @@
 //! Sessions of a shard that this node serves no more, until somebody has them.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use stead_shared::id::ShardId;
+use stead_shared::id::{SessionKey, ShardId};
+use stead_shared::time::Time;
 
 use super::core::Core;
-use super::data::Stored;
-use super::record::{Record, SessionRecord};
-use super::shard::session_key;
+use super::record::Record;
+use super::sessions::Sessions;
 
 /// What was in a shard, taken out of its host by [`Host::set_aside`](crate::Host::set_aside).
 /// Nothing changes it any more: no turn, no timer, no time to live. Its memory stays counted until
@@ -19,8 +19,8 @@ pub struct SetAside {
     core: Arc<Core>,
     shard: ShardId,
     seq: u64,
-    sessions: HashMap<Box<[u8]>, Box<Stored>>,
-    bytes: u64,
+    sessions: Sessions,
+    timed: BTreeSet<(Time, SessionKey)>,
 }
 
 impl fmt::Debug for SetAside {
@@ -36,10 +36,10 @@ impl SetAside {
     pub(super) fn new(
         core: Arc<Core>,
         (shard, seq): (ShardId, u64),
-        sessions: HashMap<Box<[u8]>, Box<Stored>>,
-        bytes: u64,
+        sessions: Sessions,
+        timed: BTreeSet<(Time, SessionKey)>,
     ) -> Self {
-        Self { core, shard, seq, sessions, bytes }
+        Self { core, shard, seq, sessions, timed }
     }
 
     /// Which shard.
@@ -59,17 +59,30 @@ impl SetAside {
     /// made when it is asked for.
     pub fn records(&self) -> impl Iterator<Item = Bytes> + Send + '_ {
         let now = self.core.now();
-        let sessions = self.sessions.iter().filter(move |(_, stored)| now < stored.expires);
-        let sessions = sessions.map(move |(key, stored)| {
-            let record = SessionRecord::of(session_key(key), &stored.data, stored.expires, now);
-            Record::Session(record).encode()
-        });
+        let sessions = self.sessions.iter().filter(move |stored| now < stored.expires);
+        let sessions = sessions
+            .map(move |stored| Record::of(&stored.key, &stored.data, stored.expires, now).encode());
         std::iter::once(Record::Shard { seq: self.seq }.encode()).chain(sessions)
     }
 }
 
 impl Drop for SetAside {
     fn drop(&mut self) {
-        self.core.free(self.bytes, self.sessions.len() as u64);
+        let sessions = std::mem::replace(&mut self.sessions, Sessions::new());
+        self.core.free(sessions.bytes(), sessions.len() as u64);
+        discard(sessions, std::mem::take(&mut self.timed));
+    }
+}
+
+/// More sessions than this are not given back by whoever happens to drop them: at some 100 ns
+/// each, this many take half a millisecond.
+const DISCARDED_HERE_MAX: usize = 5_000;
+
+/// Gives memory back without holding up the caller for long. Without a runtime the process ends.
+pub(super) fn discard(sessions: Sessions, timed: BTreeSet<(Time, SessionKey)>) {
+    if DISCARDED_HERE_MAX < sessions.len()
+        && let Ok(runtime) = tokio::runtime::Handle::try_current()
+    {
+        runtime.spawn_blocking(move || drop((sessions, timed)));
     }
 }

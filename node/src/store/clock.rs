@@ -5,7 +5,6 @@
 //! it is due when the first session may expire, and not more often than its cost allows. Nobody
 //! sees a session past its time in between: each turn looks for itself.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use stead_shared::id::{SessionKey, ShardId};
@@ -13,10 +12,11 @@ use stead_shared::time::Time;
 
 use super::core::Core;
 use super::data::Stored;
+use super::sessions::Sessions;
 use super::shard::{Inner, Shard, session_key};
 
 /// Later than everything.
-const NEVER: Time = Time::from_micros(u64::MAX);
+pub(super) const NEVER: Time = Time::from_micros(u64::MAX);
 
 /// What the keeper of the time does for a shard.
 #[derive(Debug, Default)]
@@ -80,8 +80,8 @@ impl Inner {
 
     /// Removes what expired and is not in use. What the service was told of is left to it.
     fn sweep(&mut self, core: &Core, now: Time) -> Vec<SessionKey> {
-        let expired = self.sessions.iter().filter(|(_, stored)| stored.expires <= now);
-        let expired: Vec<_> = expired.map(|(key, _)| session_key(key)).collect();
+        let expired = self.sessions.iter().filter(|stored| stored.expires <= now);
+        let expired: Vec<_> = expired.map(|stored| session_key(&stored.key)).collect();
         let mut told = Vec::new();
         for key in expired {
             if self.active.contains_key(&key) {
@@ -111,6 +111,6 @@ impl Inner {
 }
 
 /// When the first of these sessions expires.
-pub(super) fn earliest_expiry(sessions: &HashMap<Box<[u8]>, Box<Stored>>) -> Time {
-    sessions.values().map(|stored| stored.expires).min().unwrap_or(NEVER)
+fn earliest_expiry(sessions: &Sessions) -> Time {
+    sessions.iter().map(|stored| stored.expires).min().unwrap_or(NEVER)
 }

@@ -9,6 +9,8 @@ use stead_shared::time::Time;
 /// Bytes a session costs beside its key, value, counters and timers: two allocations, a slot of
 /// the map at 70 % load, and the allocator's own headers (8 to 16 each).
 pub(crate) const SESSION_OVERHEAD: usize = 240;
+/// Bytes of a session's record beside its key and value: two versions and some numbers.
+const RECORD_OVERHEAD: u64 = 64;
 const COUNTER_OVERHEAD: usize = 48;
 const TIMER_OVERHEAD: usize = 64;
 
@@ -120,9 +122,10 @@ pub(crate) fn timers_size(timers: &[Timer]) -> usize {
     timers.iter().map(|timer| TIMER_OVERHEAD + timer.event.len()).sum()
 }
 
-/// A session in its shard's map.
+/// A session in its shard.
 #[derive(Debug)]
 pub(crate) struct Stored {
+    pub(crate) key: Box<[u8]>,
     pub(crate) data: Data,
     /// When it is gone unless somebody comes before.
     pub(crate) expires: Time,
@@ -134,8 +137,14 @@ pub(crate) struct Stored {
 
 impl Stored {
     /// A session with nothing in it.
-    pub(crate) fn new(version: Version, now: Time) -> Self {
-        Self { data: Data::empty(version), expires: now, bytes: 0, activated: false }
+    pub(crate) fn new(key: &[u8], version: Version, now: Time) -> Self {
+        let data = Data::empty(version);
+        Self { key: key.into(), data, expires: now, bytes: 0, activated: false }
+    }
+
+    /// About the length of its record.
+    pub(crate) fn record_bytes(&self) -> u64 {
+        u64::from(self.bytes).saturating_sub(SESSION_OVERHEAD as u64) + RECORD_OVERHEAD
     }
 }
 

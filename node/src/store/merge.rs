@@ -75,13 +75,12 @@ impl Shard {
         }
         let bytes = stored.bytes as usize;
         self.core.resize(0, bytes).map_err(|_| RecordError::MemoryFull)?;
-        inner.bytes += bytes as u64;
         inner.seq = inner.seq.max(stored.data.version.seq);
         if let Some(at) = stored.data.earliest_timer() {
             inner.timed.insert((at, key.clone()));
         }
         let expires = stored.expires;
-        inner.sessions.insert(key.as_bytes().into(), Box::new(stored));
+        inner.sessions.insert(Box::new(stored));
         inner.expires_at(expires);
         inner.arm(self.id(), &self.core);
         Ok(Merged::Taken)

@@ -6,13 +6,17 @@
 //! queue, those attached to it) lives in a second map that is empty most of the time.
 
 pub(crate) mod alarms;
+pub(crate) mod arriving;
 pub(crate) mod aside;
 pub(crate) mod clock;
+pub(crate) mod copy;
 pub(crate) mod core;
 pub(crate) mod data;
 pub(crate) mod draft;
 pub(crate) mod merge;
 mod queue;
 pub(crate) mod record;
+pub(crate) mod sessions;
 pub(crate) mod shard;
+pub(crate) mod tracking;
 pub(crate) mod turns;

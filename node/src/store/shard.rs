@@ -13,7 +13,6 @@
 //! After every wait a turn looks at the gate again before it begins. A `Gone` shard commits
 //! nothing more: whoever still works on it is told that the outcome is unknown.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,11 +22,13 @@ use stead_shared::refusal::Refusal;
 use stead_shared::time::Time;
 use tokio::sync::{oneshot, watch};
 
+use super::arriving::Arriving;
 use super::aside::SetAside;
-use super::clock::earliest_expiry;
+use super::clock::NEVER;
 use super::core::Core;
 use super::data::{Data, Stored};
 use super::draft::{Access, Changes, Draft};
+use super::sessions::Sessions;
 use super::turns::{Admission, Asker, Attachment, Begun, Permit, Waited};
 use crate::session::{Session, StateError, Why};
 
@@ -81,7 +82,7 @@ pub(super) struct Inner {
     pub(super) gate: Gate,
     /// Number of the last change in this shard.
     pub(super) seq: u64,
-    pub(super) sessions: HashMap<Box<[u8]>, Box<Stored>>,
+    pub(super) sessions: Sessions,
     /// Sessions in use right now.
     pub(super) active: HashMap<SessionKey, Active>,
     /// Turns and reads that were granted and have not ended.
@@ -90,7 +91,6 @@ pub(super) struct Inner {
     pub(super) waiting_bytes: usize,
     /// Number of the last waiter or crowd.
     pub(super) id_last: u64,
-    pub(super) bytes: u64,
     /// Sessions with timers by their earliest one, but those whose turn for it is on its way.
     pub(super) timed: BTreeSet<(Time, SessionKey)>,
     /// No session expires before.
@@ -157,36 +157,37 @@ pub(crate) struct Orphan {
 
 impl Shard {
     pub(crate) fn new(id: ShardId, core: Arc<Core>, epoch: Epoch) -> Arc<Self> {
-        Self::with_sessions(id, core, epoch, 0, HashMap::new(), 0)
+        Self::with_sessions(id, core, epoch, Arriving::new())
     }
 
+    /// Serves what arrived. This takes the same time however much that is.
     pub(crate) fn with_sessions(
         id: ShardId,
         core: Arc<Core>,
         epoch: Epoch,
-        seq: u64,
-        sessions: HashMap<Box<[u8]>, Box<Stored>>,
-        bytes: u64,
+        arrived: Arriving,
     ) -> Arc<Self> {
-        let timed = sessions
-            .iter()
-            .filter_map(|(key, stored)| Some((stored.data.earliest_timer()?, session_key(key))));
+        let Arriving { seq, sessions, timed, earliest_expiry } = arrived;
+        // The first look for expired sessions does not hold up those who waited for the shard.
+        let swept_at = if sessions.is_empty() { Time::ZERO } else { core.now() };
         let mut inner = Inner {
             gate: Gate::Serving(epoch),
             seq,
-            timed: timed.collect(),
-            sweep_at: earliest_expiry(&sessions),
+            timed,
+            sweep_at: NEVER,
             sessions,
             active: HashMap::new(),
             running: 0,
             waiting: 0,
             waiting_bytes: 0,
             id_last: 0,
-            bytes,
-            swept_at: Time::ZERO,
+            swept_at,
             armed: None,
             idle: Vec::new(),
         };
+        if !inner.sessions.is_empty() {
+            inner.expires_at(earliest_expiry);
+        }
         inner.arm(id, &core);
         Arc::new(Self { id, core, inner: Mutex::new(inner) })
     }
@@ -205,7 +206,7 @@ impl Shard {
             shard: self.id,
             gate: inner.gate,
             sessions: inner.sessions.len(),
-            bytes: inner.bytes,
+            bytes: inner.sessions.bytes(),
             running: inner.running,
             waiting: inner.waiting,
         }
@@ -297,6 +298,12 @@ impl Shard {
         let mut inner = self.lock();
         if let Gate::Serving(epoch) = inner.gate {
             inner.gate = Gate::Sealed(epoch);
+            // Those who are attached stay until now, and leave here: they cannot leave later.
+            let attached = inner.active.iter().filter(|(_, active)| active.crowd.is_some());
+            let attached: Vec<_> = attached.map(|(key, _)| key.clone()).collect();
+            for key in attached {
+                inner.touch(&self.core, &key);
+            }
             inner.turn_away(&self.core, &Refusal::Moving, Why::Moving);
         }
         inner.when_idle()
@@ -321,20 +328,20 @@ impl Shard {
         inner.gate = Gate::Gone;
         inner.turn_away(&self.core, &Refusal::NotOwner { claim: None }, Why::Lost);
         inner.idle.clear();
-        inner.timed.clear();
         self.core.alarms.set(self.id, inner.armed.take(), None);
-        let sessions = std::mem::take(&mut inner.sessions);
-        let bytes = std::mem::take(&mut inner.bytes);
+        let timed = std::mem::take(&mut inner.timed);
+        let sessions = std::mem::replace(&mut inner.sessions, Sessions::new());
         let seq = inner.seq;
         drop(inner);
         self.core.forget_unreadable(self.id, None);
-        let orphans = sessions.iter().filter(|(_, stored)| stored.activated);
+        let n_orphans = sessions.n_activated();
+        let orphans = sessions.iter().filter(|stored| stored.activated).take(n_orphans);
         let orphans = orphans
-            .map(|(key, stored)| Orphan {
-                session: self.farewell(&session_key(key), epoch, stored),
+            .map(|stored| Orphan {
+                session: self.farewell(&session_key(&stored.key), epoch, stored),
             })
             .collect();
-        Some((SetAside::new(Arc::clone(&self.core), (self.id, seq), sessions, bytes), orphans))
+        Some((SetAside::new(Arc::clone(&self.core), (self.id, seq), sessions, timed), orphans))
     }
 
     /// A session that can only be read, because it is not in the shard any more.
@@ -356,15 +363,15 @@ impl Shard {
         let inner = self.lock();
         let sessions = inner.sessions.iter();
         let sessions =
-            sessions.map(|(key, stored)| (session_key(key), stored.data.clone(), stored.expires));
+            sessions.map(|stored| (session_key(&stored.key), stored.data.clone(), stored.expires));
         (inner.seq, sessions.collect())
     }
 
     /// Sessions of a sealed shard whose service was told that they are here.
     pub(crate) fn activated(&self) -> Vec<SessionKey> {
         let inner = self.lock();
-        let activated = inner.sessions.iter().filter(|(_, stored)| stored.activated);
-        activated.map(|(key, _)| session_key(key)).collect()
+        let activated = inner.sessions.iter().filter(|stored| stored.activated);
+        activated.take(inner.sessions.n_activated()).map(|it| session_key(&it.key)).collect()
     }
 
     /// The last turn of a session whose shard is sealed; none when it is not sealed any more.
@@ -412,9 +419,7 @@ impl Shard {
             active.crowd = None;
         }
         inner.tidy_active(key);
-        if let Some(stored) = inner.sessions.get_mut(key.as_bytes()) {
-            stored.expires = self.core.now() + self.core.ttl(stored.data.ttl_micros);
-        }
+        inner.touch(&self.core, key);
     }
 }
 
@@ -430,12 +435,17 @@ impl Inner {
 
     pub(super) fn remove(&mut self, core: &Core, key: &SessionKey) -> Option<Box<Stored>> {
         let stored = self.sessions.remove(key.as_bytes())?;
-        self.bytes -= u64::from(stored.bytes);
         core.free(u64::from(stored.bytes), 1);
         if let Some(at) = stored.data.earliest_timer() {
             self.timed.remove(&(at, key.clone()));
         }
         Some(stored)
+    }
+
+    /// Starts a session's time to live anew.
+    pub(super) fn touch(&mut self, core: &Core, key: &SessionKey) {
+        let now = core.now();
+        self.sessions.touch(key.as_bytes(), |stored| now + core.ttl(stored.data.ttl_micros));
     }
 }
 
@@ -443,7 +453,7 @@ pub(super) fn overloaded() -> Refusal {
     Refusal::Overloaded { retry_after_ms: 1000 }
 }
 
-pub(super) fn session_key(bytes: &[u8]) -> SessionKey {
+pub(crate) fn session_key(bytes: &[u8]) -> SessionKey {
     SessionKey::new(bytes::Bytes::copy_from_slice(bytes)).expect("only keys are put in the map")
 }
 
@@ -465,7 +475,6 @@ impl Inner {
             core.metrics.memory_full.increment(1);
             return Err(StateError::MemoryFull);
         }
-        self.bytes = self.bytes + size as u64 - old as u64;
         self.seq += 1;
         let version = Version { epoch, seq: self.seq };
         if was_deleted {
@@ -478,17 +487,17 @@ impl Inner {
             self.retime_change(key, gone.and_then(|gone| gone.data.earliest_timer()), None);
             return Ok(());
         }
-        let stored = match self.sessions.entry(key.as_bytes().into()) {
-            Entry::Occupied(stored) => stored.into_mut(),
-            Entry::Vacant(free) => free.insert(Box::new(Stored::new(version, now))),
-        };
-        let old_timer = stored.data.earliest_timer();
-        changes.apply(&mut stored.data, version);
-        stored.bytes = u32::try_from(size).unwrap_or(u32::MAX);
-        if old == 0 || new_ttl || was_deleted {
-            stored.expires = now + core.ttl(stored.data.ttl_micros);
-        }
-        let (expires, new_timer) = (stored.expires, stored.data.earliest_timer());
+        let make = || Box::new(Stored::new(key.as_bytes(), version, now));
+        let (expires, old_timer, new_timer) =
+            self.sessions.change(key.as_bytes(), make, |stored| {
+                let old_timer = stored.data.earliest_timer();
+                changes.apply(&mut stored.data, version);
+                stored.bytes = u32::try_from(size).unwrap_or(u32::MAX);
+                if old == 0 || new_ttl || was_deleted {
+                    stored.expires = now + core.ttl(stored.data.ttl_micros);
+                }
+                (stored.expires, old_timer, stored.data.earliest_timer())
+            });
         self.expires_at(expires);
         self.retime_change(key, old_timer, new_timer);
         Ok(())

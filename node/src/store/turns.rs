@@ -142,13 +142,11 @@ impl Waited {
         if is_over && self.permit.access == Access::Change {
             expired = inner.expire(&shard.core, key).filter(|stored| stored.activated);
         }
-        let mut base = None;
-        if let Some(stored) = inner.sessions.get_mut(key.as_bytes()).filter(|_| !is_over) {
-            if is_access {
-                stored.expires = now + shard.core.ttl(stored.data.ttl_micros);
-            }
-            base = Some((stored.data.clone(), stored.bytes as usize, stored.activated));
+        if is_access && !is_over {
+            inner.touch(&shard.core, key);
         }
+        let stored = inner.sessions.get(key.as_bytes()).filter(|_| !is_over);
+        let base = stored.map(|it| (it.data.clone(), it.bytes as usize, it.activated));
         drop(inner);
         let farewell = expired.map(|stored| shard.farewell(key, epoch, &stored));
         let is_new = shard.core.has_hooks && !base.as_ref().is_some_and(|(_, _, told)| *told);
@@ -236,13 +234,12 @@ impl Begun {
             inner.apply(shard, key, epoch, changes, size)?;
             inner.arm(shard.id(), core);
         }
-        let stored = inner.sessions.get_mut(key.as_bytes());
-        let value_version = stored.and_then(|stored| {
-            if self.permit.access == Access::Change {
-                stored.activated = is_told;
-            }
-            stored.data.value.as_ref().map(|_| stored.data.value_version)
-        });
+        if self.permit.access == Access::Change {
+            inner.sessions.set_activated(key.as_bytes(), is_told);
+        }
+        let stored = inner.sessions.get(key.as_bytes());
+        let value_version =
+            stored.and_then(|stored| stored.data.value.as_ref().map(|_| stored.data.value_version));
         Ok(Committed { epoch, value_version })
     }
 }

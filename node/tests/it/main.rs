@@ -5,6 +5,7 @@
 mod builtin;
 mod cluster;
 mod common;
+mod copy;
 mod forward;
 mod found;
 mod merge;
