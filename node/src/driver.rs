@@ -27,9 +27,12 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::host::{Host, Incoming};
-use crate::logic::ownership::{Action, Event, GiveUp, Note, Ownership, OwnershipConfig};
+use crate::logic::copying::Progress;
+use crate::logic::ownership::{
+    Action, Event, GiveUp, Note, Ownership, OwnershipConfig, Pending, Took,
+};
 use crate::offer::Offerer;
-use crate::transfer;
+use crate::transfer::{self, Budget, Command, Copier, TransferError};
 
 /// Events taken from a channel in one turn of the loop, before claims are pushed and views
 /// published.
@@ -45,10 +48,14 @@ const OFFERS_MAX: usize = 2;
 /// What tasks report back.
 #[derive(Debug)]
 pub(crate) enum Done {
+    /// How far a copy is.
+    Copied(HandoffId, Progress),
     /// Gates are closed and quiet.
     Sealed(HandoffId),
     /// State did not arrive.
     SendFailed(HandoffId),
+    /// The stream of an incoming handoff has begun.
+    Receiving(HandoffId),
     /// State is here.
     Received(HandoffId, BTreeMap<ShardId, Incoming>),
     /// State broke off.
@@ -59,7 +66,7 @@ pub(crate) enum Done {
 
 /// How far the node is, for everybody in the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Progress {
+pub(crate) struct Standing {
     /// Joined or founded.
     pub(crate) ready: bool,
     /// Was asked to drain.
@@ -72,19 +79,24 @@ pub(crate) struct Progress {
     pub(crate) gave_up: Option<GiveUp>,
     /// Shards here, moving ones included.
     pub(crate) n_owned: usize,
-    /// Shards between two owners here.
-    pub(crate) n_moving: usize,
+    /// What is yet to move.
+    pub(crate) pending: Pending,
 }
 
 struct Meters {
     handed_off: Counter,
-    aborted: Counter,
     lost: Counter,
     taken_over: Counter,
     yielded: Counter,
+    phase_seconds: [Histogram; 4],
     sealed_seconds: Histogram,
+    pause_seconds: Histogram,
     owned: Gauge,
     moving: Gauge,
+    copying: Gauge,
+    pending: [Gauge; 3],
+    pending_bytes: Gauge,
+    frozen: Gauge,
 }
 
 fn describe() {
@@ -116,6 +128,15 @@ fn describe() {
     );
     describe_gauge!("stead_shards_owned", "Shards of this node, moving ones included");
     describe_gauge!("stead_shards_moving", "Shards between two owners, seen from their source");
+    describe_gauge!("stead_shards_copying", "Shards that are copied to another node and served");
+    describe_gauge!("stead_moves_pending", "Shards that are to move and do not yet, by class");
+    describe_gauge!("stead_moves_pending_bytes", "State that is to be handed off, copies included");
+    describe_gauge!("stead_moves_frozen", "1 while a mass failure holds moves for balance up");
+    describe_histogram!(
+        "stead_session_pause_seconds",
+        "The same once for each session that moved: how long it was not served"
+    );
+    describe_histogram!("stead_handoff_phase_seconds", "Time that each step of a handoff took");
     describe_counter!(
         "stead_control_unreadable_total",
         "Messages about ownership that could not be read"
@@ -135,14 +156,43 @@ impl Meters {
         describe();
         Self {
             handed_off: counter!("stead_handoffs_total", "outcome" => "done"),
-            aborted: counter!("stead_handoffs_total", "outcome" => "aborted"),
             lost: counter!("stead_shards_lost_total"),
             taken_over: counter!("stead_shards_taken_over_total"),
             yielded: counter!("stead_shards_yielded_total"),
+            phase_seconds: ["prepare", "copy", "seal", "grant"]
+                .map(|phase| histogram!("stead_handoff_phase_seconds", "phase" => phase)),
             sealed_seconds: histogram!("stead_handoff_sealed_seconds"),
+            pause_seconds: histogram!("stead_session_pause_seconds"),
             owned: gauge!("stead_shards_owned"),
             moving: gauge!("stead_shards_moving"),
+            copying: gauge!("stead_shards_copying"),
+            pending: ["takeover", "drain", "balance"]
+                .map(|class| gauge!("stead_moves_pending", "class" => class)),
+            pending_bytes: gauge!("stead_moves_pending_bytes"),
+            frozen: gauge!("stead_moves_frozen"),
         }
+    }
+
+    fn handed_off(&self, took: Took, n_sessions: usize) {
+        self.handed_off.increment(1);
+        let pause = (took.sealed + took.granting).as_secs_f64();
+        self.sealed_seconds.record(pause);
+        self.pause_seconds.record_many(pause, n_sessions);
+        let phases = [took.preparing, took.copying, took.sealed, took.granting];
+        for (histogram, phase) in self.phase_seconds.iter().zip(phases) {
+            histogram.record(phase.as_secs_f64());
+        }
+    }
+
+    fn pending(&self, pending: Pending) {
+        let Pending { takeover, drain, balance, copying, moving, bytes, frozen } = pending;
+        for (gauge, n) in self.pending.iter().zip([takeover, drain, balance]) {
+            gauge.set(n as f64);
+        }
+        self.copying.set(copying as f64);
+        self.moving.set(moving as f64);
+        self.pending_bytes.set(bytes as f64);
+        self.frozen.set(f64::from(u8::from(frozen)));
     }
 }
 
@@ -156,10 +206,12 @@ pub(crate) struct Driver {
     pub(crate) agent: Agent,
     pub(crate) links: Links,
     pub(crate) views: watch::Sender<Arc<View>>,
-    pub(crate) progress: watch::Sender<Progress>,
+    pub(crate) progress: watch::Sender<Standing>,
     /// Where shards go that were granted away, until their claim is seen.
     pub(crate) granted: Arc<DashMap<ShardId, Epoch>>,
     pub(crate) done_in: mpsc::Sender<Done>,
+    /// What copies for balance share.
+    pub(crate) budget: Arc<Budget>,
     pub(crate) origin: Instant,
     /// Whether somebody among these was configured for another cluster than ours.
     pub(crate) disagrees: Box<dyn Fn(&Members) -> bool + Send>,
@@ -174,6 +226,10 @@ pub(crate) struct Sources {
 
 struct State {
     copies: HashMap<HandoffId, BTreeMap<ShardId, Incoming>>,
+    /// Sessions behind the gates that handoffs closed.
+    sealed: HashMap<HandoffId, usize>,
+    /// Copies that are being sent; dropping the sender calls one off.
+    sending: HashMap<HandoffId, watch::Sender<Command>>,
     publish: bool,
     meters: Meters,
     /// Limits offers that are being sent.
@@ -195,6 +251,8 @@ impl Driver {
     pub(crate) async fn run(mut self, mut sources: Sources) {
         let mut state = State {
             copies: HashMap::new(),
+            sealed: HashMap::new(),
+            sending: HashMap::new(),
             publish: true,
             meters: Meters::new(),
             offers: Arc::new(Semaphore::new(OFFERS_MAX)),
@@ -296,7 +354,9 @@ impl Driver {
 
     fn on_mesh(&mut self, event: MeshEvent, state: &mut State) {
         match event {
-            MeshEvent::Connected(peer) => self.feed(Event::Connected(peer), state),
+            MeshEvent::Connected { peer, protocol } => {
+                self.feed(Event::Connected { peer, protocol }, state);
+            }
             MeshEvent::Disconnected(node) => self.feed(Event::Disconnected(node), state),
             MeshEvent::Note { from, kind, payload } => self.on_note(from, kind, &payload, state),
         }
@@ -319,8 +379,12 @@ impl Driver {
 
     fn on_done(&mut self, done: Done, state: &mut State) {
         match done {
+            Done::Copied(handoff, progress) => {
+                self.feed(Event::Copied { handoff, progress }, state);
+            }
             Done::Sealed(id) => self.feed(Event::Sealed(id), state),
             Done::SendFailed(id) => self.feed(Event::SendFailed(id), state),
+            Done::Receiving(id) => self.feed(Event::Receiving(id), state),
             Done::Received(id, copy) => {
                 state.copies.insert(id, copy);
                 self.feed(Event::Received(id), state);
@@ -332,6 +396,7 @@ impl Driver {
                     progress.draining_since.get_or_insert_with(Instant::now);
                 });
                 self.agent.set_phase(Phase::Leaving);
+                self.budget.lift();
                 self.feed(Event::Drain, state);
             }
         }
@@ -383,7 +448,24 @@ impl Driver {
                 self.progress.send_modify(|progress| progress.ready = true);
             }
             Action::OpenEmpty { shards, lost } => self.open_empty(&shards, lost, state),
-            Action::Seal { handoff, shards } => self.seal(handoff, &shards),
+            Action::Copy { handoff, to, shards, budgeted } => {
+                let command = self.copy(handoff, to, shards, budgeted);
+                state.sending.insert(handoff, command);
+            }
+            Action::Throttle { shards, bytes_per_second } => {
+                let _ = (shards, bytes_per_second);
+            }
+            Action::SendLast { handoff } => {
+                if let Some(command) = state.sending.get(&handoff) {
+                    command.send_replace(Command::Finish);
+                }
+            }
+            Action::StopCopy { handoff } => drop(state.sending.remove(&handoff)),
+            Action::Seal { handoff, shards } => {
+                let stats = shards.iter().filter_map(|shard| self.host.shard_stats(*shard));
+                state.sealed.insert(handoff, stats.map(|stats| stats.sessions).sum());
+                self.seal(handoff, &shards);
+            }
             Action::Reopen { shards } => {
                 for at in shards {
                     self.granted.remove(&at.shard);
@@ -439,13 +521,48 @@ impl Driver {
         });
     }
 
+    /// Begins a copy; what is returned commands it.
+    fn copy(
+        &self,
+        handoff: HandoffId,
+        to: NodeBoot,
+        shards: Vec<ShardEpoch>,
+        budgeted: bool,
+    ) -> watch::Sender<Command> {
+        let (command, commands) = watch::channel(Command::GoOn);
+        let addr = self.views.borrow().members.find(to.node).map(|member| member.gossip);
+        let (links, host, done) = (self.links.clone(), self.host.clone(), self.done_in.clone());
+        let budget = budgeted.then(|| Arc::clone(&self.budget));
+        let reports = self.done_in.clone();
+        tokio::spawn(async move {
+            // A report that finds the queue full is followed by the next one.
+            let report = move |progress| drop(reports.try_send(Done::Copied(handoff, progress)));
+            let command = commands;
+            let sent = match addr {
+                Some(addr) => {
+                    let to = (to, addr);
+                    Copier { links, host, to, handoff, shards, budget, command, report }.run().await
+                }
+                None => Err(TransferError::NoAddress),
+            };
+            match sent {
+                Ok(()) | Err(TransferError::CalledOff) => {}
+                Err(error) => {
+                    tracing::warn!(%error, to = %to.node, "state could not be sent");
+                    let _ = done.send(Done::SendFailed(handoff)).await;
+                }
+            }
+        });
+        command
+    }
+
     fn send_state(&self, handoff: HandoffId, to: NodeBoot, shards: Vec<ShardEpoch>) {
         let addr = self.views.borrow().members.find(to.node).map(|member| member.gossip);
         let (links, host, done) = (self.links.clone(), self.host.clone(), self.done_in.clone());
         tokio::spawn(async move {
             let sent = match addr {
                 Some(addr) => transfer::send(&links, &host, (to, addr), handoff, &shards).await,
-                None => Err(transfer::TransferError::NoAddress),
+                None => Err(TransferError::NoAddress),
             };
             if let Err(error) = sent {
                 tracing::warn!(%error, to = %to.node, "state could not be sent");
@@ -487,21 +604,24 @@ impl Driver {
         }
     }
 
-    fn log(&self, note: &Note, state: &State) {
+    fn log(&self, note: &Note, state: &mut State) {
         match note {
             Note::Founded { alone: true } => {
                 tracing::warn!("no seed answered: founded a cluster alone");
             }
             Note::Founded { alone: false } => tracing::info!("founded the cluster"),
             Note::Joined => tracing::info!("joined the cluster"),
-            Note::HandedOff { to, n_shards, sealed_for } => {
-                state.meters.handed_off.increment(1);
-                state.meters.sealed_seconds.record(sealed_for.as_secs_f64());
-                tracing::debug!(to = %to.node, n_shards, ?sealed_for, "handed off");
+            Note::HandedOff { handoff, to, n_shards, class, took } => {
+                let n_sessions = state.sealed.remove(handoff).unwrap_or(0);
+                state.meters.handed_off(*took, n_sessions);
+                let pause = took.sealed + took.granting;
+                tracing::debug!(to = %to.node, n_shards, ?class, copied_in = ?took.copying, ?pause,
+                    "handed off");
             }
-            Note::Aborted { to, n_shards, why } => {
-                state.meters.aborted.increment(1);
-                tracing::info!(to = %to.node, n_shards, why, "handoff aborted");
+            Note::Aborted { handoff, to, n_shards, why } => {
+                state.sealed.remove(handoff);
+                counter!("stead_handoffs_total", "outcome" => why.label()).increment(1);
+                tracing::info!(to = %to.node, n_shards, %why, "handoff called off");
             }
             Note::TookOver { n_shards } => {
                 state.meters.taken_over.increment(*n_shards as u64);
@@ -520,12 +640,12 @@ impl Driver {
         let claims = self.machine.book().table().clone();
         let view = Arc::new(self.views.borrow().with_claims(claims));
         self.views.send_replace(view);
-        let (n_owned, n_moving) = (self.machine.n_owned(), self.machine.n_moving());
+        let (n_owned, pending) = (self.machine.n_owned(), self.machine.pending());
         state.meters.owned.set(n_owned as f64);
-        state.meters.moving.set(n_moving as f64);
+        state.meters.pending(pending);
         self.progress.send_modify(|progress| {
             progress.n_owned = n_owned;
-            progress.n_moving = n_moving;
+            progress.pending = pending;
         });
     }
 }

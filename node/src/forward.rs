@@ -39,9 +39,9 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::body::Body;
 use crate::link_body::LinkBody;
+use crate::logic::gate::Gate;
 use crate::node::Handle;
 use crate::problem::Problem;
-use crate::store::shard::Gate;
 use crate::tunnel;
 use crate::upgrade::Upgrade;
 use crate::upload::{Upload, UploadError};

@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::body::Body;
+use crate::logic::gate::Gate;
 use crate::problem::Problem;
 use crate::service::SharedService;
 use crate::session::{SessionHandle, Why};
@@ -26,7 +27,7 @@ use crate::store::core::{Core, HostConfig, Unreadable};
 use crate::store::draft::Access;
 use crate::store::merge::{MergeError, Merged};
 use crate::store::record::{Record, RecordError};
-use crate::store::shard::{Gate, Shard, ShardStats, session_key};
+use crate::store::shard::{Shard, ShardStats, session_key};
 use crate::store::turns::{Admission, Asker, Begun};
 use crate::turn::{Answer, Job, Outcome, Unstoppable};
 

@@ -27,17 +27,18 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::body::Body;
-use crate::driver::{Done, Driver, Progress, Sources};
+use crate::driver::{Done, Driver, Sources, Standing};
 use crate::failure::{LeaveReport, NodeError, mismatch, refuse_a_second_cluster, remember_members};
 use crate::forward::Forwarding;
 use crate::host::{Host, HostStats};
 use crate::logic::forming::FormingConfig;
 use crate::logic::ownership::{GiveUp, Ownership, OwnershipConfig};
+use crate::logic::pace::Pace;
 use crate::offer;
 use crate::serve::Server;
 use crate::service::{Service, SharedService};
 use crate::store::core::HostConfig;
-use crate::transfer::{self, TransferHead};
+use crate::transfer::{self, Budget, TransferHead};
 
 /// Reports of tasks that may wait for the driver.
 const DONE_MAX: usize = 1_024;
@@ -194,7 +195,7 @@ struct NodeHooks {
     done: mpsc::Sender<Done>,
     transfers: Arc<Semaphore>,
     offers: Arc<Semaphore>,
-    progress: watch::Receiver<Progress>,
+    progress: watch::Receiver<Standing>,
     name: String,
 }
 
@@ -224,7 +225,7 @@ impl Hooks for NodeHooks {
 }
 
 impl NodeHooks {
-    fn report(&self, progress: Progress, sessions: u64) -> Bytes {
+    fn report(&self, progress: Standing, sessions: u64) -> Bytes {
         let report = drain_report(&self.name, progress, sessions);
         Bytes::from(serde_json::to_vec(&report).expect("plain data always encodes"))
     }
@@ -258,6 +259,8 @@ impl NodeHooks {
         let Ok(slot) = Arc::clone(&self.transfers).try_acquire_owned() else { return };
         let done = self.done.clone();
         tokio::spawn(async move {
+            // The driver is gone only when the process is.
+            let _ = done.send(Done::Receiving(handoff)).await;
             let outcome = match transfer::receive(&host, &shards, stream).await {
                 Ok(copy) => Done::Received(handoff, copy),
                 Err(error) => {
@@ -295,7 +298,7 @@ pub(crate) struct Inner {
     pub(crate) agent: Agent,
     pub(crate) links: Links,
     pub(crate) views: watch::Receiver<Arc<View>>,
-    pub(crate) progress: watch::Receiver<Progress>,
+    pub(crate) progress: watch::Receiver<Standing>,
     pub(crate) server: Server,
     pub(crate) done: mpsc::Sender<Done>,
     pub(crate) http: SocketAddr,
@@ -322,7 +325,7 @@ impl Node {
         let http = sock::tcp_listener(config.http, "http")?;
         let http_addr = http.local_addr().unwrap_or(config.http);
         let (done_in, done) = mpsc::channel(DONE_MAX);
-        let (progress, progress_out) = watch::channel(Progress::default());
+        let (progress, progress_out) = watch::channel(Standing::default());
         let hooks = Arc::new(NodeHooks {
             server: std::sync::OnceLock::new(),
             done: done_in.clone(),
@@ -517,7 +520,7 @@ struct Wiring<'a> {
     config: &'a NodeConfig,
     host: Host,
     views: watch::Sender<Arc<View>>,
-    progress: watch::Sender<Progress>,
+    progress: watch::Sender<Standing>,
     granted: Arc<DashMap<ShardId, Epoch>>,
     done_in: mpsc::Sender<Done>,
 }
@@ -545,6 +548,7 @@ impl Wiring<'_> {
             progress: self.progress,
             granted: self.granted,
             done_in: self.done_in,
+            budget: Arc::new(Budget::new(Pace::new(self.config.handoff_rate))),
             origin: Instant::now(),
             disagrees,
         };
@@ -571,7 +575,7 @@ fn process_config(config: &NodeConfig, http: SocketAddr, swim: SwimConfig) -> Pr
 }
 
 /// How far a drain is.
-fn drain_report(name: &str, progress: Progress, sessions: u64) -> DrainReport {
+fn drain_report(name: &str, progress: Standing, sessions: u64) -> DrainReport {
     let state = match (progress.draining, progress.drained) {
         (false, _) => DrainState::Idle,
         (true, false) => DrainState::Draining,
@@ -604,7 +608,7 @@ impl Local for Handle {
     }
 
     fn moving(&self) -> u32 {
-        u32::try_from(self.inner.progress.borrow().n_moving).unwrap_or(u32::MAX)
+        u32::try_from(self.inner.progress.borrow().pending.moving).unwrap_or(u32::MAX)
     }
 
     fn drain(&self) -> bool {

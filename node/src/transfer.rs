@@ -9,22 +9,35 @@
 //!
 //! That is a handoff. An offer is framed in the same way and answered: see [`crate::offer`].
 //!
-//! Records are made one at a time while they are sent: neither side holds a shard twice. A stream
-//! that ends without its trailer is broken, whatever arrived.
+//! Records are made while they are sent: neither side holds a shard twice. A stream that ends
+//! without its trailer is broken, whatever arrived.
+//!
+//! A shard is copied while it serves: first a walk over all its sessions, then rounds of what has
+//! changed since, until the ownership machine closes the gate ([`crate::logic::copying`]) and the
+//! rest is sent. Records that come later replace those that came before.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use metrics::counter;
+use metrics::{Counter, counter};
 use serde::{Deserialize, Serialize};
 use stead_shared::control::{self, HandoffId, ShardEpoch};
 use stead_shared::id::{NodeBoot, ShardId};
 use stead_shared::net::link::{
     DialError, Links, OpenError, RecvHalf, SendError, SendHalf, ServerStream, StreamEvent,
 };
+use stead_shared::time::Time;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 
 use crate::host::{Host, Incoming};
+use crate::logic::copying::Progress;
+use crate::logic::pace::Pace;
+use crate::store::copy::ShardCopy;
 use crate::store::record::RecordError;
 
 /// Records are gathered to about this size before they are sent.
@@ -35,6 +48,17 @@ const HEADER: usize = 12;
 const TRAILER: u32 = u32::MAX;
 /// Longest record that is believed.
 const RECORD_MAX: usize = 64 << 20;
+/// How often the walk of a copy tells how far it is.
+const REPORT_EVERY: Duration = Duration::from_millis(200);
+/// How long a copy that has nothing to send waits before it looks again.
+const IDLE: Duration = Duration::from_millis(10);
+/// The rate that a copy begins with, until it knows its own.
+const RATE_FIRST: u64 = 64 << 20;
+/// Less than this tells nothing about the rate.
+const RATE_SAMPLE: u64 = 256 << 10;
+/// A stream that brings nothing for so long is broken off. A source that was stopped for some
+/// seconds goes on.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
 
 /// What a transfer begins with. The order of the variants and fields is the format.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +100,12 @@ pub(crate) enum TransferError {
     Record(#[from] RecordError),
     #[error("no answer in time")]
     Timeout,
+    #[error("nothing came for {SILENCE_MAX:?}")]
+    Silent,
+    #[error("a shard is not here any more, or is being copied already")]
+    NotHere,
+    #[error("called off")]
+    CalledOff,
 }
 
 /// Streams the sealed state of `shards` to the target.
@@ -101,29 +131,271 @@ pub(crate) async fn send_records(
     stream: &mut SendHalf,
     records: impl Iterator<Item = (ShardId, Bytes)>,
 ) -> Result<(), TransferError> {
-    let sent = counter!("stead_handoff_bytes_total", "direction" => "out");
-    let mut chunk = BytesMut::with_capacity(CHUNK + HEADER);
-    let mut total = crc32fast::Hasher::new();
-    let mut n_records: u32 = 0;
+    let mut writer = Writer::new(stream);
     for (shard, record) in records {
-        let crc = crc32fast::hash(&record);
-        chunk.put_u32_le(shard.0);
-        chunk.put_u32_le(u32::try_from(record.len()).unwrap_or(u32::MAX));
-        chunk.put_u32_le(crc);
-        chunk.put_slice(&record);
-        total.update(&crc.to_le_bytes());
-        n_records += 1;
-        if chunk.len() >= CHUNK {
-            sent.increment(chunk.len() as u64);
-            stream.send(chunk.split().freeze()).await?;
+        writer.put(shard, &record);
+        writer.send_if_full().await?;
+    }
+    writer.finish().await
+}
+
+/// Frames records and sends them in chunks.
+struct Writer<'a> {
+    stream: &'a mut SendHalf,
+    chunk: BytesMut,
+    total: crc32fast::Hasher,
+    n_records: u32,
+    sent: Counter,
+}
+
+impl<'a> Writer<'a> {
+    fn new(stream: &'a mut SendHalf) -> Self {
+        let sent = counter!("stead_handoff_bytes_total", "direction" => "out");
+        let chunk = BytesMut::with_capacity(CHUNK + HEADER);
+        Self { stream, chunk, total: crc32fast::Hasher::new(), n_records: 0, sent }
+    }
+
+    fn put(&mut self, shard: ShardId, record: &[u8]) {
+        let crc = crc32fast::hash(record);
+        self.chunk.put_u32_le(shard.0);
+        self.chunk.put_u32_le(u32::try_from(record.len()).unwrap_or(u32::MAX));
+        self.chunk.put_u32_le(crc);
+        self.chunk.put_slice(record);
+        self.total.update(&crc.to_le_bytes());
+        self.n_records += 1;
+    }
+
+    async fn send_if_full(&mut self) -> Result<(), TransferError> {
+        if self.chunk.len() >= CHUNK { self.send().await } else { Ok(()) }
+    }
+
+    async fn send(&mut self) -> Result<(), TransferError> {
+        if self.chunk.is_empty() {
+            return Ok(());
+        }
+        self.sent.increment(self.chunk.len() as u64);
+        Ok(self.stream.send(self.chunk.split().freeze()).await?)
+    }
+
+    async fn finish(mut self) -> Result<(), TransferError> {
+        self.chunk.put_u32_le(TRAILER);
+        self.chunk.put_u32_le(self.n_records);
+        self.chunk.put_u32_le(self.total.finalize());
+        self.sent.increment(self.chunk.len() as u64);
+        Ok(self.stream.send_last(self.chunk.freeze()).await?)
+    }
+}
+
+/// What a copy is told while it runs. Dropping the sender calls it off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Send what changes.
+    GoOn,
+    /// The gates are quiet: send the rest and the trailer.
+    Finish,
+}
+
+/// The bytes per second that all copies of a node share.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    pace: Mutex<Pace>,
+    origin: Instant,
+}
+
+impl Budget {
+    pub(crate) fn new(pace: Pace) -> Self {
+        Self { pace: Mutex::new(pace), origin: Instant::now() }
+    }
+
+    /// Nobody waits any more: this node leaves.
+    pub(crate) fn lift(&self) {
+        *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Pace::new(None);
+    }
+
+    async fn spend(&self, bytes: usize) {
+        let now = Time::ZERO + self.origin.elapsed();
+        let wait = {
+            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            pace.take(now, bytes as u64)
+        };
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
         }
     }
-    chunk.put_u32_le(TRAILER);
-    chunk.put_u32_le(n_records);
-    chunk.put_u32_le(total.finalize());
-    sent.increment(chunk.len() as u64);
-    stream.send_last(chunk.freeze()).await?;
-    Ok(())
+}
+
+/// A copy of shards that are served, on its way to their next owner.
+pub(crate) struct Copier<R> {
+    pub(crate) links: Links,
+    pub(crate) host: Host,
+    pub(crate) to: (NodeBoot, SocketAddr),
+    pub(crate) handoff: HandoffId,
+    pub(crate) shards: Vec<ShardEpoch>,
+    /// None: as fast as it goes.
+    pub(crate) budget: Option<Arc<Budget>>,
+    pub(crate) command: watch::Receiver<Command>,
+    /// Is told how far the copy is.
+    pub(crate) report: R,
+}
+
+impl<R: Fn(Progress) + Send> Copier<R> {
+    /// Copies until it is told that nothing changes any more, then sends the rest.
+    pub(crate) async fn run(mut self) -> Result<(), TransferError> {
+        let (to, addr) = self.to;
+        let copies = self.shards.iter().map(|at| self.host.copy(at.shard));
+        let mut copies: Vec<ShardCopy> =
+            copies.collect::<Option<_>>().ok_or(TransferError::NotHere)?;
+        let link = self.links.bulk(to.node, Some(to.boot), addr).await?;
+        let head = TransferHead::Handoff { handoff: self.handoff, shards: self.shards.clone() };
+        let (mut stream, _answers) = link.open(control::encode(&head), false)?.split();
+        let mut writer = Writer::new(&mut stream);
+        for copy in &copies {
+            writer.put(copy.shard(), &copy.seq_record());
+        }
+        let mut meter = Meter::new();
+        for i in 0..copies.len() {
+            self.walk(&mut copies, i, &mut writer, &mut meter).await?;
+        }
+        self.rounds(&mut copies, &mut writer, &mut meter).await?;
+        for copy in &mut copies {
+            while write_some(copy, &mut writer, CHUNK) > 0 {
+                writer.send_if_full().await?;
+            }
+            writer.put(copy.shard(), &copy.seq_record());
+        }
+        writer.finish().await
+    }
+
+    /// Sends all sessions of one shard.
+    async fn walk(
+        &mut self,
+        copies: &mut [ShardCopy],
+        i: usize,
+        writer: &mut Writer<'_>,
+        meter: &mut Meter,
+    ) -> Result<(), TransferError> {
+        while let Some(copy) = copies.get_mut(i).filter(|copy| !copy.is_gone()) {
+            if !copy.lag().walking {
+                break;
+            }
+            let n = write_some(copy, writer, CHUNK);
+            self.pass_on(n, writer, meter).await?;
+            if n == 0 || meter.is_report_due() {
+                (self.report)(meter.progress(copies));
+            }
+            self.is_called_off()?;
+            if n == 0 {
+                // It has lost track of what changed, which the report tells.
+                let _ = timeout(IDLE, self.command.changed()).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what has changed, round by round, until the gates are quiet.
+    async fn rounds(
+        &mut self,
+        copies: &mut [ShardCopy],
+        writer: &mut Writer<'_>,
+        meter: &mut Meter,
+    ) -> Result<(), TransferError> {
+        loop {
+            (self.report)(meter.progress(copies));
+            writer.send().await?;
+            let mut moved = 0;
+            for copy in copies.iter_mut() {
+                // What changes during the round is the next one's.
+                let mut left = copy.lag().bytes;
+                while left > 0 {
+                    let n = write_some(copy, writer, CHUNK.min(left as usize));
+                    if n == 0 {
+                        break;
+                    }
+                    left = left.saturating_sub(n as u64);
+                    moved += n;
+                    self.pass_on(n, writer, meter).await?;
+                }
+            }
+            if *self.command.borrow() == Command::Finish {
+                return Ok(());
+            }
+            self.is_called_off()?;
+            if moved == 0 {
+                // An error is seen in the next turn.
+                let _ = timeout(IDLE, self.command.changed()).await;
+            }
+        }
+    }
+
+    async fn pass_on(
+        &self,
+        n: usize,
+        writer: &mut Writer<'_>,
+        meter: &mut Meter,
+    ) -> Result<(), TransferError> {
+        meter.count(n);
+        writer.send_if_full().await?;
+        let is_last = *self.command.borrow() == Command::Finish;
+        if let Some(budget) = self.budget.as_ref().filter(|_| !is_last) {
+            budget.spend(n).await;
+        }
+        Ok(())
+    }
+
+    fn is_called_off(&self) -> Result<(), TransferError> {
+        self.command.has_changed().map(|_| ()).map_err(|_| TransferError::CalledOff)
+    }
+}
+
+/// Puts the next records of a copy into the writer; gives their bytes.
+fn write_some(copy: &mut ShardCopy, writer: &mut Writer<'_>, bytes_max: usize) -> usize {
+    let mut records = Vec::new();
+    let n = copy.next(bytes_max, &mut records);
+    for record in records {
+        writer.put(copy.shard(), &record);
+    }
+    n
+}
+
+/// How fast a copy is.
+struct Meter {
+    since: Instant,
+    bytes: u64,
+    rate: u64,
+    reported: Instant,
+}
+
+impl Meter {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { since: now, bytes: 0, rate: RATE_FIRST, reported: now }
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    fn is_report_due(&self) -> bool {
+        self.reported.elapsed() >= REPORT_EVERY
+    }
+
+    fn progress(&mut self, copies: &[ShardCopy]) -> Progress {
+        self.reported = Instant::now();
+        let micros = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        if self.bytes >= RATE_SAMPLE {
+            self.rate = (self.bytes.saturating_mul(1_000_000) / micros.max(1)).max(1);
+            (self.since, self.bytes) = (self.reported, 0);
+        }
+        let mut sum =
+            Progress { walking: false, lag: 0, left: 0, rate: self.rate, overflow: false };
+        for lag in copies.iter().filter(|copy| !copy.is_gone()).map(ShardCopy::lag) {
+            sum.walking |= lag.walking;
+            sum.lag += lag.bytes;
+            sum.left += lag.left_bytes;
+            sum.overflow |= lag.overflow;
+        }
+        sum
+    }
 }
 
 /// Takes a stream's records apart.
@@ -195,7 +467,8 @@ impl<'a> Records<'a> {
             if let Some(record) = self.parser.next()? {
                 return Ok(Some(record));
             }
-            match self.stream.next().await {
+            let next = timeout(SILENCE_MAX, self.stream.next()).await;
+            match next.map_err(|_| TransferError::Silent)? {
                 Some(StreamEvent::Data(data)) => {
                     let received = counter!("stead_handoff_bytes_total", "direction" => "in");
                     received.increment(data.len() as u64);
@@ -290,5 +563,107 @@ mod tests {
             }
             assert!(outcome.is_err() || !parser.complete, "bit {bit}");
         }
+    }
+}
+
+/// What was recorded from a build of the protocol before this one.
+#[cfg(test)]
+mod protocol_1 {
+    use stead_shared::control::{Control, NotNow};
+    use stead_shared::id::{BootId, Epoch, NodeId, SessionKey};
+
+    use super::*;
+    use crate::builtin::{BuiltIn, BuiltInConfig};
+    use crate::{HostConfig, SharedService};
+
+    const SOURCE: NodeBoot = NodeBoot { node: NodeId(0x5eed), boot: BootId(1_764_000_000_000_001) };
+    const TARGET: NodeId = NodeId(0xbeef);
+    const HANDOFF: HandoffId = HandoffId { source: SOURCE, number: 7 };
+
+    fn recorded(name: &str) -> Vec<u8> {
+        let text = include_str!("../tests/golden/protocol-1-handoff.txt");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let digits = line.expect("it was recorded").as_bytes().chunks(2);
+        let byte = |two: &[u8]| u8::from_str_radix(std::str::from_utf8(two).unwrap(), 16).unwrap();
+        digits.map(byte).collect()
+    }
+
+    fn shards(node: NodeId, raise: u64) -> Vec<ShardEpoch> {
+        let at = |shard, counter| {
+            let epoch = Epoch { counter: counter + raise, node };
+            ShardEpoch { shard: ShardId(shard), epoch }
+        };
+        vec![at(3, 9), at(4, 1)]
+    }
+
+    #[test]
+    fn its_messages_are_read_and_written_as_they_were() {
+        let (handoff, to) = (HANDOFF, TARGET);
+        let prepare = |members_digest, drain| {
+            let shards = shards(SOURCE.node, 0);
+            Control::Prepare { handoff, members_digest, shards, drain }
+        };
+        let granted = shards(TARGET, 1);
+        for (name, message) in [
+            ("prepare", prepare(0x1122_3344_5566_7788, false)),
+            ("prepare-drain", prepare(1, true)),
+            ("prepared", Control::Prepared { handoff }),
+            ("declined", Control::Declined { handoff, why: NotNow::Busy }),
+            ("caught-up", Control::CaughtUp { handoff }),
+            ("grant", Control::Grant { handoff, shards: granted.clone() }),
+            ("no-copy", Control::NoCopy { handoff }),
+            ("relay", Control::Relay { to, handoff, shards: granted }),
+            ("abort", Control::Abort { handoff }),
+        ] {
+            assert_eq!(Control::decode(&recorded(name)).as_ref(), Ok(&message), "{name}");
+            assert_eq!(message.encode(), recorded(name), "{name}");
+        }
+        let head = TransferHead::Handoff { handoff, shards: shards(SOURCE.node, 0) };
+        assert_eq!(control::decode(&recorded("transfer-head")).as_ref(), Ok(&head));
+        assert_eq!(control::encode(&head), recorded("transfer-head"));
+    }
+
+    fn host() -> Host {
+        let service = SharedService::new(BuiltIn::new(BuiltInConfig::default()));
+        Host::new(HostConfig::default(), service)
+    }
+
+    /// The recorded body, taken in as a copy.
+    fn copy(host: &Host) -> BTreeMap<ShardId, Incoming> {
+        let mut copy: BTreeMap<ShardId, Incoming> =
+            [3, 4].map(ShardId).map(|shard| (shard, host.incoming(shard))).into();
+        let mut parser = Parser::default();
+        parser.push(&Bytes::from(recorded("transfer-body")));
+        while let Some((shard, record)) = parser.next().unwrap() {
+            copy.get_mut(&shard).unwrap().add(&record).unwrap();
+        }
+        assert!(parser.complete, "the trailer agrees");
+        copy
+    }
+
+    #[tokio::test]
+    async fn its_state_is_taken_in_and_what_is_sent_to_it_is_as_it_was() {
+        let host = host();
+        for (shard, incoming) in copy(&host) {
+            incoming.activate(Epoch { counter: 20, node: TARGET });
+            assert!(host.shard_stats(shard).is_some());
+        }
+        let alice = SessionKey::new(&b"alice"[..]).unwrap();
+        let session = host.session(ShardId(3), alice).unwrap();
+        let read = session.turn(|s| Ok((s.bytes()?, s.counter("visits")?)), |_| ());
+        let (value, visits) = read.await.unwrap();
+        assert_eq!(value.as_deref(), Some(&b"a cart"[..]));
+        assert_eq!(visits, Some(3));
+        // A sealed shard is sent in records that it knows: the same but for the time that passed.
+        let records: Vec<Bytes> = host.export(ShardId(3)).unwrap().collect();
+        let mut parser = Parser::default();
+        parser.push(&Bytes::from(recorded("transfer-body")));
+        let then: Vec<Bytes> = std::iter::from_fn(|| parser.next().unwrap())
+            .filter_map(|(shard, record)| (shard == ShardId(3)).then_some(record))
+            .collect();
+        assert_eq!(records.len(), then.len());
+        assert_eq!(records[0], then[0]);
+        let differ = records[1].iter().zip(&then[1]).filter(|(now, then)| now != then).count();
+        assert!(records[1].len() == then[1].len() && differ <= 5, "the format changed");
     }
 }

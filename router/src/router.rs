@@ -454,7 +454,7 @@ impl Driver {
 
     fn on_mesh(&mut self, event: MeshEvent) -> bool {
         match event {
-            MeshEvent::Connected(peer) => {
+            MeshEvent::Connected { peer, protocol: _ } => {
                 self.ask(peer.node);
                 false
             }

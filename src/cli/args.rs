@@ -76,6 +76,11 @@ pub(super) struct NodeArgs {
     #[arg(long, value_name = "B", env = "STEAD_MEMORY_MAX", hide_env_values = true)]
     memory_max: Option<Size>,
 
+    /// Most bytes of state per second sent to other nodes for balance; 0 is no limit
+    /// [default: 64MiB]
+    #[arg(long, value_name = "B", env = "STEAD_HANDOFF_RATE", hide_env_values = true)]
+    handoff_rate: Option<Size>,
+
     /// How long a drain may take [default: 25s]
     #[arg(long, value_name = "D", env = "STEAD_DRAIN_TIMEOUT", hide_env_values = true)]
     drain_timeout: Option<Span>,
@@ -242,7 +247,7 @@ impl NodeArgs {
         let args = self;
         overlay!(args => options:
             gossip http admin cluster zone weight shards balance session_ttl memory_max
-            drain_timeout found insecure_gossip form_alone_after log log_format;
+            handoff_rate drain_timeout found insecure_gossip form_alone_after log log_format;
             optional: name advertise data_dir cluster_key_file admin_token_file threads);
         if let Some(seeds) = args.join {
             options.join = seeds_of(seeds);

@@ -10,7 +10,7 @@ use stead_shared::view::View;
 use tokio::sync::watch;
 
 use crate::host::Host;
-use crate::store::shard::Gate;
+use crate::logic::gate::Gate;
 
 /// What all forwards of a process share.
 pub(crate) struct Forwarding {

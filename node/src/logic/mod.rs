@@ -1,7 +1,10 @@
 //! Decisions about shards: pure state machines; the driver feeds them and does what they say.
 
+pub mod copying;
 pub mod forming;
+pub mod gate;
 pub mod genesis;
 pub mod incoming;
 pub mod outgoing;
 pub mod ownership;
+pub mod pace;

@@ -1,12 +1,25 @@
 //! The source's side of a handoff.
 //!
 //! ```text
-//!            Prepare            Prepared           sealed, sent        CaughtUp
-//! (start) ─────────▶ Preparing ─────────▶ Sealing ─────────▶ Sending ─────────▶ Granted ─▶ (done)
-//!                        │ declined, late     │ late, target gone │                 │
-//!                        ▼                    ▼                   ▼                 ▼ target gone
-//!                    (nothing)            (grant to oneself: serve at counter + 1)  (take back)
+//!          Prepare           Prepared          little is left       quiet          CaughtUp
+//! (start) ────────▶ Preparing ──────▶ Copying ──────────────▶ Sealing ────▶ Sending ──────▶ Granted ─▶ (done)
+//!                       │ declined,      │ too hot, broken,       │ late, broken, │             │
+//!                       ▼ late           ▼ not wanted any more    ▼ target gone   ▼             ▼ target gone,
+//!                   (nothing)        (nothing)         (grant to oneself:                     no copy
+//!                                                       serve at counter + 1)              (take back)
 //! ```
+//!
+//! | phase | gate | writes | ends by |
+//! |---|---|---|---|
+//! | `Preparing` | open | go on | the target's answer, or 2 s |
+//! | `Copying` | open | go on, tracked, throttled at last | [`Copying`]'s verdict |
+//! | `Sealing` | closed | turns that run finish | they have; 2 s after the seal |
+//! | `Sending` | closed | none | the target has all of it; 2 s after the seal |
+//! | `Granted` | closed | none | a claim at least as new as the grant |
+//!
+//! State is copied while the shard serves; only what changed since is sent behind the closed gate.
+//! A target that speaks the protocol before that one gets everything behind it: `Prepared` leads
+//! to `Sealing` at once.
 //!
 //! Before the grant is recorded the source may abort at every step and serves on; a seal is a
 //! promise, so after one it serves in a new epoch (R3, R4). After the grant only the target may
@@ -19,6 +32,8 @@ use stead_shared::control::{HandoffId, ShardEpoch};
 use stead_shared::id::{NodeBoot, ShardId};
 use stead_shared::time::Time;
 
+use super::copying::Copying;
+
 /// How long a target may take to answer `Prepare`.
 pub const PREPARE_MAX: Duration = Duration::from_secs(2);
 /// How long shards may be sealed before the source takes them back (R4).
@@ -28,20 +43,31 @@ pub const GRANT_EVERY: Duration = Duration::from_millis(100);
 /// After which time a grant is also relayed.
 pub const RELAY_AFTER: Duration = Duration::from_millis(500);
 
+/// Why shards move (R10). Takeover and genesis are not handoffs: nobody hands off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// The source leaves: never frozen, to any ready node, no budget.
+    Drain,
+    /// Placement wants them elsewhere: only while the cluster is calm, within the budget.
+    Balance,
+}
+
 /// Where a handoff stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Asked the target.
     Preparing {
         /// Give up then; nothing has happened yet.
         until: Time,
     },
+    /// State is on its way, and the shards serve on.
+    Copying(Copying),
     /// Gates are closed, running turns finish.
     Sealing {
         /// Abort then.
         until: Time,
     },
-    /// State is on its way.
+    /// The last changes are on their way.
     Sending {
         /// Abort then.
         until: Time,
@@ -55,17 +81,34 @@ pub enum Phase {
     },
 }
 
+/// When each step of a handoff began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Steps {
+    /// The target was asked.
+    pub asked: Time,
+    /// The copy began.
+    pub copied: Option<Time>,
+    /// The gates were closed.
+    pub sealed: Option<Time>,
+    /// The target was granted the shards.
+    pub granted: Option<Time>,
+}
+
 /// One handoff, seen from its source.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Outgoing {
     /// Its number.
     pub id: HandoffId,
     /// The target.
     pub to: NodeBoot,
+    /// Why.
+    pub class: Class,
     /// The shards, at the epochs in which this node served them.
     pub shards: Vec<ShardEpoch>,
     /// Where it stands.
     pub phase: Phase,
+    /// How it came there.
+    pub steps: Steps,
 }
 
 impl Outgoing {
@@ -87,7 +130,29 @@ impl Outgoing {
     pub fn is_sealed(&self) -> bool {
         match self.phase {
             Phase::Sealing { .. } | Phase::Sending { .. } => true,
-            Phase::Preparing { .. } | Phase::Granted { .. } => false,
+            Phase::Preparing { .. } | Phase::Copying(_) | Phase::Granted { .. } => false,
+        }
+    }
+
+    /// Whether it is under way and can be called off without anybody noticing.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        match self.phase {
+            Phase::Preparing { .. } | Phase::Copying(_) => true,
+            Phase::Sealing { .. } | Phase::Sending { .. } | Phase::Granted { .. } => false,
+        }
+    }
+
+    /// Whether it takes one of the streams that a node may have. Once granted it waits for a
+    /// claim and sends nothing more.
+    #[must_use]
+    pub fn holds_stream(&self) -> bool {
+        match self.phase {
+            Phase::Preparing { .. }
+            | Phase::Copying(_)
+            | Phase::Sealing { .. }
+            | Phase::Sending { .. } => true,
+            Phase::Granted { .. } => false,
         }
     }
 
@@ -98,6 +163,7 @@ impl Outgoing {
             Phase::Preparing { until } | Phase::Sealing { until } | Phase::Sending { until } => {
                 until <= now
             }
+            Phase::Copying(copying) => copying.is_silent(now),
             Phase::Granted { .. } => false,
         }
     }

@@ -26,8 +26,9 @@ use stead_shared::time::Time;
 use super::data::{Data, Stored};
 use super::record::Record;
 use super::sessions::Sessions;
-use super::shard::{Gate, Shard};
+use super::shard::Shard;
 use super::tracking::{Lag, Tracking};
+use crate::logic::gate::Gate;
 
 /// Most records of one step: at some 50 ns each under the lock.
 const STEP_RECORDS_MAX: usize = 256;
@@ -105,6 +106,11 @@ impl ShardCopy {
                 return bytes;
             }
         }
+    }
+
+    /// Whether the shard was dropped. What was copied of it is of no use any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.shard.gate() == Gate::Gone
     }
 
     /// How far it is behind. Sizes are estimates.

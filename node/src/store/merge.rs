@@ -5,7 +5,8 @@ use stead_shared::refusal::Refusal;
 
 use super::data::Stored;
 use super::record::RecordError;
-use super::shard::{Gate, Inner, Shard};
+use super::shard::{Inner, Shard};
+use crate::logic::gate::Gate;
 
 /// What became of a session that was offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

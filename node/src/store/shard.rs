@@ -30,47 +30,9 @@ use super::data::{Data, Stored};
 use super::draft::{Access, Changes, Draft};
 use super::sessions::Sessions;
 use super::turns::{Admission, Asker, Attachment, Begun, Permit, Waited};
+use crate::logic::gate::Gate;
+use crate::logic::ownership::Rules;
 use crate::session::{Session, StateError, Why};
-
-/// Whether a shard's requests are served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
-    /// Served, in this epoch.
-    Serving(Epoch),
-    /// Closed for a move. It was served in this epoch.
-    Sealed(Epoch),
-    /// Not here any more.
-    Gone,
-}
-
-impl Gate {
-    /// The epoch in which new requests are served.
-    pub(super) fn open(self) -> Result<Epoch, Refusal> {
-        match self {
-            Self::Serving(epoch) => Ok(epoch),
-            Self::Sealed(_) => Err(Refusal::Moving),
-            Self::Gone => Err(Refusal::NotOwner { claim: None }),
-        }
-    }
-
-    /// Whether a request that names this epoch can be served. An older one can: only the owner
-    /// serves, and it answers with its own.
-    fn open_for(self, named: Option<Epoch>) -> Result<(), Refusal> {
-        let served = self.open()?;
-        match named {
-            Some(named) if served < named => Err(Refusal::NotOwner { claim: None }),
-            Some(_) | None => Ok(()),
-        }
-    }
-
-    /// The epoch in which turns that run may commit.
-    pub(super) fn epoch(self) -> Option<Epoch> {
-        match self {
-            Self::Serving(epoch) | Self::Sealed(epoch) => Some(epoch),
-            Self::Gone => None,
-        }
-    }
-}
 
 pub(crate) struct Shard {
     id: ShardId,
@@ -219,7 +181,7 @@ impl Shard {
     /// Refuses a request that nothing here can serve. A newer epoch than the one served here
     /// means that somebody else owns the shard.
     pub(crate) fn check_epoch(&self, named: Option<Epoch>) -> Result<(), Refusal> {
-        self.lock().gate.open_for(named)
+        self.lock().gate.open_for(named, &Rules::ALL)
     }
 
     /// How full the mailbox is: 0 empty, 255 full.
@@ -255,7 +217,7 @@ impl Shard {
         asker: Asker,
     ) -> Result<Admission, Refusal> {
         let mut inner = self.lock();
-        inner.gate.open_for(asker.epoch())?;
+        inner.gate.open_for(asker.epoch(), &Rules::ALL)?;
         if access == Access::Change {
             let active = inner.active.entry(key.clone()).or_default();
             if active.has_turn {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use stead_node::logic::copying::Progress;
 use stead_node::logic::forming::FormingConfig;
 use stead_node::logic::ownership::{Action, Event, Ownership, OwnershipConfig, Rules};
 use stead_shared::control::{HandoffId, ShardEpoch};
@@ -76,6 +77,8 @@ struct Process {
     /// Highest epoch this boot ever sealed or granted away, by shard.
     promised: BTreeMap<ShardId, Epoch>,
     copies: BTreeMap<HandoffId, BTreeMap<ShardId, Vec<u64>>>,
+    /// Handoffs whose state is being sent, and where to.
+    sending: BTreeMap<HandoffId, (NodeBoot, Vec<ShardEpoch>)>,
     tick_at: Time,
     drained: bool,
     seen: u64,
@@ -179,6 +182,7 @@ impl Cluster {
             gates: BTreeMap::new(),
             promised: BTreeMap::new(),
             copies: BTreeMap::new(),
+            sending: BTreeMap::new(),
             tick_at: Time::ZERO,
             drained: false,
             seen: 0,
@@ -290,7 +294,9 @@ impl Cluster {
             .collect();
         self.handle(node, event);
         for peer in peers {
-            self.deliver(node, ms(1), Event::Connected(peer));
+            // Every third pair of nodes speaks the version before: sealed first, then sent.
+            let protocol = if (peer.node.0 + node as u64).is_multiple_of(3) { 1 } else { 2 };
+            self.deliver(node, ms(1), Event::Connected { peer, protocol });
         }
     }
 
@@ -373,6 +379,28 @@ impl Cluster {
                     .map(|(&shard, gate)| (shard, gate.state.clone()))
                     .collect();
                 self.open(node, &shards, &states);
+            }
+            Action::Copy { handoff, to, shards, budgeted: _ } => {
+                process.sending.insert(handoff, (to, shards));
+                let walking = Progress { walking: true, lag: 0, left: 9, rate: 1, overflow: false };
+                let done = Progress { walking: false, left: 0, ..walking };
+                let delay = Duration::from_micros(self.rng.random_range(200..20_000));
+                let copied = |progress| Event::Copied { handoff, progress };
+                self.deliver(node, delay / 2, copied(walking));
+                if self.rng.random_bool(self.faults.lose) {
+                    self.deliver(node, delay, Event::SendFailed(handoff));
+                } else {
+                    self.deliver(node, delay, copied(done));
+                }
+            }
+            Action::StopCopy { handoff } => {
+                process.sending.remove(&handoff);
+            }
+            Action::Throttle { .. } => {}
+            Action::SendLast { handoff } => {
+                if let Some((to, shards)) = process.sending.remove(&handoff) {
+                    self.act(node, Action::SendState { handoff, to, shards });
+                }
             }
             Action::SendState { handoff, to, shards } => {
                 let states: BTreeMap<ShardId, Vec<u64>> = shards

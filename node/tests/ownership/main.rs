@@ -184,10 +184,11 @@ fn a_late_answer_to_a_repeated_prepare_does_not_undo_the_grant() {
 #[test]
 fn each_rule_that_is_off_is_found_out() {
     type Switch = fn(&mut Rules);
-    let switches: [(&str, Violation, Scenario, Switch); 4] = [
+    let switches: [(&str, Violation, Scenario, Switch); 5] = [
         ("R0 genesis", Violation::TwoOwners, crash_and_return, |r| r.genesis_asks = false),
         ("R0 forming", Violation::TwoOwners, start_together, |r| r.forming_agrees = false),
-        ("R1", Violation::EpochNotRaised, crash_and_return, |r| r.abort_raises_epoch = false),
+        ("R2", Violation::LostChange, forming_join_and_drain, |r| r.gate_closes_first = false),
+        ("R3", Violation::EpochNotRaised, crash_and_return, |r| r.seal_is_promise = false),
         ("R4", Violation::TwoOwners, join_with_claims_held_back, |r| r.grant_is_final = false),
     ];
     for (name, violation, scenario, switch) in switches {

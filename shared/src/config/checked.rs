@@ -1,6 +1,7 @@
 //! What the rest of the program takes: no value in here can be out of range.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -104,6 +105,8 @@ pub struct NodeConfig {
     pub session_ttl: Duration,
     /// Most bytes of all sessions.
     pub memory_max: u64,
+    /// Most bytes of state per second that are sent for balance; none is no limit.
+    pub handoff_rate: Option<NonZeroU64>,
     /// Bound of a drain.
     pub drain_timeout: Duration,
     /// Where to keep what must survive a restart.
@@ -175,6 +178,10 @@ impl TryFrom<&NodeOptions> for NodeConfig {
             "100ms to 1h",
         )?;
         check_range("weight", options.weight, 0..=WEIGHT_MAX, "0 to 100")?;
+        let rate = options.handoff_rate.0;
+        if rate > 0 {
+            check_range("handoff-rate", rate, 64 << 10..=u64::MAX, "0 or at least 64KiB")?;
+        }
         check_range("memory-max", options.memory_max.0, 4 << 10..=u64::MAX, "at least 4KiB")?;
         if let Some(limit) = options.form_alone_after.limit() {
             let range = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
@@ -191,6 +198,7 @@ impl TryFrom<&NodeOptions> for NodeConfig {
             key: check_keys(&options.key)?,
             session_ttl: options.session_ttl.0,
             memory_max: options.memory_max.0,
+            handoff_rate: NonZeroU64::new(rate),
             drain_timeout: options.drain_timeout.0,
             data_dir: options.data_dir.clone(),
             form_alone_after: options.form_alone_after.limit(),
@@ -494,6 +502,7 @@ mod tests {
         refused("balance", |o| o.balance = f64::NAN);
         refused("session-ttl", |o| o.session_ttl = Span::secs(0));
         refused("drain-timeout", |o| o.drain_timeout = Span::secs(7200));
+        refused("handoff-rate", |o| o.handoff_rate = Size(1));
         refused("memory-max", |o| o.memory_max = Size(1));
         refused("threads", |o| o.threads = Some(0));
         refused("form-alone-after", |o| o.form_alone_after = Patience::After(Span::secs(0)));

@@ -81,6 +81,12 @@ pub struct NodeOptions {
     #[serde(alias = "memory_max")]
     pub memory_max: Size,
 
+    /// Most bytes of state per second that this node sends to others for balance, on all streams
+    /// together. Default 64MiB; 0 is no limit, else at least 64KiB. Lower leaves more of the
+    /// network to requests and makes joins and returns longer; drains are never slowed down.
+    #[serde(alias = "handoff_rate")]
+    pub handoff_rate: Size,
+
     /// How long a drain may take before the process ends all the same. Default 25s, range 100ms to
     /// 1h. Keep it below the grace period of whoever stops the process (Kubernetes: 30 s); too
     /// short loses the sessions that did not move in time.
@@ -152,6 +158,7 @@ impl Default for NodeOptions {
             key: vec!["path:2".into()],
             session_ttl: Span::secs(24 * 3600),
             memory_max: Size::mib(1024),
+            handoff_rate: Size::mib(64),
             drain_timeout: Span::secs(25),
             data_dir: None,
             cluster_key_file: None,

@@ -37,7 +37,12 @@ const REDIAL_MAX: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MeshEvent {
     /// A link to this member is open.
-    Connected(NodeBoot),
+    Connected {
+        /// Who.
+        peer: NodeBoot,
+        /// The version of the protocol that both speak.
+        protocol: u8,
+    },
     /// No link to this member is open any more.
     Disconnected(NodeId),
     /// A member says something.
@@ -95,7 +100,8 @@ impl LinkHandler for Handler {
     }
 
     fn connected(&self, link: Link) {
-        self.tell(MeshEvent::Connected(link.peer().node_boot()));
+        let (peer, protocol) = (link.peer().node_boot(), link.peer().protocol);
+        self.tell(MeshEvent::Connected { peer, protocol });
     }
 
     fn closed(&self, peer: PeerInfo, _reason: CloseReason) {

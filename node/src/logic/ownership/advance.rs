@@ -89,7 +89,7 @@ impl Ownership {
         self.finish_granted(out);
         let numbers: Vec<u64> = self.outgoing.keys().copied().collect();
         for number in numbers {
-            let Some((handoff, _)) = self.outgoing.get(&number) else { continue };
+            let Some(handoff) = self.outgoing.get(&number) else { continue };
             let gone = !self.members.is_live(handoff.to);
             let holder = self.is_holder(handoff.to);
             match handoff.phase {
@@ -98,12 +98,15 @@ impl Ownership {
                     self.resend_grant(number, since, resend_at, out);
                 }
                 outgoing::Phase::Preparing { .. }
+                | outgoing::Phase::Copying(_)
                 | outgoing::Phase::Sealing { .. }
                 | outgoing::Phase::Sending { .. } => {
                     if gone {
-                        self.abort(number, "the target is gone", out);
+                        self.abort(number, Abort::TargetGone, out);
                     } else if handoff.is_late(self.now) {
-                        self.abort(number, "it took too long", out);
+                        self.abort(number, Abort::TooLate, out);
+                    } else if handoff.is_open() && !self.is_wanted(handoff) {
+                        self.abort(number, Abort::NotWanted, out);
                     }
                 }
             }
@@ -119,14 +122,14 @@ impl Ownership {
     ) {
         let now = self.now;
         if !self.config.rules.grant_is_final && now.since(since) >= RELAY_AFTER {
-            let Some((handoff, _)) = self.outgoing.remove(&number) else { return };
+            let Some(handoff) = self.outgoing.remove(&number) else { return };
             self.reopen(&handoff, 1, out);
             return;
         }
         if resend_at > now || !self.config.rules.grant_is_resent {
             return;
         }
-        let Some((handoff, _)) = self.outgoing.get_mut(&number) else { return };
+        let Some(handoff) = self.outgoing.get_mut(&number) else { return };
         handoff.phase = outgoing::Phase::Granted { since, resend_at: now + GRANT_EVERY };
         let (id, to, shards) = (handoff.id, handoff.to.node, handoff.granted());
         if now.since(since) >= RELAY_AFTER {
@@ -143,8 +146,8 @@ impl Ownership {
         let now = self.now;
         let members = Arc::clone(&self.members);
         self.incoming.retain(|&handoff, incoming| {
-            let receiving = incoming.phase == incoming::Phase::Receiving;
-            if receiving && now.since(incoming.since) >= RECEIVE_MAX {
+            let waits = incoming.phase == incoming::Phase::Receiving { begun: false };
+            if waits && now.since(incoming.since) >= BEGIN_MAX {
                 out.push(Action::DropCopy { handoff });
                 return false;
             }

@@ -3,9 +3,13 @@
 use super::*;
 
 impl Ownership {
-    pub(super) fn on_connected(&mut self, peer: NodeBoot, out: &mut Vec<Action>) {
-        self.connected.insert(peer.node, peer);
+    pub(super) fn on_connected(&mut self, peer: NodeBoot, protocol: u8, out: &mut Vec<Action>) {
+        self.connected.insert(peer.node, (peer, protocol));
         out.push(Action::SendClaims { to: peer.node, update: self.log.full() });
+    }
+
+    pub(super) fn is_connected(&self, peer: NodeBoot) -> bool {
+        self.connected.get(&peer.node).is_some_and(|(known, _)| *known == peer)
     }
 
     pub(super) fn on_claims(&mut self, update: &ClaimsUpdate, out: &mut Vec<Action>) {
@@ -63,10 +67,11 @@ impl Ownership {
             self.log.release(shard);
         }
         if !yields.is_empty() {
-            for (handoff, _) in self.outgoing.values_mut() {
+            for handoff in self.outgoing.values_mut() {
                 handoff.shards.retain(|at| !yields.contains(&at.shard));
             }
         }
+        self.drop_outdated_copies(shards, out);
         if !dropped.is_empty() {
             out.push(Action::DropState { shards: dropped });
             self.finish_granted(out);
@@ -80,7 +85,7 @@ impl Ownership {
     pub(super) fn finish_granted(&mut self, out: &mut Vec<Action>) {
         let now = self.now;
         let slots = &self.slots;
-        self.outgoing.retain(|_, (handoff, sealed)| {
+        self.outgoing.retain(|_, handoff| {
             let granted = matches!(handoff.phase, outgoing::Phase::Granted { .. });
             let open = handoff.ids().any(|shard| match slots.get(&shard) {
                 Some(Slot::Granted { to, .. }) => *to == handoff.to,
@@ -88,12 +93,33 @@ impl Ownership {
             });
             if granted && !open {
                 out.push(Action::Note(Note::HandedOff {
+                    handoff: handoff.id,
                     to: handoff.to,
                     n_shards: handoff.shards.len(),
-                    sealed_for: now.since(sealed.0),
+                    class: handoff.class,
+                    took: took(&handoff.steps, now),
                 }));
             }
             !granted || open
+        });
+    }
+
+    /// Forgets copies of shards that their source serves in a newer epoch than the copy's: it took
+    /// them back, and its word of that was lost.
+    fn drop_outdated_copies(&mut self, changed: &[ShardId], out: &mut Vec<Action>) {
+        let book = &self.book;
+        let is_outdated = |incoming: &Incoming| {
+            incoming.shards.iter().filter(|at| changed.binary_search(&at.shard).is_ok()).any(|at| {
+                book.get(at.shard)
+                    .is_some_and(|(epoch, owner)| owner == incoming.id.source && at.epoch < epoch)
+            })
+        };
+        self.incoming.retain(|&handoff, incoming| {
+            let outdated = is_outdated(incoming);
+            if outdated {
+                out.push(Action::DropCopy { handoff });
+            }
+            !outdated
         });
     }
 
@@ -110,5 +136,17 @@ impl Ownership {
             out.push(Action::PushClaims(update));
             out.push(Action::Publish);
         }
+    }
+}
+
+fn took(steps: &Steps, now: Time) -> Took {
+    let sealed = steps.sealed.unwrap_or(now);
+    let copied = steps.copied.unwrap_or(sealed);
+    let granted = steps.granted.unwrap_or(now);
+    Took {
+        preparing: copied.since(steps.asked),
+        copying: sealed.since(copied),
+        sealed: granted.since(sealed),
+        granting: now.since(granted),
     }
 }

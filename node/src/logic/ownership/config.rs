@@ -3,20 +3,30 @@
 use super::*;
 
 /// Rules that a test can switch off, to see that it notices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rules {
     /// R0: ask all members before claiming what seems unclaimed.
     pub genesis_asks: bool,
     /// R0: joining nodes form by one proposal that all of them accept.
     pub forming_agrees: bool,
-    /// R1: an aborted seal serves on in a new epoch.
-    pub abort_raises_epoch: bool,
+    /// R1: who claims what nobody holds does so above every epoch that anybody remembers.
+    pub claims_raise_epoch: bool,
+    /// R2: the gate closes before the last changes are sent.
+    pub gate_closes_first: bool,
+    /// R3: a seal is a promise: an aborted one serves on in a new epoch.
+    pub seal_is_promise: bool,
     /// R4: a recorded grant is never aborted.
     pub grant_is_final: bool,
     /// R4: a grant is sent again until the claim is seen.
     pub grant_is_resent: bool,
     /// R8: late and repeated messages are harmless.
     pub stale_is_ignored: bool,
+    /// R9: a request that names a newer epoch than the one served is not served.
+    pub newest_serves: bool,
+    /// R10: shards move for balance only while the cluster is calm.
+    pub balance_waits: bool,
+    /// R11: who has heard nobody lately lets no answer out.
+    pub heard_lately: bool,
 }
 
 impl Rules {
@@ -24,10 +34,15 @@ impl Rules {
     pub const ALL: Self = Self {
         genesis_asks: true,
         forming_agrees: true,
-        abort_raises_epoch: true,
+        claims_raise_epoch: true,
+        gate_closes_first: true,
+        seal_is_promise: true,
         grant_is_final: true,
         grant_is_resent: true,
         stale_is_ignored: true,
+        newest_serves: true,
+        balance_waits: true,
+        heard_lately: true,
     };
 }
 
@@ -44,15 +59,17 @@ pub struct OwnershipConfig {
     pub join_max: Duration,
     /// How long members must not have changed before shards move for balance (R10).
     pub balance_quiet: Duration,
+    /// How long a shard that moved for balance stays where it is (R10).
+    pub balance_stay: Duration,
     /// How long a silent owner's shards wait before they are claimed empty.
     pub orphan_grace: Duration,
     /// Most shards in one handoff.
     pub batch_shards_max: usize,
     /// Most bytes of state in one handoff; a larger shard goes alone.
     pub batch_bytes_max: u64,
-    /// Most handoffs at a time, out.
+    /// Most handoffs that send state at a time.
     pub outgoing_max: usize,
-    /// Most handoffs at a time, in.
+    /// Most handoffs that receive state at a time.
     pub incoming_max: usize,
     /// Switches for tests.
     pub rules: Rules,
@@ -68,11 +85,12 @@ impl OwnershipConfig {
             forming,
             join_max: Duration::from_secs(30),
             balance_quiet: Duration::from_secs(1),
+            balance_stay: Duration::from_secs(10),
             orphan_grace: Duration::from_secs(10),
             batch_shards_max: 256,
             batch_bytes_max: 4 << 20,
             outgoing_max: 4,
-            incoming_max: 16,
+            incoming_max: 4,
             rules: Rules::ALL,
         }
     }

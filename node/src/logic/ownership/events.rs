@@ -24,7 +24,12 @@ pub enum Event {
         confirmed: bool,
     },
     /// A link to this member is open.
-    Connected(NodeBoot),
+    Connected {
+        /// Who.
+        peer: NodeBoot,
+        /// The version of the link's protocol that both speak.
+        protocol: u8,
+    },
     /// No link to this member is open any more.
     Disconnected(NodeId),
     /// A claim log, or a part of one, came in.
@@ -38,10 +43,19 @@ pub enum Event {
         /// What.
         message: Control,
     },
+    /// How far the copy that [`Action::Copy`] began is.
+    Copied {
+        /// The move.
+        handoff: HandoffId,
+        /// How far.
+        progress: Progress,
+    },
     /// The gates that [`Action::Seal`] closed are quiet: no turn runs behind them.
     Sealed(HandoffId),
     /// State could not be sent.
     SendFailed(HandoffId),
+    /// The stream of an incoming handoff has begun.
+    Receiving(HandoffId),
     /// All state of an incoming handoff is here and its checksums agree.
     Received(HandoffId),
     /// The stream of an incoming handoff broke.
@@ -85,6 +99,35 @@ pub enum Action {
         /// Whether a dead owner's sessions are gone with this.
         lost: bool,
     },
+    /// Send the state of shards that are served to the target, and what changes meanwhile, until
+    /// [`Action::SendLast`] or [`Action::StopCopy`]; tell [`Event::Copied`] how far that is.
+    Copy {
+        /// The move.
+        handoff: HandoffId,
+        /// The target.
+        to: NodeBoot,
+        /// The shards, at the epochs they are served in.
+        shards: Vec<ShardEpoch>,
+        /// Whether the copy keeps to the budget for balance.
+        budgeted: bool,
+    },
+    /// Let changes of shards that are copied through at no more than this rate.
+    Throttle {
+        /// The shards.
+        shards: Vec<ShardId>,
+        /// All of them together; none lifts the limit.
+        bytes_per_second: Option<u64>,
+    },
+    /// The gates are quiet: send what has changed since, and then that this is all.
+    SendLast {
+        /// The move.
+        handoff: HandoffId,
+    },
+    /// Break a copy off.
+    StopCopy {
+        /// The move.
+        handoff: HandoffId,
+    },
     /// Close gates now, tell [`Event::Sealed`] when running turns have ended.
     Seal {
         /// The move.
@@ -97,7 +140,7 @@ pub enum Action {
         /// The shards and the new epochs.
         shards: Vec<ShardEpoch>,
     },
-    /// Stream sealed state to the target.
+    /// Send the whole state of sealed shards to a target that takes no copies while they serve.
     SendState {
         /// The move.
         handoff: HandoffId,
@@ -152,27 +195,95 @@ pub enum Note {
     Joined,
     /// A handoff ended with the target's claim.
     HandedOff {
-        /// The target.
-        to: NodeBoot,
-        /// Number of shards.
-        n_shards: usize,
-        /// Since `Prepare`... the seal.
-        sealed_for: Duration,
-    },
-    /// A handoff was aborted.
-    Aborted {
+        /// Which one.
+        handoff: HandoffId,
         /// The target.
         to: NodeBoot,
         /// Number of shards.
         n_shards: usize,
         /// Why.
-        why: &'static str,
+        class: Class,
+        /// How long each step took.
+        took: Took,
+    },
+    /// A handoff was aborted.
+    Aborted {
+        /// Which one.
+        handoff: HandoffId,
+        /// The target.
+        to: NodeBoot,
+        /// Number of shards.
+        n_shards: usize,
+        /// Why.
+        why: Abort,
     },
     /// Shards of dead owners were claimed.
     TookOver {
         /// Number of shards.
         n_shards: usize,
     },
+}
+
+/// How long each step of a handoff took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Took {
+    /// From the question to the target until its answer.
+    pub preparing: Duration,
+    /// From there to the seal; nothing where the state was sent behind a closed gate.
+    pub copying: Duration,
+    /// From the seal to the grant: with `granting` the time in which nobody served.
+    pub sealed: Duration,
+    /// From the grant until the target's claim was seen.
+    pub granting: Duration,
+}
+
+/// Why a handoff was called off. Nothing is lost by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Abort {
+    /// The target said no.
+    Declined,
+    /// The target is dead, or leaves.
+    TargetGone,
+    /// Placement wants the shards elsewhere by now.
+    NotWanted,
+    /// A step took longer than it may.
+    TooLate,
+    /// The state could not be sent.
+    Broken,
+    /// Changes came faster than they could be sent.
+    TooHot,
+    /// After the grant, the target had no copy to serve, or was gone.
+    NoCopy,
+}
+
+impl Abort {
+    /// A word for metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Declined => "declined",
+            Self::TargetGone => "target-gone",
+            Self::NotWanted => "not-wanted",
+            Self::TooLate => "too-late",
+            Self::Broken => "broken",
+            Self::TooHot => "too-hot",
+            Self::NoCopy => "no-copy",
+        }
+    }
+}
+
+impl std::fmt::Display for Abort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Declined => "the target declined",
+            Self::TargetGone => "the target is gone",
+            Self::NotWanted => "the shards are not to move there any more",
+            Self::TooLate => "it took too long",
+            Self::Broken => "the state could not be sent",
+            Self::TooHot => "changes came faster than they could be sent",
+            Self::NoCopy => "the target had no copy after the grant",
+        })
+    }
 }
 
 /// Why the process should stop.

@@ -32,10 +32,17 @@ impl Ownership {
     }
 
     pub(super) fn on_died(&mut self, who: NodeBoot, confirmed: bool) {
+        if !self.deaths.contains_key(&who) && self.is_node(who.node) {
+            self.note_death();
+        }
         let since = self.suspects.get(&who.node).copied().unwrap_or(self.now);
         let death = self.deaths.entry(who).or_insert(Death { since, confirmed });
         death.confirmed |= confirmed;
         self.recheck = true;
+    }
+
+    fn is_node(&self, node: NodeId) -> bool {
+        self.members.find(node).is_some_and(|member| member.role == Role::Node)
     }
 
     /// Whether an owner's claim still counts: it is alive, or silent for less than the grace.

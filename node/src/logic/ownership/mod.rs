@@ -14,10 +14,15 @@
 //! The claim at `e` stays in the log until the target's is seen, so that nobody takes the shard
 //! for unclaimed in between; the epoch in the request decides who is asked (R9).
 //!
+//! A shard that is copied to its next owner still is `Serving`; the two machines of a handoff have
+//! pages of their own: [`super::outgoing`] and [`super::incoming`].
+//!
 //! # Crash story
 //!
 //! A source that dies before its grant takes its sessions along; the target drops its copy, or
-//! uses it when it is the one to claim the shards. One that dies after the grant is not needed any
+//! uses it, if it is whole, when it is the one to claim the shards. A copy whose source served on
+//! after all is dropped as soon as the source's newer claim is seen. A source that dies after the
+//! grant is not needed any
 //! more. A target that dies before the grant costs an abort; after it, the source still has the
 //! state and takes the shards back two epochs on. A node that was taken for dead and is not closes
 //! its gates when it sees a higher claim, and offers its sessions to the claimant.
@@ -37,10 +42,13 @@ use stead_shared::member::{MemberState, Members, Role};
 use stead_shared::placement::Targets;
 use stead_shared::time::Time;
 
+use super::copying::{Copying, Progress, Verdict};
 use super::forming::{Forming, FormingConfig, Sight, Step};
 use super::genesis::{ASK_EVERY, ASK_FOR, Query};
-use super::incoming::{self, Incoming, KEEP_AFTER_DEATH, RECEIVE_MAX};
-use super::outgoing::{self, GRANT_EVERY, Outgoing, PREPARE_MAX, RELAY_AFTER, SEALED_MAX};
+use super::incoming::{self, BEGIN_MAX, Incoming, KEEP_AFTER_DEATH};
+use super::outgoing::{
+    self, Class, GRANT_EVERY, Outgoing, PREPARE_MAX, RELAY_AFTER, SEALED_MAX, Steps,
+};
 
 mod advance;
 mod checks;
@@ -55,7 +63,8 @@ mod sending;
 mod unclaimed;
 
 pub use config::{OwnershipConfig, Rules};
-pub use events::{Action, Event, GiveUp, Note};
+pub use events::{Abort, Action, Event, GiveUp, Note, Took};
+pub use moves::Pending;
 
 /// How balance moves wait right after the first node founded the cluster: there is nothing to
 /// disturb yet.
@@ -91,9 +100,8 @@ struct Death {
     confirmed: bool,
 }
 
-/// Where the sealed time of a handoff is counted from.
-#[derive(Clone, Copy, Debug)]
-struct SealedAt(Time);
+/// The first version of the link's protocol whose targets take a copy while its source serves.
+const COPIES_SINCE: u8 = 2;
 
 /// The machine. See the module's page.
 #[derive(Debug)]
@@ -111,15 +119,23 @@ pub struct Ownership {
     log: ClaimLog,
     book: Book,
     slots: BTreeMap<ShardId, Slot>,
-    outgoing: BTreeMap<u64, (Outgoing, SealedAt)>,
+    outgoing: BTreeMap<u64, Outgoing>,
     incoming: BTreeMap<HandoffId, Incoming>,
     query: Option<Query>,
     deaths: BTreeMap<NodeBoot, Death>,
     suspects: BTreeMap<NodeId, Time>,
-    connected: BTreeMap<NodeId, NodeBoot>,
+    /// With the version of the protocol that both speak.
+    connected: BTreeMap<NodeId, (NodeBoot, u8)>,
     asked_claims: BTreeMap<NodeId, Time>,
     declined: BTreeMap<NodeId, Time>,
     sizes: BTreeMap<ShardId, u64>,
+    /// Until when shards are not moved for balance that came for it.
+    stays: BTreeMap<ShardId, Time>,
+    /// Until when shards are left alone that were too hot to move.
+    hot: BTreeMap<ShardId, Time>,
+    recent_deaths: Vec<Time>,
+    frozen_since: Option<Time>,
+    waiting: moves::Waiting,
     next_number: u64,
     next_token: Token,
     recheck: bool,
@@ -164,6 +180,11 @@ impl Ownership {
             asked_claims: BTreeMap::new(),
             declined: BTreeMap::new(),
             sizes: BTreeMap::new(),
+            stays: BTreeMap::new(),
+            hot: BTreeMap::new(),
+            recent_deaths: Vec::new(),
+            frozen_since: None,
+            waiting: moves::Waiting::default(),
             next_number: 1,
             next_token: 1,
             recheck: true,
@@ -230,7 +251,7 @@ impl Ownership {
     #[must_use]
     pub fn deadline(&self) -> Time {
         let busy = self.stage == Stage::Joining
-            || !self.outgoing.is_empty()
+            || self.outgoing.values().any(|handoff| handoff.is_sealed())
             || self.query.is_some()
             || (self.stage == Stage::Leaving && !self.drained);
         self.now + if busy { BUSY_TICK } else { TICK }
@@ -254,15 +275,17 @@ impl Ownership {
                 self.on_members(members, targets, digest);
             }
             Event::Died { who, confirmed } => self.on_died(who, confirmed),
-            Event::Connected(peer) => self.on_connected(peer, out),
+            Event::Connected { peer, protocol } => self.on_connected(peer, protocol, out),
             Event::Disconnected(node) => {
                 self.connected.remove(&node);
             }
             Event::Claims(update) => self.on_claims(&update, out),
             Event::ClaimsWanted(to) => out.push(Action::SendClaims { to, update: self.log.full() }),
             Event::Control { from, message } => self.on_control(from, message, out),
+            Event::Copied { handoff, progress } => self.on_copied(handoff, progress, out),
             Event::Sealed(id) => self.on_sealed(id, out),
-            Event::SendFailed(id) => self.abort_if_sealed(id, "the state could not be sent", out),
+            Event::SendFailed(id) => self.on_send_failed(id, out),
+            Event::Receiving(id) => self.on_receiving(id, out),
             Event::Received(id) => self.on_received(id, out),
             Event::ReceiveFailed(id) => self.on_receive_failed(id, out),
             Event::Sizes(sizes) => self.sizes = sizes,

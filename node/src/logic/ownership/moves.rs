@@ -1,22 +1,81 @@
 //! Starting handoffs (R10), and the end of a drain.
+//!
+//! Shards move for two reasons that are handoffs: their node *drains*, or *balance* wants them
+//! elsewhere. A drain is never held up. Balance waits until the cluster is calm: members unchanged
+//! for a while, the target ready and of the same view, no mass failure, and no shard that has only
+//! just moved.
 
 use super::*;
 
+/// Deaths within this time are one event.
+const MASS_WITHIN: Duration = Duration::from_secs(5);
+/// So many of them, if they are also [`MASS_PERCENT`] of the nodes, freeze balance.
+const MASS_MIN: usize = 3;
+/// Percent of the nodes.
+const MASS_PERCENT: usize = 30;
+/// How long members must not change before a freeze ends.
+const THAW_AFTER: Duration = Duration::from_secs(30);
+/// How long a shard that was too hot to move is left alone; then it goes by itself.
+const HOT_FOR: Duration = Duration::from_secs(5);
+
+/// What is yet to move from or to this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// Shards of dead owners, and unclaimed ones, that this node is about to claim.
+    pub takeover: usize,
+    /// Shards that are to be handed off because this node leaves.
+    pub drain: usize,
+    /// Shards that placement wants elsewhere.
+    pub balance: usize,
+    /// Shards whose handoff is under way and not yet sealed.
+    pub copying: usize,
+    /// Shards that are sealed, or granted and not yet claimed.
+    pub moving: usize,
+    /// Bytes of state in all of them that are handed off, as far as known.
+    pub bytes: u64,
+    /// A mass failure holds balance up.
+    pub frozen: bool,
+}
+
+/// Shards that are to be handed off and are not yet.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Waiting {
+    shards: usize,
+    bytes: u64,
+}
+
+impl Waiting {
+    fn add(&mut self, size: Option<&u64>) {
+        self.shards += 1;
+        self.bytes += size.copied().unwrap_or(0);
+    }
+
+    fn take(&mut self, size: Option<&u64>) {
+        self.shards -= 1;
+        self.bytes -= size.copied().unwrap_or(0);
+    }
+}
+
 impl Ownership {
     pub(super) fn start_handoffs(&mut self, out: &mut Vec<Action>) {
-        let leaving = self.stage == Stage::Leaving;
-        if !leaving && !self.may_balance() {
-            return;
-        }
+        let class = self.class();
+        let is_calm = class == Class::Drain || self.may_balance();
         let busy: BTreeSet<ShardId> =
-            self.outgoing.values().flat_map(|(handoff, _)| handoff.ids()).collect();
+            self.outgoing.values().flat_map(|handoff| handoff.ids()).collect();
         let mut wanted: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
         let me = self.config.me.node;
         let mut waits = false;
+        let mut waiting = Waiting::default();
         for at in self.serving().filter(|at| !busy.contains(&at.shard)) {
-            match self.target_of(at.shard) {
+            let elsewhere = self.targets.owner_of(at.shard).is_some_and(|node| node != me);
+            if !elsewhere {
+                continue;
+            }
+            waiting.add(self.sizes.get(&at.shard));
+            let may_move = is_calm && self.may_move(at.shard, class);
+            match self.target_of(at.shard).filter(|_| may_move) {
                 Some(to) => wanted.entry(to).or_default().push(at),
-                None => waits |= self.targets.owner_of(at.shard).is_some_and(|node| node != me),
+                None => waits |= is_calm,
             }
         }
         // A target that is not fit now, or said no, is looked at again.
@@ -25,14 +84,30 @@ impl Ownership {
         }
         for (to, shards) in wanted {
             let mut shards = &shards[..];
-            while !shards.is_empty() && self.outgoing.len() < self.config.outgoing_max {
+            while !shards.is_empty() && self.streams_out() < self.config.outgoing_max {
                 let n = self.batch_len(shards);
                 let (batch, rest) = shards.split_at(n);
-                self.prepare(to, batch.to_vec(), leaving, out);
+                for at in batch {
+                    waiting.take(self.sizes.get(&at.shard));
+                }
+                self.prepare(to, batch.to_vec(), class, out);
                 shards = rest;
             }
             self.recheck_by(self.now + BUSY_TICK);
         }
+        self.waiting = waiting;
+    }
+
+    /// Why this node hands shards off.
+    pub(super) fn class(&self) -> Class {
+        match self.stage {
+            Stage::Leaving => Class::Drain,
+            Stage::Joining | Stage::Ready => Class::Balance,
+        }
+    }
+
+    fn streams_out(&self) -> usize {
+        self.outgoing.values().filter(|handoff| handoff.holds_stream()).count()
     }
 
     /// Looks at everything again at `at`, or sooner.
@@ -42,13 +117,63 @@ impl Ownership {
 
     /// Whether members have been quiet long enough to move shards for balance.
     pub(super) fn may_balance(&mut self) -> bool {
+        if !self.config.rules.balance_waits {
+            return true;
+        }
         let founding = self.founded_at.is_some_and(|at| self.now.since(at) < FOUNDING_FOR);
         let quiet = if founding { FOUNDING_QUIET } else { self.config.balance_quiet };
-        let ready_at = self.digest_since + quiet;
+        let mut ready_at = self.digest_since + quiet;
+        if self.frozen_since.is_some() {
+            ready_at = ready_at.max(self.digest_since + THAW_AFTER);
+        }
         if ready_at > self.now {
             self.recheck_by(ready_at);
+            return false;
         }
-        ready_at <= self.now
+        self.frozen_since = None;
+        true
+    }
+
+    /// Takes a death into account that was not announced: many at once freeze balance.
+    pub(super) fn note_death(&mut self) {
+        let now = self.now;
+        self.recent_deaths.retain(|at| now.since(*at) < MASS_WITHIN);
+        self.recent_deaths.push(now);
+        let n_deaths = self.recent_deaths.len();
+        let alive = self.members.list.iter().filter(|m| m.is_live_node()).count();
+        let n_nodes = alive + n_deaths;
+        if MASS_MIN <= n_deaths && n_nodes * MASS_PERCENT < n_deaths * 100 {
+            self.frozen_since = Some(now);
+        }
+    }
+
+    /// Whether `shard` may be handed off now.
+    fn may_move(&self, shard: ShardId, class: Class) -> bool {
+        let is_hot = self.hot.get(&shard).is_some_and(|until| self.now < *until);
+        let stays = self.stays.get(&shard).is_some_and(|until| self.now < *until);
+        match class {
+            Class::Drain => true,
+            Class::Balance => !(is_hot || stays && self.config.rules.balance_waits),
+        }
+    }
+
+    /// A shard has come for balance: it stays for a while. Not in a cluster that is only just
+    /// being founded, as the boots of both nodes tell, which are times of their starts.
+    pub(super) fn settle_in(&mut self, shard: ShardId, source: NodeBoot) {
+        let apart = self.config.me.boot.0.abs_diff(source.boot.0);
+        if FOUNDING_FOR.as_micros() <= u128::from(apart) {
+            self.stays.insert(shard, self.now + self.config.balance_stay);
+        }
+        let now = self.now;
+        self.stays.retain(|_, until| now < *until);
+    }
+
+    /// Shards that were too hot to move: left alone for a while, and then moved one by one.
+    pub(super) fn leave_hot(&mut self, shards: &[ShardEpoch]) {
+        let now = self.now;
+        self.hot.retain(|_, until| now.since(*until) < 4 * HOT_FOR);
+        self.hot.extend(shards.iter().map(|at| (at.shard, now + HOT_FOR)));
+        self.recheck_by(now + HOT_FOR);
     }
 
     /// The live, connected node that should own `shard` instead of this one.
@@ -57,7 +182,7 @@ impl Ownership {
         let member = self.members.find(node)?;
         let declined = self.declined.get(&node);
         let fit = member.state == MemberState::Ready
-            && self.connected.get(&node) == Some(&member.node_boot())
+            && self.is_connected(member.node_boot())
             && declined.is_none_or(|at| self.now.since(*at) >= DECLINED_FOR);
         fit.then(|| member.node_boot())
     }
@@ -66,7 +191,7 @@ impl Ownership {
         let mut bytes = 0;
         let fits = |at: &&ShardEpoch| {
             bytes += self.sizes.get(&at.shard).copied().unwrap_or(0);
-            bytes <= self.config.batch_bytes_max
+            bytes <= self.config.batch_bytes_max && !self.hot.contains_key(&at.shard)
         };
         let n = shards.iter().take(self.config.batch_shards_max).take_while(fits).count();
         n.max(1)
@@ -76,7 +201,7 @@ impl Ownership {
         &mut self,
         to: NodeBoot,
         shards: Vec<ShardEpoch>,
-        drain: bool,
+        class: Class,
         out: &mut Vec<Action>,
     ) {
         let number = self.next_number;
@@ -86,12 +211,58 @@ impl Ownership {
             handoff: id,
             members_digest: self.digest,
             shards: shards.clone(),
-            drain,
+            drain: class == Class::Drain,
         };
         out.push(Action::Send { to: to.node, message });
         let phase = outgoing::Phase::Preparing { until: self.now + PREPARE_MAX };
-        let handoff = Outgoing { id, to, shards, phase };
-        self.outgoing.insert(number, (handoff, SealedAt(self.now)));
+        let steps = Steps { asked: self.now, ..Steps::default() };
+        self.outgoing.insert(number, Outgoing { id, to, class, shards, phase, steps });
+    }
+
+    /// Whether a handoff that can still be called off should go on.
+    pub(super) fn is_wanted(&self, handoff: &Outgoing) -> bool {
+        let me = self.config.me.node;
+        let wanted = |at: &ShardEpoch| match handoff.class {
+            // Any ready node will do: what was begun is not begun again elsewhere.
+            Class::Drain => true,
+            Class::Balance => self.targets.owner_of(at.shard) != Some(me),
+        };
+        let fit = self.members.find(handoff.to.node).is_some_and(|member| {
+            matches!(member.state, MemberState::Ready | MemberState::Suspect)
+        });
+        fit && handoff.shards.iter().any(wanted)
+    }
+
+    /// What is yet to move, by class.
+    #[must_use]
+    pub fn pending(&self) -> Pending {
+        let Waiting { shards: waiting, mut bytes } = self.waiting;
+        let mut copying = 0;
+        for handoff in self.outgoing.values().filter(|handoff| handoff.is_open()) {
+            copying += handoff.shards.len();
+            bytes += match handoff.phase {
+                outgoing::Phase::Copying(copying) => copying.left(),
+                outgoing::Phase::Preparing { .. }
+                | outgoing::Phase::Sealing { .. }
+                | outgoing::Phase::Sending { .. }
+                | outgoing::Phase::Granted { .. } => {
+                    handoff.ids().map(|shard| self.sizes.get(&shard).copied().unwrap_or(0)).sum()
+                }
+            };
+        }
+        let (drain, balance) = match self.class() {
+            Class::Drain => (waiting, 0),
+            Class::Balance => (0, waiting),
+        };
+        Pending {
+            takeover: self.query.as_ref().map_or(0, |query| query.shards.len()),
+            drain,
+            balance,
+            copying,
+            moving: self.n_moving(),
+            bytes,
+            frozen: self.frozen_since.is_some(),
+        }
     }
 
     pub(super) fn finish_drain(&mut self, out: &mut Vec<Action>) {

@@ -21,11 +21,13 @@ impl Ownership {
         let known = |at: &ShardEpoch| {
             at.shard.0 >= self.config.n_shards || self.slots.contains_key(&at.shard)
         };
+        let is_calm = drain || digest == self.digest || !self.config.rules.balance_waits;
+        let streams_in = self.incoming.values().filter(|incoming| incoming.holds_stream()).count();
         let why = if self.stage != Stage::Ready || shards.iter().any(known) {
             Some(NotNow::NotReady)
-        } else if digest != self.digest && !drain {
+        } else if !is_calm {
             Some(NotNow::OtherView)
-        } else if self.incoming.len() >= self.config.incoming_max {
+        } else if streams_in >= self.config.incoming_max {
             Some(NotNow::Busy)
         } else {
             None
@@ -33,13 +35,21 @@ impl Ownership {
         let message = match why {
             Some(why) => Control::Declined { handoff: id, why },
             None => {
-                let phase = incoming::Phase::Receiving;
-                let since = self.now;
-                self.incoming.insert(id, Incoming { id, shards, phase, since, orphan_since: None });
+                let phase = incoming::Phase::Receiving { begun: false };
+                let (since, for_balance, orphan_since) = (self.now, !drain, None);
+                self.incoming
+                    .insert(id, Incoming { id, shards, for_balance, phase, since, orphan_since });
                 Control::Prepared { handoff: id }
             }
         };
         out.push(Action::Send { to: from.node, message });
+    }
+
+    pub(super) fn on_receiving(&mut self, id: HandoffId, out: &mut Vec<Action>) {
+        match self.incoming.get_mut(&id) {
+            Some(incoming) => incoming.phase = incoming::Phase::Receiving { begun: true },
+            None => out.push(Action::DropCopy { handoff: id }),
+        }
     }
 
     pub(super) fn on_received(&mut self, id: HandoffId, out: &mut Vec<Action>) {
@@ -54,7 +64,7 @@ impl Ownership {
     }
 
     pub(super) fn on_receive_failed(&mut self, id: HandoffId, out: &mut Vec<Action>) {
-        if self.incoming.get(&id).is_some_and(|i| i.phase == incoming::Phase::Receiving) {
+        if self.incoming.get(&id).is_some_and(Incoming::holds_stream) {
             self.incoming.remove(&id);
             out.push(Action::DropCopy { handoff: id });
             let message = Control::Declined { handoff: id, why: NotNow::Busy };
@@ -70,7 +80,7 @@ impl Ownership {
         let caught_up =
             self.incoming.get(&id).is_some_and(|i| i.phase == incoming::Phase::CaughtUp);
         if caught_up {
-            self.incoming.remove(&id);
+            let for_balance = self.incoming.remove(&id).is_some_and(|i| i.for_balance);
             let (open, stale): (Vec<ShardEpoch>, Vec<ShardEpoch>) =
                 shards.iter().copied().partition(|at| {
                     !self.config.rules.stale_is_ignored
@@ -78,6 +88,9 @@ impl Ownership {
                 });
             for &at in &open {
                 self.serve(at);
+                if for_balance {
+                    self.settle_in(at.shard, id.source);
+                }
             }
             out.push(Action::OpenCopy { handoff: id, shards: open });
             debug_assert!(stale.len() <= shards.len());

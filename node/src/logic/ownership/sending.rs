@@ -5,22 +5,66 @@ use super::*;
 impl Ownership {
     pub(super) fn outgoing_from(&mut self, from: NodeBoot, id: HandoffId) -> Option<&mut Outgoing> {
         let stale = id.source != self.config.me;
-        let (handoff, _) = self.outgoing.get_mut(&id.number)?;
+        let handoff = self.outgoing.get_mut(&id.number)?;
         (!stale && handoff.to == from).then_some(handoff)
     }
 
     pub(super) fn on_prepared(&mut self, from: NodeBoot, id: HandoffId, out: &mut Vec<Action>) {
         let now = self.now;
+        let copies = self.connected.get(&from.node).is_some_and(|(_, v)| COPIES_SINCE <= *v);
         let Some(handoff) = self.outgoing_from(from, id) else { return };
         if !matches!(handoff.phase, outgoing::Phase::Preparing { .. }) {
             return;
         }
-        handoff.phase = outgoing::Phase::Sealing { until: now + SEALED_MAX };
-        let shards = handoff.shards.clone();
-        if let Some((_, sealed)) = self.outgoing.get_mut(&id.number) {
-            *sealed = SealedAt(now);
+        if !copies {
+            self.seal(id, out);
+            return;
         }
-        // ## Serving => Sealed: the gate closes with this action, before anything waits (R2).
+        handoff.phase = outgoing::Phase::Copying(Copying::new(now));
+        handoff.steps.copied = Some(now);
+        let (to, shards) = (handoff.to, handoff.shards.clone());
+        let budgeted = handoff.class == Class::Balance;
+        out.push(Action::Copy { handoff: id, to, shards, budgeted });
+    }
+
+    pub(super) fn on_copied(&mut self, id: HandoffId, progress: Progress, out: &mut Vec<Action>) {
+        let now = self.now;
+        let Some(handoff) = self.outgoing.get_mut(&id.number) else { return };
+        let outgoing::Phase::Copying(copying) = &mut handoff.phase else { return };
+        let verdict = copying.on_progress(now, progress);
+        let (class, to) = (handoff.class, handoff.to);
+        match verdict {
+            Verdict::GoOn => {}
+            // Not while the target is under suspicion: the copy goes on until that is settled.
+            Verdict::Seal if self.members.find(to.node).is_some_and(is_suspect) => {}
+            Verdict::Seal => self.seal(id, out),
+            Verdict::Throttle(rate) => {
+                let shards = handoff.ids().collect();
+                out.push(Action::Throttle { shards, bytes_per_second: Some(rate) });
+            }
+            // Who leaves has no later to wait for.
+            Verdict::TooHot if class == Class::Drain && !progress.overflow => self.seal(id, out),
+            Verdict::TooHot => {
+                let shards = handoff.shards.clone();
+                self.leave_hot(&shards);
+                self.abort(id.number, Abort::TooHot, out);
+            }
+        }
+    }
+
+    /// ## Serving => Sealed: the gates close with this action, before anything waits (R2).
+    fn seal(&mut self, id: HandoffId, out: &mut Vec<Action>) {
+        let now = self.now;
+        let Some(handoff) = self.outgoing.get_mut(&id.number) else { return };
+        let until = now + SEALED_MAX;
+        handoff.steps.sealed = Some(now);
+        let shards = handoff.shards.clone();
+        if !self.config.rules.gate_closes_first && handoff.steps.copied.is_some() {
+            handoff.phase = outgoing::Phase::Sending { until };
+            out.push(Action::SendLast { handoff: id });
+            return;
+        }
+        handoff.phase = outgoing::Phase::Sealing { until };
         for at in &shards {
             self.slots.insert(at.shard, Slot::Sealed { epoch: at.epoch });
         }
@@ -29,11 +73,26 @@ impl Ownership {
     }
 
     pub(super) fn on_sealed(&mut self, id: HandoffId, out: &mut Vec<Action>) {
-        let Some((handoff, _)) = self.outgoing.get_mut(&id.number) else { return };
-        if let outgoing::Phase::Sealing { until } = handoff.phase {
-            handoff.phase = outgoing::Phase::Sending { until };
+        let Some(handoff) = self.outgoing.get_mut(&id.number) else { return };
+        let outgoing::Phase::Sealing { until } = handoff.phase else { return };
+        handoff.phase = outgoing::Phase::Sending { until };
+        if handoff.steps.copied.is_some() {
+            out.push(Action::SendLast { handoff: id });
+        } else {
             let (to, shards) = (handoff.to, handoff.shards.clone());
             out.push(Action::SendState { handoff: id, to, shards });
+        }
+    }
+
+    pub(super) fn on_send_failed(&mut self, id: HandoffId, out: &mut Vec<Action>) {
+        let under_way = self.outgoing.get(&id.number).is_some_and(|handoff| match handoff.phase {
+            outgoing::Phase::Copying(_)
+            | outgoing::Phase::Sealing { .. }
+            | outgoing::Phase::Sending { .. } => true,
+            outgoing::Phase::Preparing { .. } | outgoing::Phase::Granted { .. } => false,
+        });
+        if under_way {
+            self.abort(id.number, Abort::Broken, out);
         }
     }
 
@@ -45,9 +104,9 @@ impl Ownership {
                 self.outgoing.remove(&id.number);
                 self.leave_alone(from.node);
             }
-            outgoing::Phase::Sealing { .. } | outgoing::Phase::Sending { .. } => {
-                self.abort(id.number, "the target declined", out);
-            }
+            outgoing::Phase::Copying(_)
+            | outgoing::Phase::Sealing { .. }
+            | outgoing::Phase::Sending { .. } => self.abort(id.number, Abort::Declined, out),
             // A late answer to a repeated `Prepare` means nothing any more.
             outgoing::Phase::Granted { .. } => {}
         }
@@ -74,46 +133,51 @@ impl Ownership {
         }
         // ## Sealed => Granted: recorded before it is sent; from here on only the target serves.
         handoff.phase = outgoing::Phase::Granted { since: now, resend_at: now + GRANT_EVERY };
+        handoff.steps.granted = Some(now);
+        let was_copied = handoff.steps.copied.is_some();
         let (to, granted, old) = (handoff.to, handoff.granted(), handoff.shards.clone());
         for (next, old) in granted.iter().zip(&old) {
             let slot = Slot::Granted { epoch: old.epoch, to, next: next.epoch };
             self.slots.insert(next.shard, slot);
         }
+        if !self.config.rules.gate_closes_first {
+            let shards = old.iter().map(|at| at.shard).collect();
+            out.push(Action::Seal { handoff: id, shards });
+        }
+        if was_copied {
+            out.push(Action::StopCopy { handoff: id });
+        }
         let message = Control::Grant { handoff: id, shards: granted };
         out.push(Action::Send { to: to.node, message });
         out.push(Action::Publish);
+        self.recheck = true;
     }
 
-    pub(super) fn abort_if_sealed(
-        &mut self,
-        id: HandoffId,
-        why: &'static str,
-        out: &mut Vec<Action>,
-    ) {
-        if self.outgoing.get(&id.number).is_some_and(|(handoff, _)| handoff.is_sealed()) {
-            self.abort(id.number, why, out);
-        }
-    }
-
-    /// ## (Preparing | Sealing | Sending) => Serving: an abort returns the shards to their source.
-    pub(super) fn abort(&mut self, number: u64, why: &'static str, out: &mut Vec<Action>) {
-        let Some((handoff, _)) = self.outgoing.remove(&number) else { return };
+    /// ## (Preparing | Copying | Sealing | Sending) => Serving: an abort returns the shards to
+    /// their source.
+    pub(super) fn abort(&mut self, number: u64, why: Abort, out: &mut Vec<Action>) {
+        let Some(handoff) = self.outgoing.remove(&number) else { return };
         let (id, to) = (handoff.id, handoff.to);
         out.push(Action::Send { to: to.node, message: Control::Abort { handoff: id } });
-        out.push(Action::Note(Note::Aborted { to, n_shards: handoff.shards.len(), why }));
+        let n_shards = handoff.shards.len();
+        out.push(Action::Note(Note::Aborted { handoff: id, to, n_shards, why }));
         self.leave_alone(to.node);
+        if handoff.steps.copied.is_some() {
+            out.push(Action::StopCopy { handoff: id });
+            out.push(Action::Throttle { shards: handoff.ids().collect(), bytes_per_second: None });
+        }
         if handoff.is_sealed() {
-            let raise = u64::from(self.config.rules.abort_raises_epoch);
+            let raise = u64::from(self.config.rules.seal_is_promise);
             self.reopen(&handoff, raise, out);
         }
     }
 
     /// ## Granted => Serving: the target is dead or has dropped its copy.
     pub(super) fn take_back(&mut self, number: u64, out: &mut Vec<Action>) {
-        let Some((handoff, _)) = self.outgoing.remove(&number) else { return };
+        let Some(handoff) = self.outgoing.remove(&number) else { return };
         let (to, n_shards) = (handoff.to, handoff.shards.len());
-        let why = "the target was gone after the grant";
-        out.push(Action::Note(Note::Aborted { to, n_shards, why }));
+        let (id, why) = (handoff.id, Abort::NoCopy);
+        out.push(Action::Note(Note::Aborted { handoff: id, to, n_shards, why }));
         self.reopen(&handoff, 2, out);
     }
 
@@ -131,4 +195,8 @@ impl Ownership {
         self.recheck = true;
         out.push(Action::Reopen { shards });
     }
+}
+
+fn is_suspect(member: &stead_shared::member::Member) -> bool {
+    member.state == MemberState::Suspect
 }

@@ -98,11 +98,15 @@ impl Ownership {
                 self.recheck_by(self.now + ASK_EVERY);
                 continue;
             }
-            let epoch = Epoch { counter: 1 + self.book.highest(shard), node: self.config.me.node };
+            let raise = u64::from(self.config.rules.claims_raise_epoch);
+            let counter = (raise + self.book.highest(shard)).max(1);
+            let epoch = Epoch { counter, node: self.config.me.node };
             let at = ShardEpoch { shard, epoch };
+            // A copy whose source served on in a later epoch lacks what was changed in it.
+            let highest = self.book.highest(shard);
+            let is_newest = |at: &ShardEpoch| at.shard == shard && at.epoch.counter == highest;
             let copy = self.incoming.values().find(|incoming| {
-                incoming.phase == incoming::Phase::CaughtUp
-                    && incoming.shards.iter().any(|at| at.shard == shard)
+                incoming.phase == incoming::Phase::CaughtUp && incoming.shards.iter().any(is_newest)
             });
             match (copy, self.book.get(shard)) {
                 (Some(copy), _) => copies.entry(copy.id).or_default().push(at),

@@ -16,8 +16,11 @@ use crate::member::Role;
 /// The first bytes of a hello's payload.
 pub const MAGIC: [u8; 8] = *b"stead\x00lk";
 
-/// The version this build prefers. It speaks the one before as well, once there is one.
-pub const PROTOCOL: u8 = 1;
+/// The version this build prefers. It speaks the one before as well.
+///
+/// 1: handoffs send state behind a closed gate. 2: state is copied while its source serves, in
+/// records that version 1 cannot read.
+pub const PROTOCOL: u8 = 2;
 
 /// The oldest version this build speaks.
 pub const PROTOCOL_OLDEST: u8 = 1;
