@@ -300,7 +300,9 @@ impl<R: Fn(Progress) + Send> Copier<R> {
         meter: &mut Meter,
     ) -> Result<(), TransferError> {
         loop {
-            (self.report)(meter.progress(copies));
+            if meter.is_news(copies) {
+                (self.report)(meter.progress(copies));
+            }
             writer.send().await?;
             let mut moved = 0;
             for copy in copies.iter_mut() {
@@ -363,12 +365,14 @@ struct Meter {
     bytes: u64,
     rate: u64,
     reported: Instant,
+    /// The lag when that was, after the walk.
+    last: Option<u64>,
 }
 
 impl Meter {
     fn new() -> Self {
         let now = Instant::now();
-        Self { since: now, bytes: 0, rate: RATE_FIRST, reported: now }
+        Self { since: now, bytes: 0, rate: RATE_FIRST, reported: now, last: None }
     }
 
     fn count(&mut self, bytes: usize) {
@@ -377,6 +381,12 @@ impl Meter {
 
     fn is_report_due(&self) -> bool {
         self.reported.elapsed() >= REPORT_EVERY
+    }
+
+    /// Whether more than the time has changed since the last report, or it is long ago.
+    fn is_news(&self, copies: &[ShardCopy]) -> bool {
+        let lag: u64 = copies.iter().filter(|copy| !copy.is_gone()).map(|c| c.lag().bytes).sum();
+        self.last != Some(lag) || self.is_report_due()
     }
 
     fn progress(&mut self, copies: &[ShardCopy]) -> Progress {
@@ -394,6 +404,7 @@ impl Meter {
             sum.left += lag.left_bytes;
             sum.overflow |= lag.overflow;
         }
+        self.last = (!sum.walking).then_some(sum.lag);
         sum
     }
 }

@@ -16,8 +16,13 @@ impl Ownership {
         }
         if self.stage == Stage::Ready || self.stage == Stage::Leaving {
             self.advance_query(out);
+            if self.recheck && self.now < self.rechecked + self.config.recheck_every {
+                self.recheck = false;
+                self.recheck_by(self.rechecked + self.config.recheck_every);
+            }
             if self.recheck {
                 self.recheck = false;
+                self.rechecked = self.now;
                 self.claim_unclaimed(out);
                 self.start_handoffs(out);
             }

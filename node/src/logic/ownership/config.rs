@@ -61,6 +61,8 @@ pub struct OwnershipConfig {
     pub balance_quiet: Duration,
     /// How long a shard that moved for balance stays where it is (R10).
     pub balance_stay: Duration,
+    /// The shortest time between two looks at all shards. Each takes a moment where there are many.
+    pub recheck_every: Duration,
     /// How long a silent owner's shards wait before they are claimed empty.
     pub orphan_grace: Duration,
     /// Most shards in one handoff.
@@ -86,6 +88,7 @@ impl OwnershipConfig {
             join_max: Duration::from_secs(30),
             balance_quiet: Duration::from_secs(1),
             balance_stay: Duration::from_secs(10),
+            recheck_every: Duration::from_millis(10),
             orphan_grace: Duration::from_secs(10),
             batch_shards_max: 256,
             batch_bytes_max: 4 << 20,

@@ -41,6 +41,13 @@ impl Ownership {
         self.recheck = true;
     }
 
+    /// Whether somebody who is said to hold a shard may do so. One that is not known here yet, or
+    /// only as an earlier boot, is known to those who said it: this node is behind.
+    pub(super) fn may_hold(&self, who: NodeBoot) -> bool {
+        let is_news = self.members.find(who.node).is_none_or(|member| member.boot < who.boot);
+        is_news || self.is_holder(who)
+    }
+
     fn is_node(&self, node: NodeId) -> bool {
         self.members.find(node).is_some_and(|member| member.role == Role::Node)
     }

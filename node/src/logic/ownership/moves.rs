@@ -93,7 +93,8 @@ impl Ownership {
                 self.prepare(to, batch.to_vec(), class, out);
                 shards = rest;
             }
-            self.recheck_by(self.now + BUSY_TICK);
+            // A stream that becomes free is noticed at once.
+            self.recheck_by(self.now + DECLINED_FOR);
         }
         self.waiting = waiting;
     }
@@ -221,11 +222,10 @@ impl Ownership {
 
     /// Whether a handoff that can still be called off should go on.
     pub(super) fn is_wanted(&self, handoff: &Outgoing) -> bool {
-        let me = self.config.me.node;
         let wanted = |at: &ShardEpoch| match handoff.class {
             // Any ready node will do: what was begun is not begun again elsewhere.
             Class::Drain => true,
-            Class::Balance => self.targets.owner_of(at.shard) != Some(me),
+            Class::Balance => self.targets.owner_of(at.shard) == Some(handoff.to.node),
         };
         let fit = self.members.find(handoff.to.node).is_some_and(|member| {
             matches!(member.state, MemberState::Ready | MemberState::Suspect)
