@@ -61,14 +61,24 @@ impl Connection {
         Ok(Self { sender, host: addr.to_string() })
     }
 
-    /// Sends one request and reads the whole answer.
+    /// Sends one request without a body and reads the whole answer.
     pub(crate) async fn send(&mut self, method: Method, path: &str) -> Result<Answer, String> {
+        self.send_body(method, path, Bytes::new()).await
+    }
+
+    /// Sends one request and reads the whole answer.
+    pub(crate) async fn send_body(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Answer, String> {
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(HOST, &self.host)
             .header("stead-admin", "1")
-            .body(Full::new(Bytes::new()))
+            .body(Full::new(body))
             .map_err(|error| error.to_string())?;
         let exchange = async {
             self.sender.ready().await?;

@@ -82,13 +82,18 @@ pub(crate) fn fresh_dir() -> PathBuf {
 
 /// A command with nothing of the environment that could configure it.
 pub(crate) fn stead(arguments: &[&str]) -> Command {
-    let mut command = Command::new(STEAD);
+    let mut command = unconfigured(STEAD);
+    command.args(arguments);
+    command
+}
+
+fn unconfigured(program: &str) -> Command {
+    let mut command = Command::new(program);
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("STEAD_") {
             command.env_remove(variable);
         }
     }
-    command.args(arguments);
     command
 }
 
@@ -108,6 +113,18 @@ pub(crate) fn stderr(output: &Output) -> String {
 /// What a command wrote to stdout.
 pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Makes a file with keys of a cluster.
+pub(crate) fn keys(dir: &Path, name: &str) -> String {
+    let path = dir.join(name).display().to_string();
+    let made = Command::new(STEAD)
+        .args(["keygen", &path])
+        .env_remove("STEAD_CLUSTER_KEY_FILE")
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", stderr(&made));
+    path
 }
 
 /// Sends a signal by its name to a process that this test started.
@@ -142,12 +159,16 @@ impl Proc {
         arguments: &[String],
         variables: &[(&str, &str)],
     ) -> Self {
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let mut command = unconfigured(STEAD);
+        command.args(arguments).envs(variables.iter().copied());
+        Self::spawn(name, dir, command)
+    }
+
+    fn spawn(name: &str, dir: &Path, mut command: Command) -> Self {
         let log = dir.join(format!("{name}.{}.log", free_number()));
         let out = File::create(&log).unwrap();
-        let child = stead(&arguments)
+        let child = command
             .arg("--exit-with-parent")
-            .envs(variables.iter().copied())
             .stdin(Stdio::piped())
             .stdout(out.try_clone().unwrap())
             .stderr(out)
@@ -195,6 +216,38 @@ fn free_number() -> u32 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// Where a member listens.
+#[derive(Clone, Debug)]
+pub(crate) struct Site {
+    pub(crate) gossip: SocketAddr,
+    /// Plain HTTP of a node, the clients' listener of a router.
+    pub(crate) http: SocketAddr,
+    pub(crate) admin: SocketAddr,
+}
+
+impl Site {
+    /// Free ports of loopback.
+    pub(crate) fn free() -> Self {
+        Self::free_but(free_addr())
+    }
+
+    fn free_but(gossip: SocketAddr) -> Self {
+        Self { gossip, http: free_addr(), admin: free_addr() }
+    }
+
+    fn start(self, name: &str, dir: &Path, command: &[&str], options: &[&str]) -> Member {
+        let Self { gossip, http, admin } = self.clone();
+        let http_flag = if command[0] == "router" { "--listen" } else { "--http" };
+        let mut arguments = words(command);
+        for (flag, addr) in [("--gossip", gossip), (http_flag, http), ("--admin", admin)] {
+            arguments.extend([flag.to_owned(), addr.to_string()]);
+        }
+        arguments.extend(words(options));
+        let proc = Proc::start(name, dir, &arguments);
+        Member { proc, gossip, http, admin, site: self }
+    }
+}
+
 /// A node or router and its addresses.
 pub(crate) struct Member {
     pub(crate) proc: Proc,
@@ -202,6 +255,35 @@ pub(crate) struct Member {
     /// Plain HTTP of a node, the clients' listener of a router.
     pub(crate) http: SocketAddr,
     pub(crate) admin: SocketAddr,
+    site: Site,
+}
+
+/// What a cluster is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) shards: u32,
+    /// One for each node.
+    pub(crate) nodes: Vec<Site>,
+    pub(crate) router: Site,
+    /// Options of all members.
+    pub(crate) options: Vec<String>,
+    /// Options of nodes.
+    pub(crate) node_options: Vec<String>,
+}
+
+impl Plan {
+    /// `n` nodes on loopback.
+    pub(crate) fn of(n: usize, shards: u32) -> Self {
+        let nodes = (0..n).map(|_| Site::free()).collect();
+        Self { shards, nodes, router: Site::free(), options: vec![], node_options: vec![] }
+    }
+
+    fn node(&self, dir: &Path, name: &str, site: Site, join: &str) -> Member {
+        let shards = self.shards.to_string();
+        let mut options = vec!["--shards", &shards, "--join", join];
+        options.extend(self.options.iter().chain(&self.node_options).map(String::as_str));
+        site.start(name, dir, &["node", "--name", name], &options)
+    }
 }
 
 /// How many clusters may run at a time: more would only wait for each other's processors, and
@@ -214,32 +296,43 @@ pub(crate) struct Cluster {
     pub(crate) dir: PathBuf,
     pub(crate) router: Member,
     pub(crate) nodes: Vec<Member>,
-    shards: u32,
+    plan: Plan,
     _room: SemaphorePermit<'static>,
 }
 
 impl Cluster {
     /// Starts `n` nodes, `n1` and so on, and a router, and waits until all shards have owners.
     pub(crate) async fn start(n: usize, shards: u32) -> Self {
-        Self::start_in(ROOM.acquire().await.unwrap(), n, shards).await
+        Self::planned(Plan::of(n, shards)).await
+    }
+
+    /// The same as planned.
+    pub(crate) async fn planned(plan: Plan) -> Self {
+        Self::start_in(ROOM.acquire().await.unwrap(), plan).await
     }
 
     /// The same while no other cluster runs: for tests that measure how long something takes.
     pub(crate) async fn start_alone(n: usize, shards: u32) -> Self {
-        Self::start_in(ROOM.acquire_many(ROOM_FOR as u32).await.unwrap(), n, shards).await
+        Self::planned_alone(Plan::of(n, shards)).await
     }
 
-    async fn start_in(room: SemaphorePermit<'static>, n: usize, shards: u32) -> Self {
+    /// The same as planned, while no other cluster runs.
+    pub(crate) async fn planned_alone(plan: Plan) -> Self {
+        Self::start_in(ROOM.acquire_many(ROOM_FOR as u32).await.unwrap(), plan).await
+    }
+
+    async fn start_in(room: SemaphorePermit<'static>, plan: Plan) -> Self {
         let dir = fresh_dir();
-        let seeds: Vec<SocketAddr> = (0..n).map(|_| free_addr()).collect();
-        let join: Vec<String> = seeds.iter().map(SocketAddr::to_string).collect();
-        let join = join.join(",");
-        let nodes = (1..=n)
-            .zip(&seeds)
-            .map(|(i, gossip)| node(&dir, &format!("n{i}"), *gossip, &join, shards, &[]))
+        let seeds: Vec<String> = plan.nodes.iter().map(|site| site.gossip.to_string()).collect();
+        let join = seeds.join(",");
+        let nodes: Vec<Member> = (1..)
+            .zip(&plan.nodes)
+            .map(|(i, site)| plan.node(&dir, &format!("n{i}"), site.clone(), &join))
             .collect();
-        let router = router(&dir, &join, &[]);
-        let cluster = Self { dir, router, nodes, shards, _room: room };
+        let options: Vec<&str> = plan.options.iter().map(String::as_str).collect();
+        let router = router_at(plan.router.clone(), &dir, &join, &options);
+        let n = nodes.len();
+        let cluster = Self { dir, router, nodes, plan, _room: room };
         cluster.settled(n).await;
         cluster
     }
@@ -260,8 +353,15 @@ impl Cluster {
 
     /// Starts one more node without waiting for it.
     pub(crate) fn add(&mut self, name: &str) {
-        let node = node(&self.dir, name, free_addr(), &self.join(), self.shards, &[]);
+        let node = self.plan.node(&self.dir, name, Site::free(), &self.join());
         self.nodes.push(node);
+    }
+
+    /// Starts a node that has ended again, under its name and addresses, without waiting for it.
+    pub(crate) fn start_again(&mut self, name: &str) {
+        let site = self.node(name).site.clone();
+        let join = self.join();
+        *self.node(name) = self.plan.node(&self.dir, name, site, &join);
     }
 
     pub(crate) async fn members(&self) -> Result<MembersReport, String> {
@@ -305,28 +405,23 @@ pub(crate) fn node(
     shards: u32,
     more: &[&str],
 ) -> Member {
-    let (http, admin) = (free_addr(), free_addr());
-    let mut arguments = words(&["node", "--name", name]);
-    for (flag, addr) in [("--gossip", gossip), ("--http", http), ("--admin", admin)] {
-        arguments.extend([flag.to_owned(), addr.to_string()]);
-    }
-    arguments.extend(["--shards".to_owned(), shards.to_string()]);
+    let shards = shards.to_string();
+    let mut options = vec!["--shards", &shards];
     if !join.is_empty() {
-        arguments.extend(words(&["--join", join]));
+        options.extend(["--join", join]);
     }
-    arguments.extend(words(more));
-    Member { proc: Proc::start(name, dir, &arguments), gossip, http, admin }
+    options.extend(more);
+    Site::free_but(gossip).start(name, dir, &["node", "--name", name], &options)
 }
 
 /// Starts a router with `--key path:2 --expose-headers`.
 pub(crate) fn router(dir: &Path, join: &str, more: &[&str]) -> Member {
-    let (gossip, http, admin) = (free_addr(), free_addr(), free_addr());
-    let mut arguments = words(&["router", "--key", "path:2", "--expose-headers", "--join", join]);
-    for (flag, addr) in [("--gossip", gossip), ("--listen", http), ("--admin", admin)] {
-        arguments.extend([flag.to_owned(), addr.to_string()]);
-    }
-    arguments.extend(words(more));
-    Member { proc: Proc::start("router", dir, &arguments), gossip, http, admin }
+    router_at(Site::free(), dir, join, more)
+}
+
+fn router_at(site: Site, dir: &Path, join: &str, more: &[&str]) -> Member {
+    let command = ["router", "--key", "path:2", "--expose-headers", "--join", join];
+    site.start("router", dir, &command, more)
 }
 
 /// Waits until a member calls itself ready.

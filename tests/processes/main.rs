@@ -17,5 +17,8 @@ mod counting;
 mod demo;
 mod failures;
 mod harness;
+mod judge;
+mod live;
 mod moves;
 mod refusals;
+mod trial;

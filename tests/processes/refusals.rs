@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::client;
 use crate::harness::{
-    Member, SOON, free_addr, fresh_dir, node, ready, router, run, stderr, stdout,
+    Member, SOON, free_addr, fresh_dir, keys, node, ready, router, run, stderr, stdout,
 };
 
 /// The member ends by itself with a failure and a message that has all of `pieces`; none of its
@@ -28,17 +28,6 @@ async fn founder(dir: &Path, more: &[&str]) -> Member {
     let member = node(dir, "n1", free_addr(), "", 64, more);
     ready(&member).await;
     member
-}
-
-fn keys(dir: &Path, name: &str) -> String {
-    let path = dir.join(name).display().to_string();
-    let made = std::process::Command::new(crate::harness::STEAD)
-        .args(["keygen", &path])
-        .env_remove("STEAD_CLUSTER_KEY_FILE")
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", stderr(&made));
-    path
 }
 
 #[tokio::test]

@@ -1,0 +1,228 @@
+//! What the live scenarios have in common: their size, a cluster with state to move and a judge on
+//! it, and the moment in the middle of a move.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+use stead_shared::net::admin::ShardsReport;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::client::{self, Connection};
+use crate::harness::{Cluster, Plan, is_running, signal};
+use crate::judge::{Judge, Load, Report};
+
+/// How long anything may take that takes seconds on a machine that does nothing else.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// How often the middle of a move is looked for.
+const LOOK: Duration = Duration::from_millis(2);
+/// Values written side by side.
+const WRITERS: usize = 8;
+
+/// How large a scenario is: `JUDGE=full` for measurements, else small enough for every day.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    pub(crate) full: bool,
+    n_sessions: usize,
+    n_connections: usize,
+    pub(crate) shards: u32,
+    saturate_for: Duration,
+    fraction: f64,
+    rate_max: f64,
+    /// Load before and after what is judged, in seconds.
+    pub(crate) steady: f64,
+    /// Other sessions that make moves last, and bytes of each.
+    n_values: usize,
+    value_bytes: usize,
+    /// Nodes that are restarted one after the other.
+    pub(crate) n_restarted: usize,
+}
+
+impl Size {
+    pub(crate) fn asked_for() -> Self {
+        match std::env::var("JUDGE").as_deref() {
+            Ok("full") => Self::FULL,
+            Ok(other) => panic!("JUDGE={other}: only `full` is known"),
+            Err(_) => Self::SMALL,
+        }
+    }
+
+    const FULL: Self = Self {
+        full: true,
+        n_sessions: 1000,
+        n_connections: 64,
+        shards: 1024,
+        saturate_for: Duration::from_secs(2),
+        fraction: 0.5,
+        rate_max: f64::INFINITY,
+        steady: 5.0,
+        n_values: 4000,
+        value_bytes: 64 << 10,
+        n_restarted: 5,
+    };
+
+    /// A connection for each session, so that those that wait hold up nobody else, and a rate
+    /// that a busy machine keeps up with.
+    const SMALL: Self = Self {
+        full: false,
+        n_sessions: 120,
+        n_connections: 120,
+        shards: 64,
+        saturate_for: Duration::from_millis(300),
+        fraction: 0.25,
+        rate_max: 600.0,
+        steady: 0.5,
+        n_values: 1500,
+        value_bytes: 128 << 10,
+        n_restarted: 3,
+    };
+
+    /// A deadline of a measurement; every day only that it happens at all is asked.
+    pub(crate) fn within(&self, measured: Duration) -> Duration {
+        if self.full { measured } else { PATIENCE }
+    }
+}
+
+/// A cluster under load.
+pub(crate) struct Trial {
+    pub(crate) size: Size,
+    pub(crate) cluster: Cluster,
+    pub(crate) judge: Judge,
+}
+
+impl Trial {
+    /// `n` nodes, without state but the judge's.
+    pub(crate) async fn start(n: usize) -> Self {
+        let size = Size::asked_for();
+        Self::load(size, Cluster::planned(Plan::of(n, size.shards)).await).await
+    }
+
+    /// `n` nodes with so much state that moves last.
+    pub(crate) async fn start_heavy(n: usize) -> Self {
+        Self::planned_heavy(Plan::of(n, Size::asked_for().shards)).await
+    }
+
+    /// The same as planned.
+    pub(crate) async fn planned_heavy(plan: Plan) -> Self {
+        let size = Size::asked_for();
+        let cluster = Cluster::planned(plan).await;
+        write_values(&cluster, size.n_values, size.value_bytes).await;
+        Self::load(size, cluster).await
+    }
+
+    async fn load(size: Size, cluster: Cluster) -> Self {
+        let judge = Judge::start(Load {
+            front: cluster.front(),
+            prefix: "judged".to_owned(),
+            n_sessions: size.n_sessions,
+            n_connections: size.n_connections,
+            saturate_for: size.saturate_for,
+            fraction: size.fraction,
+            rate_max: size.rate_max,
+        })
+        .await;
+        judge.seconds(size.steady, PATIENCE).await;
+        Self { size, cluster, judge }
+    }
+
+    /// Goes on a little, stops, and says what the judge saw.
+    pub(crate) async fn end(self, what: &str) -> (Cluster, Report) {
+        self.judge.all_succeed(PATIENCE).await;
+        self.judge.seconds(self.size.steady, PATIENCE).await;
+        let report = self.judge.stop().await;
+        println!("{}", report.table(what));
+        for trouble in report.troubles.iter().take(5) {
+            println!("{trouble}");
+        }
+        (self.cluster, report)
+    }
+
+    /// Waits until `source` is handing shards over that `target` is to get.
+    pub(crate) async fn mid_move(&mut self, source: &str, target: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut looks = tokio::time::interval(LOOK);
+        let mut admin = Connection::open(self.cluster.node(source).admin).await.unwrap();
+        loop {
+            looks.tick().await;
+            let answer = admin.send(Method::GET, "/v1/shards").await.unwrap().success().unwrap();
+            let report: ShardsReport = serde_json::from_slice(&answer.body).unwrap();
+            let by_node = &report.by_node;
+            match Progress::of(&report, source, target) {
+                Progress::Middle if report.moving > 0 => return,
+                Progress::Before | Progress::Middle => {
+                    assert!(Instant::now() < deadline, "no move begins: {by_node:?}");
+                }
+                Progress::After => panic!("the move was over before it was seen: {by_node:?}"),
+            }
+        }
+    }
+
+    /// That `source` still has to give, now that it cannot.
+    pub(crate) async fn assert_still_moving(&self, source: &str, target: &str) {
+        let report = self.cluster.shards().await.unwrap();
+        let progress = Progress::of(&report, source, target);
+        let by_node = report.by_node;
+        assert_eq!(progress, Progress::Middle, "the move was over before its middle: {by_node:?}");
+    }
+
+    /// Kills a node so that it can do nothing any more.
+    pub(crate) async fn kill(&mut self, name: &str) {
+        let node = self.cluster.node(name);
+        signal(node.proc.pid(), "KILL");
+        node.proc.ended(PATIENCE).await;
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Progress {
+    Before,
+    Middle,
+    After,
+}
+
+impl Progress {
+    fn of(report: &ShardsReport, source: &str, target: &str) -> Self {
+        let count = |of: &BTreeMap<String, u32>, node| of.get(node).copied().unwrap_or(0);
+        let gives = count(&report.by_node, source) > count(&report.targets, source);
+        let wanted = count(&report.targets, target) > 0;
+        let has = count(&report.by_node, target) > 0;
+        match (wanted && gives, has) {
+            (true, _) => Self::Middle,
+            (false, false) => Self::Before,
+            (false, true) => Self::After,
+        }
+    }
+}
+
+/// Sum of a counter without labels over the nodes that run.
+pub(crate) async fn counted_by_nodes(cluster: &Cluster, counter: &str) -> u64 {
+    let mut sum = 0;
+    for node in cluster.nodes.iter().filter(|node| is_running(node.proc.pid())) {
+        let answer = client::get(node.admin, "/metrics").await.unwrap().success().unwrap();
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(counter));
+        let value = lines.find_map(|rest| rest.trim().parse::<u64>().ok());
+        sum += value.unwrap_or_else(|| panic!("{}: no {counter} in {text}", node.proc.name));
+    }
+    sum
+}
+
+/// Writes values into sessions of their own.
+async fn write_values(cluster: &Cluster, n: usize, bytes: usize) {
+    let value = Bytes::from(vec![b'v'; bytes]);
+    let mut writers = JoinSet::new();
+    for writer in 0..WRITERS {
+        let (front, value) = (cluster.front(), value.clone());
+        writers.spawn(async move {
+            let mut connection = Connection::open(front).await.unwrap();
+            for i in (writer..n).step_by(WRITERS) {
+                let path = format!("/sessions/value-{i}");
+                let written = connection.send_body(Method::PUT, &path, value.clone()).await;
+                written.and_then(client::Answer::success).unwrap();
+            }
+        });
+    }
+    writers.join_all().await;
+}
