@@ -5,6 +5,7 @@
 //! anything about ownership.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -453,7 +454,10 @@ impl Driver {
                 state.sending.insert(handoff, command);
             }
             Action::Throttle { shards, bytes_per_second } => {
-                let _ = (shards, bytes_per_second);
+                let rate = bytes_per_second.and_then(NonZeroU64::new);
+                for shard in shards {
+                    self.host.throttle(shard, rate);
+                }
             }
             Action::SendLast { handoff } => {
                 if let Some(command) = state.sending.get(&handoff) {

@@ -1,6 +1,7 @@
 //! The sessions of one node: who may serve a shard is decided elsewhere, how it is served here.
 
 use std::future::Future;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -130,7 +131,7 @@ impl Host {
             Admission::Now(turn) => turn,
             Admission::Queued(place) => place.wait(deadline(&meta)).await?,
         };
-        let begun = turn.begin()?;
+        let begun = turn.paced(bytes, deadline(&meta)).await?.begin()?;
         let epoch = begun.session.epoch();
         accepted();
         let is_head = head.method == Method::HEAD;
@@ -271,6 +272,16 @@ impl Host {
     #[must_use]
     pub fn copy(&self, shard: ShardId) -> Option<ShardCopy> {
         ShardCopy::begin(&self.shard(shard)?)
+    }
+
+    /// Admits changes of a shard at most at this many bytes of records per second, in the order in
+    /// which they come; none as fast as they come. Their turns wait, within the limits of the
+    /// shard's mailbox and not past their deadlines; declared reads go on, timers do too and
+    /// count. It ends with a seal, a reopening, the shard, or the copy that it was meant for.
+    pub fn throttle(&self, shard: ShardId, bytes_per_second: Option<NonZeroU64>) {
+        if let Some(shard) = self.shard(shard) {
+            shard.throttle(bytes_per_second);
+        }
     }
 
     /// Forgets a shard and all its sessions, and gives their number. What runs on it commits

@@ -13,6 +13,7 @@ pub(crate) struct Metrics {
     pub(crate) turn_seconds: Histogram,
     pub(crate) turn_panics: Counter,
     pub(crate) turns_waiting: Gauge,
+    pub(crate) turns_delayed: Counter,
     pub(crate) timers_fired: Counter,
     pub(crate) memory_full: Counter,
     unreadable_newer: Counter,
@@ -38,6 +39,7 @@ impl Metrics {
             turn_seconds: histogram!("stead_turn_seconds"),
             turn_panics: counter!("stead_turn_panics_total"),
             turns_waiting: gauge!("stead_turns_waiting"),
+            turns_delayed: counter!("stead_turns_delayed_total"),
             timers_fired: counter!("stead_timers_fired_total"),
             memory_full: counter!("stead_memory_full_total"),
             unreadable_newer: unreadable("newer"),
@@ -88,6 +90,10 @@ fn describe() {
     );
     describe_counter!("stead_turn_panics_total", "Turns whose handler panicked");
     describe_gauge!("stead_turns_waiting", "Requests that wait for the turn of their session");
+    describe_counter!(
+        "stead_turns_delayed_total",
+        "Turns that waited because their shard changed faster than a copy of it could follow"
+    );
     describe_counter!("stead_timers_fired_total", "Timer events given to the service");
     describe_counter!("stead_memory_full_total", "Changes discarded for want of memory");
     describe_counter!(

@@ -33,7 +33,6 @@ use crate::forward::Forwarding;
 use crate::host::{Host, HostStats};
 use crate::logic::forming::FormingConfig;
 use crate::logic::ownership::{GiveUp, Ownership, OwnershipConfig};
-use crate::logic::pace::Pace;
 use crate::offer;
 use crate::serve::Server;
 use crate::service::{Service, SharedService};
@@ -548,7 +547,7 @@ impl Wiring<'_> {
             progress: self.progress,
             granted: self.granted,
             done_in: self.done_in,
-            budget: Arc::new(Budget::new(Pace::new(self.config.handoff_rate))),
+            budget: Arc::new(Budget::new(self.config.handoff_rate)),
             origin: Instant::now(),
             disagrees,
         };

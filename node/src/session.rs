@@ -430,6 +430,7 @@ impl SessionHandle {
     ) -> Result<R, TurnError> {
         let asker = Asker::Client { bytes: 0, epoch: None };
         let turn = Shard::wait_turn(&self.shard, &self.key, asker).await;
+        let turn = turn.map_err(TurnError::Refused)?.paced(0, None).await;
         let begun = turn.and_then(Waited::begin).map_err(TurnError::Refused)?;
         let result = change(&begun.session)?;
         begun.commit()?;

@@ -18,6 +18,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -198,28 +199,30 @@ pub(crate) enum Command {
 /// The bytes per second that all copies of a node share.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    pace: Mutex<Pace>,
+    /// None: no limit.
+    pace: Mutex<Option<Pace>>,
     origin: Instant,
 }
 
 impl Budget {
-    pub(crate) fn new(pace: Pace) -> Self {
+    pub(crate) fn new(bytes_per_second: Option<NonZeroU64>) -> Self {
+        let pace = bytes_per_second.map(|rate| Pace::new(rate, Time::ZERO));
         Self { pace: Mutex::new(pace), origin: Instant::now() }
     }
 
     /// Nobody waits any more: this node leaves.
     pub(crate) fn lift(&self) {
-        *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Pace::new(None);
+        *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     async fn spend(&self, bytes: usize) {
         let now = Time::ZERO + self.origin.elapsed();
-        let wait = {
+        let begin = {
             let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-            pace.take(now, bytes as u64)
+            pace.as_mut().map_or(now, |pace| pace.admit(now, bytes as u64))
         };
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
+        if now < begin {
+            tokio::time::sleep(begin.since(now)).await;
         }
     }
 }

@@ -39,7 +39,7 @@ const STEP_SLOTS_MAX: usize = 2048;
 ///
 /// All its records, in the order they were given, make an [`Incoming`](crate::Incoming) what the
 /// shard was at some time between the last two calls of [`next`](Self::next). Dropping it ends
-/// the copy.
+/// the copy, and a [throttle](crate::Host::throttle).
 pub struct ShardCopy {
     shard: Arc<Shard>,
     step: Step,
@@ -132,7 +132,11 @@ impl ShardCopy {
 
 impl Drop for ShardCopy {
     fn drop(&mut self) {
-        let tracking = self.shard.lock().sessions.tracking.take();
+        let mut inner = self.shard.lock();
+        let tracking = inner.sessions.tracking.take();
+        // Nothing is left to catch up.
+        self.shard.lift(&mut inner);
+        drop(inner);
         // Not under the lock.
         drop(tracking);
     }

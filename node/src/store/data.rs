@@ -10,7 +10,7 @@ use stead_shared::time::Time;
 /// the map at 70 % load, and the allocator's own headers (8 to 16 each).
 pub(crate) const SESSION_OVERHEAD: usize = 240;
 /// Bytes of a session's record beside its key and value: two versions and some numbers.
-const RECORD_OVERHEAD: u64 = 64;
+pub(crate) const RECORD_OVERHEAD: u64 = 64;
 const COUNTER_OVERHEAD: usize = 48;
 const TIMER_OVERHEAD: usize = 64;
 

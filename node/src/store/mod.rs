@@ -18,5 +18,6 @@ mod queue;
 pub(crate) mod record;
 pub(crate) mod sessions;
 pub(crate) mod shard;
+mod throttle;
 pub(crate) mod tracking;
 pub(crate) mod turns;

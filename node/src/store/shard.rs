@@ -15,6 +15,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stead_shared::id::{Epoch, SessionKey, ShardId, Version};
@@ -29,6 +30,7 @@ use super::core::Core;
 use super::data::{Data, Stored};
 use super::draft::{Access, Changes, Draft};
 use super::sessions::Sessions;
+use super::throttle::Throttle;
 use super::turns::{Admission, Asker, Attachment, Begun, Permit, Waited};
 use crate::logic::gate::Gate;
 use crate::logic::ownership::Rules;
@@ -37,6 +39,8 @@ use crate::session::{Session, StateError, Why};
 pub(crate) struct Shard {
     id: ShardId,
     pub(super) core: Arc<Core>,
+    /// Whether there is a throttle, for those who do not have the lock.
+    pub(super) is_throttled: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -59,6 +63,8 @@ pub(super) struct Inner {
     pub(super) sweep_at: Time,
     pub(super) swept_at: Time,
     pub(super) armed: Option<Time>,
+    /// Holds changes back while it is there.
+    pub(super) throttle: Option<Box<Throttle>>,
     /// Told when nothing runs any more.
     pub(super) idle: Vec<oneshot::Sender<()>>,
 }
@@ -145,13 +151,15 @@ impl Shard {
             id_last: 0,
             swept_at,
             armed: None,
+            throttle: None,
             idle: Vec::new(),
         };
         if !inner.sessions.is_empty() {
             inner.expires_at(earliest_expiry);
         }
         inner.arm(id, &core);
-        Arc::new(Self { id, core, inner: Mutex::new(inner) })
+        let is_throttled = AtomicBool::new(false);
+        Arc::new(Self { id, core, is_throttled, inner: Mutex::new(inner) })
     }
 
     pub(crate) fn id(&self) -> ShardId {
@@ -187,7 +195,9 @@ impl Shard {
     /// How full the mailbox is: 0 empty, 255 full.
     pub(crate) fn pressure(&self) -> u8 {
         let max = self.core.config.mailbox_requests_max.max(1);
-        u8::try_from(self.lock().waiting * 255 / max).unwrap_or(u8::MAX)
+        let inner = self.lock();
+        let waiting = inner.waiting + inner.throttle.as_ref().map_or(0, |held| held.waiting());
+        u8::try_from(waiting * 255 / max).unwrap_or(u8::MAX)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -239,9 +249,13 @@ impl Shard {
     }
 
     /// Ends a turn or a read, and grants the session's turn to the next in line.
-    pub(super) fn release(self: &Arc<Self>, key: &SessionKey, access: Access) {
+    /// `expected` bytes of it were counted as changes and did not come.
+    pub(super) fn release(self: &Arc<Self>, key: &SessionKey, access: Access, expected: u64) {
         let mut inner = self.lock();
         inner.running -= 1;
+        if let Some(throttle) = &mut inner.throttle {
+            throttle.correct(expected, 0);
+        }
         if access == Access::Change {
             inner.grant_next(self, key);
         }
@@ -260,6 +274,7 @@ impl Shard {
         let mut inner = self.lock();
         if let Gate::Serving(epoch) = inner.gate {
             inner.gate = Gate::Sealed(epoch);
+            self.lift(&mut inner);
             // Those who are attached stay until now, and leave here: they cannot leave later.
             let attached = inner.active.iter().filter(|(_, active)| active.crowd.is_some());
             let attached: Vec<_> = attached.map(|(key, _)| key.clone()).collect();
@@ -277,6 +292,7 @@ impl Shard {
         let Some(old) = inner.gate.epoch() else { return false };
         assert!(old <= epoch, "an epoch of shard {} would go back: {old} to {epoch}", self.id);
         inner.gate = Gate::Serving(epoch);
+        self.lift(&mut inner);
         inner.idle.clear();
         inner.arm(self.id, &self.core);
         true
@@ -288,6 +304,7 @@ impl Shard {
         let mut inner = self.lock();
         let epoch = inner.gate.epoch()?;
         inner.gate = Gate::Gone;
+        self.lift(&mut inner);
         inner.turn_away(&self.core, &Refusal::NotOwner { claim: None }, Why::Lost);
         inner.idle.clear();
         self.core.alarms.set(self.id, inner.armed.take(), None);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use stead_shared::id::{Epoch, SessionKey, Version};
 use stead_shared::refusal::Refusal;
@@ -87,18 +88,21 @@ pub(super) struct Permit {
     key: SessionKey,
     access: Access,
     is_void: bool,
+    /// Bytes that the shard's throttle counts for the change to come.
+    expected: AtomicU64,
 }
 
 impl Permit {
     pub(super) fn new(shard: &Arc<Shard>, key: &SessionKey, access: Access) -> Self {
-        Self { shard: Arc::clone(shard), key: key.clone(), access, is_void: false }
+        let (shard, key, expected) = (Arc::clone(shard), key.clone(), AtomicU64::new(0));
+        Self { shard, key, access, is_void: false, expected }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         if !self.is_void {
-            self.shard.release(&self.key, self.access);
+            self.shard.release(&self.key, self.access, *self.expected.get_mut());
         }
     }
 }
@@ -111,6 +115,23 @@ pub(crate) struct Waited {
 impl Waited {
     pub(super) fn new(permit: Permit) -> Self {
         Self { permit }
+    }
+
+    pub(super) fn shard(&self) -> &Arc<Shard> {
+        &self.permit.shard
+    }
+
+    pub(super) fn key(&self) -> &SessionKey {
+        &self.permit.key
+    }
+
+    pub(super) fn access(&self) -> Access {
+        self.permit.access
+    }
+
+    /// Notes what the throttle counts for this turn.
+    pub(super) fn expect_change_of(&self, bytes: u64) {
+        self.permit.expected.store(bytes, Ordering::Relaxed);
     }
 
     /// Takes the grant back, by one who holds the shard's lock.
@@ -225,14 +246,18 @@ impl Begun {
         if let Some(reason) = draft.unreadable() {
             return Err(StateError::from(reason.clone()).into());
         }
-        let Permit { shard, key, .. } = &self.permit;
+        let Permit { shard, key, expected, .. } = &self.permit;
         let (changes, size) = draft.into_changes();
+        let is_change = !changes.is_empty();
         let core = &shard.core;
         let mut inner = shard.lock();
         let epoch = inner.gate.epoch().ok_or(TurnError::Lost)?;
-        if !changes.is_empty() {
+        if is_change {
             inner.apply(shard, key, epoch, changes, size)?;
             inner.arm(shard.id(), core);
+        }
+        if inner.throttle.is_some() && is_change {
+            inner.count_change(key, expected.swap(0, Ordering::Relaxed));
         }
         if self.permit.access == Access::Change {
             inner.sessions.set_activated(key.as_bytes(), is_told);

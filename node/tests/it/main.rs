@@ -12,6 +12,7 @@ mod merge;
 mod moves;
 mod rolling;
 mod room;
+mod throttle;
 mod time;
 #[cfg(feature = "axum")]
 mod tower;

@@ -115,7 +115,7 @@ pub enum Action {
     Throttle {
         /// The shards.
         shards: Vec<ShardId>,
-        /// All of them together; none lifts the limit.
+        /// For each of them; none lifts the limit.
         bytes_per_second: Option<u64>,
     },
     /// The gates are quiet: send what has changed since, and then that this is all.
