@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use crate::client;
+use crate::netns::Host;
 
 /// For everything that should take a second, on a machine that does ten other things.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -164,6 +165,14 @@ impl Proc {
         Self::spawn(name, dir, command)
     }
 
+    /// The same in a network namespace.
+    fn start_in(netns: &str, name: &str, dir: &Path, arguments: &[String]) -> Self {
+        let mut command = unconfigured("ip");
+        // It becomes the program, so that the process that is signalled is the right one.
+        command.args(["netns", "exec", netns, STEAD]).args(arguments);
+        Self::spawn(name, dir, command)
+    }
+
     fn spawn(name: &str, dir: &Path, mut command: Command) -> Self {
         let log = dir.join(format!("{name}.{}.log", free_number()));
         let out = File::create(&log).unwrap();
@@ -223,6 +232,8 @@ pub(crate) struct Site {
     /// Plain HTTP of a node, the clients' listener of a router.
     pub(crate) http: SocketAddr,
     pub(crate) admin: SocketAddr,
+    /// The network namespace it runs in, if not that of this process.
+    netns: Option<String>,
 }
 
 impl Site {
@@ -232,18 +243,27 @@ impl Site {
     }
 
     fn free_but(gossip: SocketAddr) -> Self {
-        Self { gossip, http: free_addr(), admin: free_addr() }
+        Self { gossip, http: free_addr(), admin: free_addr(), netns: None }
+    }
+
+    /// A host that runs nothing else.
+    pub(crate) fn at(host: &Host) -> Self {
+        let [gossip, http, admin] = [7400, 8080, 9180].map(|port| host.port(port));
+        Self { gossip, http, admin, netns: Some(host.netns.clone()) }
     }
 
     fn start(self, name: &str, dir: &Path, command: &[&str], options: &[&str]) -> Member {
-        let Self { gossip, http, admin } = self.clone();
+        let Self { gossip, http, admin, netns } = self.clone();
         let http_flag = if command[0] == "router" { "--listen" } else { "--http" };
         let mut arguments = words(command);
         for (flag, addr) in [("--gossip", gossip), (http_flag, http), ("--admin", admin)] {
             arguments.extend([flag.to_owned(), addr.to_string()]);
         }
         arguments.extend(words(options));
-        let proc = Proc::start(name, dir, &arguments);
+        let proc = match &netns {
+            Some(netns) => Proc::start_in(netns, name, dir, &arguments),
+            None => Proc::start(name, dir, &arguments),
+        };
         Member { proc, gossip, http, admin, site: self }
     }
 }
@@ -353,7 +373,12 @@ impl Cluster {
 
     /// Starts one more node without waiting for it.
     pub(crate) fn add(&mut self, name: &str) {
-        let node = self.plan.node(&self.dir, name, Site::free(), &self.join());
+        self.add_at(name, Site::free());
+    }
+
+    /// The same at a site.
+    pub(crate) fn add_at(&mut self, name: &str, site: Site) {
+        let node = self.plan.node(&self.dir, name, site, &self.join());
         self.nodes.push(node);
     }
 

@@ -20,5 +20,6 @@ mod harness;
 mod judge;
 mod live;
 mod moves;
+mod netns;
 mod refusals;
 mod trial;
