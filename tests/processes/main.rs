@@ -18,6 +18,7 @@ mod demo;
 mod failures;
 mod harness;
 mod judge;
+mod leaving;
 mod live;
 mod moves;
 mod netns;
