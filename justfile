@@ -29,6 +29,12 @@ bench:
 proxy *ARGS:
     benches/proxy/run {{ARGS}}
 
+# Live moves under a judge, at the size and with the bounds they are measured by. SCENARIO: join,
+# drain, restart, target, source_paused, source_frozen, cut (root, benches/setup) or all; none runs
+# every one.
+judge SCENARIO="":
+    JUDGE=full cargo test --release --test processes live::{{SCENARIO}} -- --nocapture --test-threads=1
+
 # One fuzz target for some seconds (needs cargo-fuzz and a nightly toolchain).
 fuzz TARGET SECONDS="60":
     cargo +nightly fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}
