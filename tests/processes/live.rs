@@ -56,6 +56,7 @@ async fn restart_of_every_node_goes_unnoticed() {
 #[tokio::test]
 async fn target_killed_in_mid_move_takes_only_what_it_owned() {
     let mut trial = Trial::start_heavy(3).await;
+    trial.judge.phase("move");
     trial.cluster.add("n4");
     trial.mid_move("n1", "n4").await;
     trial.judge.phase("kill");
@@ -67,18 +68,18 @@ async fn target_killed_in_mid_move_takes_only_what_it_owned() {
 
 #[tokio::test]
 async fn source_paused_in_mid_move_fails_nothing() {
-    let (trial, _) = stop_a_source(Duration::from_millis(1500)).await;
+    let trial = stop_a_source(Duration::from_millis(1500)).await;
     let (_cluster, report) = trial.end("source stopped for 1.5 s").await;
     report.assert_clean("source stopped for 1.5 s");
 }
 
 #[tokio::test]
 async fn source_frozen_in_mid_move_comes_back_with_its_values() {
-    let (trial, phase) = stop_a_source(Duration::from_secs(6)).await;
+    let trial = stop_a_source(Duration::from_secs(6)).await;
     let within = trial.size.within(Duration::from_secs(15));
     let (_cluster, report) = trial.end("source stopped for 6 s").await;
     report.assert_values("source stopped for 6 s");
-    let outage = report.phase(phase).outage;
+    let outage = report.outage();
     assert!(outage <= within, "{outage:?} without success");
 }
 
@@ -95,6 +96,7 @@ async fn cut_between_source_and_target_loses_nothing() {
     plan.router = Site::at(router);
     plan.options = vec!["--cluster-key-file".to_owned(), keys(&fresh_dir(), "keys.toml")];
     let mut trial = Trial::planned_heavy(plan).await;
+    trial.judge.phase("move");
     trial.cluster.add_at("n4", Site::at(n4));
     trial.mid_move("n1", "n4").await;
     trial.judge.phase("cut");
@@ -112,13 +114,14 @@ async fn cut_between_source_and_target_loses_nothing() {
     print_handoffs(&trial, "n1").await;
     let (_cluster, report) = trial.end("cut").await;
     report.assert_values("cut");
-    let outage = report.phase("cut").outage;
+    let outage = report.outage();
     assert!(outage <= within, "{outage:?} without success");
 }
 
 #[tokio::test]
 async fn all_at_once_takes_only_what_was_killed() {
     let mut trial = Trial::start_heavy(4).await;
+    trial.judge.phase("move");
     trial.cluster.add("n5");
     trial.mid_move("n2", "n5").await;
     trial.judge.phase("all at once");
@@ -172,8 +175,9 @@ async fn print_handoffs(trial: &Trial, name: &str) {
 }
 
 /// A node stops for so long while it hands shards to a new one.
-async fn stop_a_source(stopped_for: Duration) -> (Trial, &'static str) {
+async fn stop_a_source(stopped_for: Duration) -> Trial {
     let mut trial = Trial::start_heavy(3).await;
+    trial.judge.phase("move");
     trial.cluster.add("n4");
     trial.mid_move("n1", "n4").await;
     trial.judge.phase("stopped");
@@ -186,7 +190,7 @@ async fn stop_a_source(stopped_for: Duration) -> (Trial, &'static str) {
     trial.judge.all_succeed(PATIENCE).await;
     trial.cluster.settled(4).await;
     print_handoffs(&trial, "n1").await;
-    (trial, "stopped")
+    trial
 }
 
 /// A test that cannot run here must not look as if it had.

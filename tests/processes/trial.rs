@@ -74,8 +74,8 @@ impl Size {
         fraction: 0.25,
         rate_max: 600.0,
         steady: 0.5,
-        n_values: 1500,
-        value_bytes: 128 << 10,
+        n_values: 4000,
+        value_bytes: 48 << 10,
         n_restarted: 3,
     };
 

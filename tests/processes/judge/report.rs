@@ -109,6 +109,11 @@ impl Report {
         found.unwrap_or_else(|| panic!("no phase {name}"))
     }
 
+    /// Longest that a session had to wait for a success, in any phase.
+    pub(crate) fn outage(&self) -> Duration {
+        self.phases.iter().map(|phase| phase.outage).max().unwrap_or_default()
+    }
+
     /// No request failed, no value was lost, repeated or began anew.
     #[track_caller]
     pub(crate) fn assert_clean(&self, what: &str) {

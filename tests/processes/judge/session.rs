@@ -235,3 +235,79 @@ fn failure(answer: &Answer) -> Failure {
     why.push_str(&format!(", {}", String::from_utf8_lossy(&answer.body)));
     Failure { why, may_count: answer.header("stead-refusal").is_empty() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(value: i64, node: &str, epoch: u64) -> Seen {
+        Seen { value, node: node.to_owned(), shard: "7".to_owned(), epoch }
+    }
+
+    /// What becomes of answers in this order; `None` is a failure whose outcome is unknown.
+    fn troubles(answers: &[Option<Seen>]) -> Vec<Trouble> {
+        let mut session = Session::new(0, "s");
+        let now = Instant::now();
+        for answer in answers {
+            match answer {
+                Some(seen) => session.counted(seen.clone(), now, now),
+                None => {
+                    session.failed(Failure { why: "gone".to_owned(), may_count: true }, now, now)
+                }
+            };
+        }
+        session.troubles
+    }
+
+    fn values(values: &[i64]) -> Vec<Trouble> {
+        let answers: Vec<_> = values.iter().map(|value| Some(seen(*value, "n1", 1))).collect();
+        troubles(&answers)
+    }
+
+    macro_rules! expect_kinds {
+        ($troubles:expr, $($kind:pat),*) => {
+            let kinds: Vec<TroubleKind> = $troubles.into_iter().map(|found| found.kind).collect();
+            assert!(matches!(kinds.as_slice(), [$($kind),*]), "{kinds:?}");
+        };
+    }
+
+    #[test]
+    fn values_in_order_are_no_trouble() {
+        expect_kinds!(values(&[1, 2, 3]),);
+    }
+
+    #[test]
+    fn a_value_that_is_left_out_is_lost_and_one_that_comes_again_is_repeated() {
+        expect_kinds!(values(&[1, 2, 4, 5]), TroubleKind::Lost);
+        expect_kinds!(values(&[2]), TroubleKind::Lost);
+        expect_kinds!(values(&[1, 2, 3, 3, 4]), TroubleKind::Repeated);
+        expect_kinds!(values(&[1, 2, 3, 1, 2]), TroubleKind::Restarted);
+    }
+
+    #[test]
+    fn an_unknown_outcome_counts_once_and_whenever_it_likes() {
+        let one = |value| Some(seen(value, "n1", 1));
+        expect_kinds!(troubles(&[one(1), None, one(2), one(3)]), TroubleKind::Failed(_));
+        expect_kinds!(troubles(&[one(1), None, one(3), one(4)]), TroubleKind::Failed(_));
+        expect_kinds!(troubles(&[one(1), None, one(2), one(4)]), TroubleKind::Failed(_));
+        let twice = troubles(&[one(1), None, one(3), one(5)]);
+        expect_kinds!(twice, TroubleKind::Failed(_), TroubleKind::Lost);
+    }
+
+    #[test]
+    fn a_kill_excuses_a_new_beginning_of_what_was_the_dead_nodes_and_nothing_else() {
+        let excused = |before: Seen, after: Seen| {
+            let troubles = troubles(&[Some(seen(1, "n1", 1)), Some(before), Some(after)]);
+            troubles.iter().map(|found| found.is_excused_by_the_kill_of("n1")).collect::<Vec<_>>()
+        };
+        // It owned the session, or had been granted it by somebody else.
+        assert_eq!(excused(seen(2, "n1", 1), seen(1, "n2", 2)), [true]);
+        assert_eq!(excused(seen(2, "n3", 2), seen(1, "n2", 4)), [true]);
+        // Another node forgot it, by itself or while it handed it over.
+        assert_eq!(excused(seen(2, "n3", 2), seen(1, "n3", 2)), [false]);
+        assert_eq!(excused(seen(2, "n3", 2), seen(1, "n2", 3)), [false]);
+        // What a dead node held cannot be half remembered, nor counted twice.
+        assert_eq!(excused(seen(2, "n1", 1), seen(2, "n2", 2)), [false]);
+        assert_eq!(excused(seen(2, "n1", 1), seen(4, "n2", 2)), [false]);
+    }
+}
