@@ -11,8 +11,8 @@ use http::Method;
 
 use crate::client;
 use crate::harness::{Plan, Site, fresh_dir, keys, run, signal, stderr};
-use crate::netns::{Host, Net};
-use crate::trial::{PATIENCE, Size, Trial, counted_by_nodes};
+use crate::netns::{self, Host, Net};
+use crate::trial::{PATIENCE, Size, TooLate, Trial, counted_by_nodes, in_mid_move};
 
 /// Longer than a node may take to hand everything over.
 const LEAVE: Duration = Duration::from_secs(30);
@@ -55,40 +55,57 @@ async fn restart_of_every_node_goes_unnoticed() {
 
 #[tokio::test]
 async fn target_killed_in_mid_move_takes_only_what_it_owned() {
+    in_mid_move(kill_a_target).await;
+}
+
+async fn kill_a_target() -> Result<(), TooLate> {
     let mut trial = Trial::start_heavy(3).await;
     trial.judge.phase("move");
     trial.cluster.add("n4");
-    trial.mid_move("n1", "n4").await;
+    trial.mid_move("n1", "n4").await?;
     trial.judge.phase("kill");
     trial.kill("n4").await;
     trial.judge.all_succeed(PATIENCE).await;
     trial.cluster.settled(3).await;
     takes_only_its_own(trial, "n4", "target killed").await;
+    Ok(())
 }
 
 #[tokio::test]
 async fn source_paused_in_mid_move_fails_nothing() {
-    let trial = stop_a_source(Duration::from_millis(1500)).await;
-    let (_cluster, report) = trial.end("source stopped for 1.5 s").await;
-    report.assert_clean("source stopped for 1.5 s");
+    in_mid_move(async || {
+        let trial = stop_a_source(Duration::from_millis(1500)).await?;
+        let (_cluster, report) = trial.end("source stopped for 1.5 s").await;
+        report.assert_clean("source stopped for 1.5 s");
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn source_frozen_in_mid_move_comes_back_with_its_values() {
-    let trial = stop_a_source(Duration::from_secs(6)).await;
-    let within = trial.size.within(Duration::from_secs(15));
-    let (_cluster, report) = trial.end("source stopped for 6 s").await;
-    report.assert_values("source stopped for 6 s");
-    let outage = report.outage();
-    assert!(outage <= within, "{outage:?} without success");
+    in_mid_move(async || {
+        let trial = stop_a_source(Duration::from_secs(6)).await?;
+        let within = trial.size.within(Duration::from_secs(15));
+        let (_cluster, report) = trial.end("source stopped for 6 s").await;
+        report.assert_values("source stopped for 6 s");
+        let outage = report.outage();
+        assert!(outage <= within, "{outage:?} without success");
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn cut_between_source_and_target_loses_nothing() {
-    let net = match Net::new() {
-        Ok(net) => net,
-        Err(why) => return skipped("cut_between_source_and_target_loses_nothing", &why),
-    };
+    if let Err(why) = netns::able() {
+        return skipped("cut_between_source_and_target_loses_nothing", &why);
+    }
+    in_mid_move(cut_source_from_target).await;
+}
+
+async fn cut_source_from_target() -> Result<(), TooLate> {
+    let net = Net::new();
     let hosts: [Host; 5] = std::array::from_fn(|_| net.host());
     let [n1, n2, n3, n4, router] = &hosts;
     let mut plan = Plan::of(0, Size::asked_for().shards);
@@ -98,10 +115,10 @@ async fn cut_between_source_and_target_loses_nothing() {
     let mut trial = Trial::planned_heavy(plan).await;
     trial.judge.phase("move");
     trial.cluster.add_at("n4", Site::at(n4));
-    trial.mid_move("n1", "n4").await;
+    trial.mid_move("n1", "n4").await?;
     trial.judge.phase("cut");
     net.cut(n1, n4);
-    trial.assert_still_moving("n1", "n4").await;
+    trial.still_moving("n1", "n4").await?;
     assert!(!net.reaches(n1, n4) && !net.reaches(n4, n1), "the cut cuts");
     assert!(net.reaches(n1, n2) && net.reaches(n4, n2), "others see both");
     // Long enough that whatever waited for the other side has given up or found another way.
@@ -116,14 +133,19 @@ async fn cut_between_source_and_target_loses_nothing() {
     report.assert_values("cut");
     let outage = report.outage();
     assert!(outage <= within, "{outage:?} without success");
+    Ok(())
 }
 
 #[tokio::test]
 async fn all_at_once_takes_only_what_was_killed() {
+    in_mid_move(join_drain_and_kill).await;
+}
+
+async fn join_drain_and_kill() -> Result<(), TooLate> {
     let mut trial = Trial::start_heavy(4).await;
     trial.judge.phase("move");
     trial.cluster.add("n5");
-    trial.mid_move("n2", "n5").await;
+    trial.mid_move("n2", "n5").await?;
     trial.judge.phase("all at once");
     let drains = trial.cluster.node("n2").admin;
     let asked = client::once(drains, Method::POST, "/v1/drain").await;
@@ -133,6 +155,7 @@ async fn all_at_once_takes_only_what_was_killed() {
     trial.judge.all_succeed(PATIENCE).await;
     trial.cluster.settled(3).await;
     takes_only_its_own(trial, "n3", "all at once").await;
+    Ok(())
 }
 
 /// A node that was asked to leave has done so, with everything handed off.
@@ -175,22 +198,22 @@ async fn print_handoffs(trial: &Trial, name: &str) {
 }
 
 /// A node stops for so long while it hands shards to a new one.
-async fn stop_a_source(stopped_for: Duration) -> Trial {
+async fn stop_a_source(stopped_for: Duration) -> Result<Trial, TooLate> {
     let mut trial = Trial::start_heavy(3).await;
     trial.judge.phase("move");
     trial.cluster.add("n4");
-    trial.mid_move("n1", "n4").await;
+    trial.mid_move("n1", "n4").await?;
     trial.judge.phase("stopped");
     let pid = trial.cluster.node("n1").proc.pid();
     signal(pid, "STOP");
-    trial.assert_still_moving("n1", "n4").await;
+    trial.still_moving("n1", "n4").await?;
     // Nothing is waited for: this is the fault.
     tokio::time::sleep(stopped_for).await;
     signal(pid, "CONT");
     trial.judge.all_succeed(PATIENCE).await;
     trial.cluster.settled(4).await;
     print_handoffs(&trial, "n1").await;
-    trial
+    Ok(trial)
 }
 
 /// A test that cannot run here must not look as if it had.

@@ -18,6 +18,8 @@ use crate::judge::{Judge, Load, Report};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How often the middle of a move is looked for.
 const LOOK: Duration = Duration::from_millis(2);
+/// How often a scenario is begun for a fault that comes too late.
+const ATTEMPTS: u32 = 5;
 /// Values written side by side.
 const WRITERS: usize = 8;
 
@@ -140,7 +142,7 @@ impl Trial {
     }
 
     /// Waits until `source` is handing shards over that `target` is to get.
-    pub(crate) async fn mid_move(&mut self, source: &str, target: &str) {
+    pub(crate) async fn mid_move(&mut self, source: &str, target: &str) -> Result<(), TooLate> {
         let deadline = Instant::now() + PATIENCE;
         let mut looks = tokio::time::interval(LOOK);
         let mut admin = Connection::open(self.cluster.node(source).admin).await.unwrap();
@@ -150,21 +152,22 @@ impl Trial {
             let report: ShardsReport = serde_json::from_slice(&answer.body).unwrap();
             let by_node = &report.by_node;
             match Progress::of(&report, source, target) {
-                Progress::Middle if report.moving > 0 => return,
+                Progress::Middle if report.moving > 0 => return Ok(()),
                 Progress::Before | Progress::Middle => {
                     assert!(Instant::now() < deadline, "no move begins: {by_node:?}");
                 }
-                Progress::After => panic!("the move was over before it was seen: {by_node:?}"),
+                Progress::After => return Err(TooLate(report.by_node)),
             }
         }
     }
 
-    /// That `source` still has to give, now that it cannot.
-    pub(crate) async fn assert_still_moving(&self, source: &str, target: &str) {
+    /// Whether `source` still has to give, now that it cannot.
+    pub(crate) async fn still_moving(&self, source: &str, target: &str) -> Result<(), TooLate> {
         let report = self.cluster.shards().await.unwrap();
-        let progress = Progress::of(&report, source, target);
-        let by_node = report.by_node;
-        assert_eq!(progress, Progress::Middle, "the move was over before its middle: {by_node:?}");
+        match Progress::of(&report, source, target) {
+            Progress::Middle => Ok(()),
+            Progress::Before | Progress::After => Err(TooLate(report.by_node)),
+        }
     }
 
     /// Kills a node so that it can do nothing any more.
@@ -173,6 +176,22 @@ impl Trial {
         signal(node.proc.pid(), "KILL");
         node.proc.ended(PATIENCE).await;
     }
+}
+
+/// The move was over before its middle was seen, or before the fault that was to meet it: shards
+/// by node. Nothing was tried, and nothing is known.
+#[derive(Debug)]
+pub(crate) struct TooLate(BTreeMap<String, u32>);
+
+/// Tries until a fault meets the middle of a move.
+pub(crate) async fn in_mid_move<F: Future<Output = Result<(), TooLate>>>(attempt: impl Fn() -> F) {
+    for i in 1..=ATTEMPTS {
+        match attempt().await {
+            Ok(()) => return,
+            Err(TooLate(by_node)) => println!("attempt {i} came too late: {by_node:?}"),
+        }
+    }
+    panic!("moves are over before a fault can meet them: they need more state");
 }
 
 #[derive(Debug, PartialEq, Eq)]
