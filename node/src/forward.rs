@@ -14,9 +14,8 @@
 //! nothing. Requests of one shard that have to wait do so in one queue, see
 //! [`stead_shared::park`].
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ use stead_shared::id::{Epoch, NodeBoot, SessionKey, ShardId};
 use stead_shared::net::link::{
     ClientStream, DialError, Link, OpenError, RecvHalf, ResetCode, SendHalf, StreamEvent,
 };
-use stead_shared::net::parking::{NotSent, Turn};
+use stead_shared::net::parking::Turn;
 use stead_shared::park::{Cause, Ticket, Wait};
 use stead_shared::refusal::Refusal;
 use stead_shared::route::{Route, route};
@@ -42,6 +41,7 @@ use crate::link_body::LinkBody;
 use crate::logic::gate::Gate;
 use crate::node::Handle;
 use crate::problem::Problem;
+use crate::serve::{in_turn, left_ms, refusal_of, welcome};
 use crate::tunnel;
 use crate::upgrade::Upgrade;
 use crate::upload::{Upload, UploadError};
@@ -122,9 +122,7 @@ impl Errand {
     }
 
     fn left_ms(&self) -> u32 {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        // Zero would mean that there is no deadline.
-        u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1)
+        left_ms(self.deadline)
     }
 }
 
@@ -294,25 +292,10 @@ impl Handle {
         let (body, lender) = upload.lend();
         let request = Request::from_parts(errand.head(), body);
         let meta = errand.meta.clone();
-        let mut turn = errand.turn.take();
-        let served = {
-            let mut serving = pin!(self.inner.host.serve(meta, request));
-            match poll_fn(|cx| Poll::Ready(serving.as_mut().poll(cx))).await {
-                Poll::Ready(served) => served,
-                Poll::Pending => {
-                    // The gate is open, and the request has its place: the next one may follow.
-                    welcome(&mut turn);
-                    serving.await
-                }
-            }
-        };
-        match served {
-            Ok((meta, response)) => {
-                welcome(&mut turn);
-                Outcome::Answer(meta, response)
-            }
+        let serving = self.inner.host.serve(meta, request);
+        match in_turn(&mut errand.turn, serving).await {
+            Ok((meta, response)) => Outcome::Answer(meta, response),
             Err(refusal) => {
-                errand.turn = turn;
                 // The host has dropped what it did not execute.
                 if let Some(upload) = lender.take_back() {
                     errand.upload = upload;
@@ -492,20 +475,6 @@ fn may_have_body(status: StatusCode) -> bool {
     !status.is_informational()
         && status != StatusCode::NO_CONTENT
         && status != StatusCode::NOT_MODIFIED
-}
-
-fn welcome(turn: &mut Option<Turn>) {
-    if let Some(turn) = turn.take() {
-        turn.welcome();
-    }
-}
-
-/// What a request that waits no longer hears.
-fn refusal_of(not_sent: NotSent) -> Refusal {
-    match not_sent.cause() {
-        Cause::Moving => Refusal::Moving,
-        Cause::NoOwner => Refusal::NotOwner { claim: None },
-    }
 }
 
 fn head_too_large() -> Problem {

@@ -102,7 +102,18 @@ impl Host {
         request: Request<Body>,
         accepted: impl FnOnce() + Send,
     ) -> Result<(ResponseMeta, Response<Body>), Refusal> {
-        let served = self.try_serve(meta, request, accepted).await;
+        self.serve_in(self.shard(meta.shard), meta, request, accepted).await
+    }
+
+    /// As [`serve_with`](Self::serve_with), for whoever has looked the shard up.
+    pub(crate) async fn serve_in(
+        &self,
+        shard: Option<Arc<Shard>>,
+        meta: RequestMeta,
+        request: Request<Body>,
+        accepted: impl FnOnce() + Send,
+    ) -> Result<(ResponseMeta, Response<Body>), Refusal> {
+        let served = self.try_serve(shard, meta, request, accepted).await;
         if let Err(refusal) = &served {
             self.inner.core.metrics.refused(refusal);
         }
@@ -111,11 +122,12 @@ impl Host {
 
     async fn try_serve(
         &self,
+        shard: Option<Arc<Shard>>,
         meta: RequestMeta,
         request: Request<Body>,
         accepted: impl FnOnce() + Send,
     ) -> Result<(ResponseMeta, Response<Body>), Refusal> {
-        let shard = self.shard(meta.shard).ok_or(Refusal::NotOwner { claim: None })?;
+        let shard = shard.ok_or(Refusal::NotOwner { claim: None })?;
         let (head, body) = request.into_parts();
         let body = match body.ready() {
             Ok(body) => body,
@@ -433,7 +445,7 @@ impl Host {
         self.inner.core.unreadable()
     }
 
-    fn shard(&self, id: ShardId) -> Option<Arc<Shard>> {
+    pub(crate) fn shard(&self, id: ShardId) -> Option<Arc<Shard>> {
         self.inner.shards.get(&id).map(|shard| Arc::clone(&shard))
     }
 }
@@ -512,7 +524,7 @@ impl Drop for Incoming {
     }
 }
 
-fn deadline(meta: &RequestMeta) -> Option<Instant> {
+pub(crate) fn deadline(meta: &RequestMeta) -> Option<Instant> {
     let ms = u64::from(meta.deadline_ms);
     (ms != 0).then(|| Instant::now() + Duration::from_millis(ms))
 }

@@ -343,13 +343,18 @@ impl Node {
         let members = Arc::clone(&process.agent.members().borrow());
         let (views, views_out) = watch::channel(Arc::new(View::new(Arc::clone(&params), members)));
         let granted: Arc<DashMap<ShardId, Epoch>> = Arc::new(DashMap::new());
-        let server =
-            Server { host: host.clone(), views: views_out.clone(), granted: Arc::clone(&granted) };
+        let forwarding = Forwarding::new(host.clone(), views_out.clone());
+        let parking = Arc::clone(&forwarding.parking);
+        let server = Server {
+            host: host.clone(),
+            views: views_out.clone(),
+            granted: Arc::clone(&granted),
+            parking: Arc::clone(&parking),
+            me: process.me.node,
+        };
         // Set once: `start` made the hooks.
         let _ = hooks.server.set(server.clone());
         let stop = process.stop.clone();
-        let forwarding = Forwarding::new(host.clone(), views_out.clone());
-        let parking = Arc::clone(&forwarding.parking);
         let inner = Inner {
             name: config.name.clone(),
             me: process.me.node,

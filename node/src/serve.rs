@@ -1,27 +1,40 @@
 //! Requests that come over links: decode, serve, answer. The path of every routed request.
+//!
+//! A request may be here before the shard is: whoever hands it off tells clients' routers and us
+//! at the same time. It waits then, with those that this node took in itself, in one queue (R9).
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
 use dashmap::DashMap;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use stead_shared::id::{Epoch, ShardId};
+use stead_shared::id::{Epoch, NodeId, ShardId};
 use stead_shared::net::link::{RecvHalf, ResetCode, SendError, ServerSend, ServerStream};
+use stead_shared::net::parking::{NotSent, Parking, Turn};
+use stead_shared::park::{Cause, Wait};
 use stead_shared::refusal::{Claim, Refusal};
 use stead_shared::view::View;
 use stead_shared::wire::http::{
     RequestMeta, ResponseMeta, decode_request, encode_refusal, encode_response, encode_trailers,
 };
+use stead_shared::wire::link::REPLAY_BYTES;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::body::Body;
-use crate::host::Host;
+use crate::host::{Host, deadline};
 use crate::link_body::LinkBody;
 use crate::tunnel;
 use crate::upgrade::{Upgrade, Upgraded};
 
 /// Bytes of an upgraded stream that wait on their way to the service, each way.
 const UPGRADE_BUFFER: usize = 32 * 1024;
+/// How long a request without a deadline may wait: longer than the queue lets it.
+const LONG: Duration = Duration::from_secs(30);
 
 /// Answers streams of routers and other nodes.
 #[derive(Clone)]
@@ -29,33 +42,58 @@ pub(crate) struct Server {
     pub(crate) host: Host,
     pub(crate) views: watch::Receiver<Arc<View>>,
     pub(crate) granted: Arc<DashMap<ShardId, Epoch>>,
+    pub(crate) parking: Arc<Parking>,
+    pub(crate) me: NodeId,
 }
 
 impl Server {
     /// Serves one request.
     pub(crate) async fn answer(self, stream: ServerStream) {
         let ServerStream { head, fin, recv, mut send } = stream;
-        let Ok((meta, parts)) = decode_request(head) else {
+        let Ok((mut meta, parts)) = decode_request(head) else {
             metrics::counter!("stead_link_heads_unreadable_total").increment(1);
             send.reset(ResetCode::Failed);
             return;
         };
+        let mut here = self.host.shard(meta.shard);
+        let mut turn = None;
+        if let Some(cause) = self.must_wait(&meta, here.is_some()) {
+            let bytes = if fin { 0 } else { ahead(&parts.headers) };
+            let until = deadline(&meta).unwrap_or_else(|| Instant::now() + LONG);
+            tokio::select! {
+                biased;
+                waited = Box::pin(self.wait(&meta, cause, bytes, until)) => match waited {
+                    Ok(its_turn) => turn = Some(its_turn),
+                    Err(refusal) => {
+                        send.refuse(encode_refusal(&self.with_claim(meta.shard, refusal)));
+                        return;
+                    }
+                },
+                _ = send.cancelled() => return,
+            }
+            meta.deadline_ms = left_ms(until);
+            here = self.host.shard(meta.shard);
+        }
         if meta.upgrade {
+            drop(turn);
             self.answer_upgrade(meta, parts, recv, send).await;
             return;
         }
         let shard = meta.shard;
         let served = if fin {
+            let request = Request::from_parts(parts, Body::empty());
+            let serving = self.host.serve_in(here, meta, request, || ());
             // A client that goes away before its turn takes the request out of the queue.
             tokio::select! {
                 biased;
-                served = self.host.serve(meta, Request::from_parts(parts, Body::empty())) => served,
+                served = in_turn(&mut turn, serving) => served,
                 _ = send.cancelled() => return,
             }
         } else {
             let body = LinkBody::new(recv, announced(&parts.headers));
             let request = Request::from_parts(parts, Body::new(body));
-            self.host.serve_with(meta, request, || send.accepted()).await
+            let serving = self.host.serve_in(here, meta, request, || send.accepted());
+            in_turn(&mut turn, serving).await
         };
         match served {
             // An error means that nobody waits for the answer any more.
@@ -64,6 +102,40 @@ impl Server {
                 send.refuse(encode_refusal(&self.with_claim(shard, refusal)));
             }
         }
+    }
+
+    /// Whether a request has to wait here before it is looked at, and what for: those that came
+    /// earlier, or the end of the move that it has heard of and this node has not.
+    fn must_wait(&self, meta: &RequestMeta, is_here: bool) -> Option<Option<Cause>> {
+        if is_here {
+            return self.parking.has_queue(meta.shard).then_some(None);
+        }
+        let named = meta.epoch.filter(|epoch| epoch.node == self.me)?;
+        (self.known(meta.shard) < Some(named)).then_some(Some(Cause::Moving))
+    }
+
+    /// The newest epoch of a shard that this node knows of.
+    fn known(&self, shard: ShardId) -> Option<Epoch> {
+        let granted = self.granted.get(&shard).map(|epoch| *epoch);
+        granted.max(self.views.borrow().claims.get(shard).map(|(epoch, _)| epoch))
+    }
+
+    async fn wait(
+        &self,
+        meta: &RequestMeta,
+        cause: Option<Cause>,
+        bytes: usize,
+        until: Instant,
+    ) -> Result<Turn, Refusal> {
+        let wait = Wait {
+            shard: meta.shard,
+            again: None,
+            cause,
+            tried: self.known(meta.shard),
+            bytes,
+            deadline: self.parking.time_of(until),
+        };
+        self.parking.wait(wait, None).await.map_err(refusal_of)
     }
 
     /// Adds who owns the shard, where this node knows better than the one who asked.
@@ -145,6 +217,59 @@ async fn respond(
         }
     }
     send.finish(trailers.and_then(|trailers| encode_trailers(&trailers).ok()))
+}
+
+/// Runs `serving`, and passes the turn in the queue on as soon as the request has found its
+/// place in here: from its first step on it is before all that begin later. One that is refused
+/// keeps the turn, for coming back.
+pub(crate) async fn in_turn<T>(
+    turn: &mut Option<Turn>,
+    serving: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    let mut serving = pin!(serving);
+    if turn.is_none() {
+        return serving.await;
+    }
+    let first = poll_fn(|cx| Poll::Ready(serving.as_mut().poll(cx))).await;
+    match first {
+        Poll::Ready(Err(refusal)) => Err(refusal),
+        Poll::Ready(Ok(served)) => {
+            welcome(turn);
+            Ok(served)
+        }
+        Poll::Pending => {
+            welcome(turn);
+            serving.await
+        }
+    }
+}
+
+/// The way is open for everybody.
+pub(crate) fn welcome(turn: &mut Option<Turn>) {
+    if let Some(turn) = turn.take() {
+        turn.welcome();
+    }
+}
+
+/// What a request that waits no longer hears.
+pub(crate) fn refusal_of(not_sent: NotSent) -> Refusal {
+    match not_sent.cause() {
+        Cause::Moving => Refusal::Moving,
+        Cause::NoOwner => Refusal::NotOwner { claim: None },
+    }
+}
+
+/// The time until `deadline` in milliseconds; never zero, which would mean that there is none.
+pub(crate) fn left_ms(deadline: Instant) -> u32 {
+    let left = deadline.saturating_duration_since(Instant::now());
+    u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1)
+}
+
+/// Bytes of a body that the link lets through before its request is accepted.
+fn ahead(headers: &HeaderMap) -> usize {
+    let replay = REPLAY_BYTES as usize;
+    announced(headers)
+        .map_or(replay, |length| usize::try_from(length).unwrap_or(replay).min(replay))
 }
 
 /// The length that a request's head announces.

@@ -2,8 +2,15 @@
 
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use http::header::RETRY_AFTER;
 use stead_shared::config::NodeOptions;
+use stead_shared::id::{BootId, ClusterId, NodeId};
+use stead_shared::member::Role;
+use stead_shared::net::link::{
+    CloseReason, LinkConfig, LinkHandler, LinkLimits, Links, PeerInfo, Reply, ServerStream,
+};
+use stead_shared::net::parking::NotSent;
 use stead_shared::net::sock;
 use stead_shared::park::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -197,6 +204,62 @@ async fn who_goes_away_holds_up_nobody() {
         assert!(soon(answer).await.unwrap().is_ok());
     }
     assert_eq!(*log.lock().unwrap(), ["/1", "/2"]);
+}
+
+// ---- over the link -----------------------------------------------------------------------------
+
+struct Silent;
+
+impl LinkHandler for Silent {
+    fn opened(&self, _peer: PeerInfo, _stream: ServerStream) {}
+    fn call(&self, _peer: PeerInfo, _kind: u8, _payload: Bytes, _reply: Reply) {}
+    fn notify(&self, _peer: PeerInfo, _kind: u8, _payload: Bytes) {}
+    fn connected(&self, _link: Link) {}
+    fn closed(&self, _peer: PeerInfo, _reason: CloseReason) {}
+}
+
+/// A router's link to `node`.
+async fn router_to(node: &Handle) -> Link {
+    let config = LinkConfig {
+        me: NodeBoot { node: NodeId(1), boot: BootId(1) },
+        role: Role::Router,
+        cluster: ClusterId::of_name("stead"),
+        keys: Vec::new(),
+        limits: LinkLimits::default(),
+    };
+    soon(Links::new(config, Arc::new(Silent)).dial(node.gossip_addr())).await.unwrap()
+}
+
+/// Sends a request that names `epoch`.
+fn send(link: &Link, node: &Handle, target: &str, epoch: Epoch) -> ClientStream {
+    let meta =
+        RequestMeta { epoch: Some(epoch), ..node.meta(key(), Ipv4Addr::LOCALHOST.into(), false) };
+    let (parts, ()) = Request::post(target).body(()).unwrap().into_parts();
+    link.open(encode_request(&meta, &parts).unwrap(), true).unwrap()
+}
+
+#[tokio::test]
+async fn a_routed_request_that_is_here_before_its_shard_waits_for_it() {
+    let (node, log) = start("a", None).await;
+    let handle = node.handle();
+    let (shard, epoch) = seal(&handle).await;
+    handle.inner.host.drop_shard(shard);
+    let link = router_to(&handle).await;
+    let next = epoch.next(epoch.node);
+    let mut early = send(&link, &handle, "/0", next);
+    parked(&handle, 1).await;
+    let second = ask(&handle, "/1");
+    parked(&handle, 2).await;
+    // One that has heard nothing new is told so at once, whoever waits.
+    let refused = soon(send(&link, &handle, "/no", epoch).recv.next()).await;
+    let Some(StreamEvent::Refused(refusal)) = refused else { panic!("{refused:?}") };
+    assert_eq!(decode_refusal(&refusal), Ok(Refusal::NotOwner { claim: None }));
+
+    handle.inner.host.activate_empty(shard, next);
+    let answered = soon(early.recv.next()).await;
+    assert!(matches!(answered, Some(StreamEvent::Head(_))), "{answered:?}");
+    assert!(soon(second).await.unwrap().is_ok());
+    assert_eq!(*log.lock().unwrap(), in_order(2));
 }
 
 #[tokio::test]
