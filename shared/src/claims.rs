@@ -18,6 +18,7 @@
 //! stays in the book, so that its counter is not forgotten, but holds nobody up.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{BootId, Epoch, NodeBoot, NodeId, ShardId};
 
 /// Consecutive shards with the same counter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ClaimRange {
     /// First shard.
     pub first: u32,
@@ -36,7 +37,7 @@ pub struct ClaimRange {
 }
 
 /// A batch of changes to one owner's claims, or all of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ClaimsUpdate {
     /// Whose claims.
     pub owner: NodeBoot,
@@ -74,7 +75,7 @@ fn ranges_of(pairs: impl Iterator<Item = (ShardId, u64)>) -> Vec<ClaimRange> {
 }
 
 /// One owner's own log.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClaimLog {
     me: NodeBoot,
     pos: u64,
@@ -180,7 +181,7 @@ const CHUNK: usize = 256;
 
 /// An immutable table of the best claim for each shard. Cheap to clone: chunks are shared
 /// between versions.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimTable {
     chunks: Vec<Arc<[TableEntry; CHUNK]>>,
     n_shards: u32,
@@ -227,7 +228,7 @@ pub enum Applied {
     WantFull,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct OwnerClaims {
     boot: BootId,
     pos: u64,
@@ -238,12 +239,20 @@ struct OwnerClaims {
 }
 
 /// Everything known of everybody's claims.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Book {
     owners: BTreeMap<NodeId, OwnerClaims>,
     table: ClaimTable,
     /// Highest counter ever seen for each shard, whoever claimed it.
     highest: Vec<u64>,
+}
+
+/// The table follows from the rest.
+impl Hash for Book {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.owners.hash(state);
+        self.highest.hash(state);
+    }
 }
 
 impl Book {

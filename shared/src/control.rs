@@ -49,7 +49,7 @@ pub struct ShardEpoch {
 }
 
 /// Consecutive shards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ShardRange {
     /// First shard.
     pub first: u32,
@@ -79,7 +79,7 @@ impl ShardRange {
 }
 
 /// A live claim that the answerer knows, its own or another's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Holding {
     /// Who holds the shards.
     pub owner: NodeBoot,
@@ -88,7 +88,7 @@ pub struct Holding {
 }
 
 /// Why a target does not take shards now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum NotNow {
     /// It is not ready, or is leaving.
     NotReady,
@@ -99,7 +99,7 @@ pub enum NotNow {
 }
 
 /// A message about ownership.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Control {
     /// Forming: may I claim all shards for a cluster of these members?
     Propose {

@@ -74,7 +74,7 @@ impl fmt::Display for MemberState {
 
 /// The part of a member's description that is too large for a datagram. Travels by push/pull,
 /// never changes within one boot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Card {
     /// Whose card, and of which boot.
     pub of: NodeBoot,
@@ -97,7 +97,7 @@ pub struct Card {
 }
 
 /// One member.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Member {
     /// Who.
     pub id: NodeId,
@@ -145,7 +145,7 @@ impl Member {
 }
 
 /// All members that one process knows, itself included, sorted by id, one entry each.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Members {
     /// This process.
     pub me: NodeId,

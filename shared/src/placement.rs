@@ -91,7 +91,7 @@ impl PlacementInput {
 }
 
 /// Where placement wants each shard: an immutable table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Targets {
     /// Sorted.
     nodes: Box<[NodeId]>,

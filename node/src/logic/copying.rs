@@ -104,6 +104,14 @@ impl Copying {
         now.since(self.heard) >= SILENCE_MAX
     }
 
+    /// Shows `visit` every moment that is remembered, and how long after it something may happen.
+    pub(super) fn each_time(&mut self, visit: &mut dyn FnMut(&mut Time, Duration)) {
+        visit(&mut self.heard, SILENCE_MAX);
+        if let Some(at) = &mut self.throttled {
+            visit(at, THROTTLE_MAX);
+        }
+    }
+
     /// Takes a report in.
     #[must_use]
     pub fn on_progress(&mut self, now: Time, progress: Progress) -> Verdict {

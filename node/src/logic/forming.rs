@@ -33,7 +33,7 @@ const PROPOSE_AGAIN: Duration = Duration::from_millis(500);
 const RESEND_EVERY: Duration = Duration::from_millis(200);
 
 /// When to form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FormingConfig {
     /// Whether any seed was named (`--join`).
     pub has_seeds: bool,
@@ -78,7 +78,7 @@ pub enum Step {
     },
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Proposal {
     token: Token,
     waiting: BTreeSet<NodeBoot>,
@@ -88,7 +88,7 @@ struct Proposal {
 }
 
 /// The forming of one joining node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Forming {
     config: FormingConfig,
     started: Time,
@@ -113,6 +113,20 @@ impl Forming {
             propose_at: now,
             promised: None,
             next_token: 1,
+        }
+    }
+
+    /// Shows `visit` every moment that is remembered, and how long after it something may happen.
+    pub(super) fn each_time(&mut self, visit: &mut dyn FnMut(&mut Time, Duration)) {
+        visit(&mut self.started, self.config.alone_after.unwrap_or_default());
+        visit(&mut self.quiet_since, self.config.quiet);
+        visit(&mut self.propose_at, Duration::ZERO);
+        if let Some(proposal) = &mut self.proposal {
+            visit(&mut proposal.until, Duration::ZERO);
+            visit(&mut proposal.resend_at, Duration::ZERO);
+        }
+        if let Some((_, until)) = &mut self.promised {
+            visit(until, Duration::ZERO);
         }
     }
 

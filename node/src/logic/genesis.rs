@@ -25,7 +25,7 @@ pub const ASK_EVERY: Duration = Duration::from_millis(200);
 pub const ASK_FOR: Duration = Duration::from_secs(5);
 
 /// One question to everybody.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Query {
     /// Ties answers to it.
     pub token: Token,

@@ -156,6 +156,25 @@ impl Outgoing {
         }
     }
 
+    /// Shows `visit` every moment that is remembered, and how long after it something may happen.
+    pub(super) fn each_time(&mut self, visit: &mut dyn FnMut(&mut Time, Duration)) {
+        match &mut self.phase {
+            Phase::Preparing { until } | Phase::Sealing { until } | Phase::Sending { until } => {
+                visit(until, Duration::ZERO);
+            }
+            Phase::Copying(copying) => copying.each_time(visit),
+            Phase::Granted { since, resend_at } => {
+                visit(since, RELAY_AFTER);
+                visit(resend_at, Duration::ZERO);
+            }
+        }
+        let Steps { asked, copied, sealed, granted } = &mut self.steps;
+        visit(asked, Duration::ZERO);
+        for at in [copied, sealed, granted].into_iter().flatten() {
+            visit(at, Duration::ZERO);
+        }
+    }
+
     /// Whether its time is up at `now`.
     #[must_use]
     pub fn is_late(&self, now: Time) -> bool {

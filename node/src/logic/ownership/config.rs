@@ -47,7 +47,7 @@ impl Rules {
 }
 
 /// Settings of the machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct OwnershipConfig {
     /// This node and boot.
     pub me: NodeBoot,

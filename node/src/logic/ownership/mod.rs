@@ -60,6 +60,7 @@ mod messages;
 mod moves;
 mod receiving;
 mod sending;
+mod times;
 mod unclaimed;
 
 pub use config::{OwnershipConfig, Rules};
@@ -80,21 +81,21 @@ const TICK: Duration = Duration::from_millis(100);
 /// The same while something is under way.
 const BUSY_TICK: Duration = Duration::from_millis(20);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Slot {
     Serving { epoch: Epoch },
     Sealed { epoch: Epoch },
     Granted { epoch: Epoch, to: NodeBoot, next: Epoch },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Stage {
     Joining,
     Ready,
     Leaving,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Death {
     since: Time,
     confirmed: bool,
@@ -106,7 +107,7 @@ const CHECKED_MAX: u32 = 1024;
 const COPIES_SINCE: u8 = 2;
 
 /// The machine. See the module's page.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ownership {
     config: OwnershipConfig,
     now: Time,

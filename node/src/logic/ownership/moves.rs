@@ -8,13 +8,13 @@
 use super::*;
 
 /// Deaths within this time are one event.
-const MASS_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const MASS_WITHIN: Duration = Duration::from_secs(5);
 /// So many of them, if they are also [`MASS_PERCENT`] of the nodes, freeze balance.
 const MASS_MIN: usize = 3;
 /// Percent of the nodes.
 const MASS_PERCENT: usize = 30;
 /// How long members must not change before a freeze ends.
-const THAW_AFTER: Duration = Duration::from_secs(30);
+pub(super) const THAW_AFTER: Duration = Duration::from_secs(30);
 /// How long a shard that was too hot to move is left alone; then it goes by itself.
 const HOT_FOR: Duration = Duration::from_secs(5);
 
@@ -38,7 +38,7 @@ pub struct Pending {
 }
 
 /// Shards that are to be handed off and are not yet.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Waiting {
     shards: usize,
     bytes: u64,
