@@ -1,0 +1,108 @@
+//! What must hold in every state, and what must come about in some.
+
+use std::sync::atomic::Ordering;
+
+use stateright::Property;
+
+use super::cluster::Exploration;
+use super::node::Entry;
+use super::recovery::heals;
+use super::state::{Flaw, Letter, State};
+
+/// I1, as long as whoever is taken for dead is dead.
+pub(crate) const ONE_GATE: &str = "at most one gate is open";
+/// I2.
+pub(crate) const NO_LATE_ANSWER: &str = "no acknowledgement below a promised or learned epoch";
+/// I3.
+pub(crate) const ONE_ENTRY: &str = "no two entries with one epoch and number";
+/// R3.
+pub(crate) const PROMISES: &str = "no gate opens in an epoch that was sealed or granted";
+/// I4, as long as whoever is taken for dead is dead: a client that reads, reads what it wrote.
+pub(crate) const NOTHING_LOST: &str = "an open gate has every acknowledged change";
+/// I4, whatever is believed.
+pub(crate) const NOTHING_GONE: &str = "every acknowledged change is somewhere";
+/// I5.
+pub(crate) const HEALS: &str = "one node serves soon after the last fault";
+
+pub(crate) const HANDED_OFF: &str = "a handoff completes";
+pub(crate) const ABORTED: &str = "a sealed shard is taken back";
+pub(crate) const TAKEN_OVER: &str = "a dead owner's shard is claimed";
+pub(crate) const TWO_GATES: &str = "two gates are open after a false death";
+
+/// Not a property of the cluster: enough states have been seen.
+pub(crate) const ENOUGH: &str = "enough states";
+
+/// All that must never fail.
+pub(crate) const ALWAYS: [&str; 7] =
+    [ONE_GATE, NO_LATE_ANSWER, ONE_ENTRY, PROMISES, NOTHING_LOST, NOTHING_GONE, HEALS];
+
+pub(crate) fn properties() -> Vec<Property<Exploration>> {
+    vec![
+        Property::always(ONE_GATE, |_, state: &State| state.history.slandered || open(state) <= 1),
+        Property::always(NO_LATE_ANSWER, |_, state| !has(state, Flaw::LateAcknowledgement)),
+        Property::always(ONE_ENTRY, |_, state| !has(state, Flaw::TwoEntriesOneNumber)),
+        Property::always(PROMISES, |_, state| !has(state, Flaw::BrokenPromise)),
+        Property::always(NOTHING_LOST, |_, state: &State| state.history.slandered || nothing_lost(state)),
+        Property::always(NOTHING_GONE, |_, state| owed(state).all(|entry| is_kept(state, entry))),
+        Property::always(HEALS, |model, state| {
+            !model.scenario.heals || heals(&model.scenario, state)
+        }),
+        Property::sometimes(HANDED_OFF, |_, state| handed_off(state)),
+        Property::sometimes(ABORTED, |_, state| opened_at(state, 0).is_some_and(|c| c > 1)),
+        Property::sometimes(TAKEN_OVER, |_, state| taken_over(state)),
+        Property::sometimes(TWO_GATES, |_, state| open(state) > 1),
+        Property::sometimes(ENOUGH, |model: &Exploration, _| {
+            model.states_max <= 1 + model.n_checked.fetch_add(1, Ordering::Relaxed)
+        }),
+    ]
+}
+
+fn open(state: &State) -> usize {
+    state.running().filter(|(_, node)| node.is_open()).count()
+}
+
+fn has(state: &State, flaw: Flaw) -> bool {
+    state.history.flaws.contains(&flaw)
+}
+
+/// Acknowledged changes but those that went down with a process.
+fn owed(state: &State) -> impl Iterator<Item = &Entry> {
+    let history = &state.history;
+    history.acknowledged.iter().filter(|entry| !history.excused.contains(entry))
+}
+
+pub(crate) fn nothing_lost(state: &State) -> bool {
+    state
+        .running()
+        .filter(|(_, node)| node.is_open())
+        .all(|(_, node)| owed(state).all(|entry| node.entries().contains(entry)))
+}
+
+fn is_kept(state: &State, entry: &Entry) -> bool {
+    let travels = |letter: &Letter| match letter {
+        Letter::Copy { entries: Some(entries), .. } => entries.contains(entry),
+        Letter::Copy { entries: None, .. }
+        | Letter::Control { .. }
+        | Letter::ClaimsWanted { .. }
+        | Letter::Quiet { .. }
+        | Letter::Broken { .. } => false,
+    };
+    state.running().any(|(_, node)| node.has(entry))
+        || state.letters.values().any(|letter| travels(letter))
+}
+
+fn opened_at(state: &State, i: usize) -> Option<u64> {
+    let gate = state.node(i)?.gate.as_ref()?;
+    gate.open.then_some(gate.epoch.counter)
+}
+
+fn handed_off(state: &State) -> bool {
+    let calm = !state.history.killed && !state.history.slandered;
+    let first_has_none = state.node(0).is_some_and(|node| node.gate.is_none());
+    calm && first_has_none && (1..3).any(|i| opened_at(state, i).is_some())
+}
+
+fn taken_over(state: &State) -> bool {
+    let empty = |i: usize| state.node(i).is_some_and(|node| node.is_open() && node.entries().is_empty());
+    !state.history.excused.is_empty() && (0..3).any(empty)
+}

@@ -1,0 +1,66 @@
+//! Runs of the checker, and what they print.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use stateright::{Checker, CheckerBuilder, HasDiscoveries, Model};
+
+use super::checks::{ALWAYS, ENOUGH};
+use super::cluster::Exploration;
+use super::scenario::Scenario;
+use super::trace::trace;
+
+/// What an exploration came to.
+#[derive(Debug)]
+pub(crate) struct Explored {
+    /// Names of properties that failed, and of those that came about.
+    pub(crate) found: BTreeSet<&'static str>,
+    /// No state is left to be seen.
+    pub(crate) exhausted: bool,
+}
+
+fn checker(scenario: Scenario, states_max: usize, until: BTreeSet<&'static str>) -> CheckerBuilder<Exploration> {
+    let n_checked = AtomicUsize::new(0);
+    Exploration { scenario, states_max, n_checked }
+        .checker()
+        .finish_when(HasDiscoveries::AnyOf(until))
+}
+
+/// Explores breadth first until something fails that never may, `states_max` states have been
+/// checked or none is left, and prints how far that was.
+pub(crate) fn explore(scenario: Scenario, states_max: usize) -> Explored {
+    let until = ALWAYS.into_iter().chain([ENOUGH]).collect();
+    let threads = std::thread::available_parallelism().map_or(1, Into::into);
+    let started = tokio::time::Instant::now();
+    let checker = checker(scenario, states_max, until).threads(threads).spawn_bfs().join();
+    let mut found: BTreeSet<&'static str> = checker.discoveries().into_keys().collect();
+    let exhausted = !found.remove(ENOUGH) && ALWAYS.iter().all(|name| !found.contains(name));
+    println!(
+        "{:<12} {:>9} unique states, {:>9} checked, depth {:>2}, {}, {:.1} s",
+        scenario.name,
+        checker.unique_state_count(),
+        checker.model().n_checked.load(Ordering::Relaxed).min(checker.unique_state_count()),
+        checker.max_depth(),
+        if exhausted { "exhausted" } else { "not exhausted" },
+        started.elapsed().as_secs_f64(),
+    );
+    for name in ALWAYS.iter().filter(|name| found.contains(*name)) {
+        println!("VIOLATED: {name}\n{}", counterexample(scenario, name).unwrap_or_default());
+    }
+    Explored { found, exhausted }
+}
+
+/// A shortest run to a state where the property called `name` fails, as text.
+pub(crate) fn counterexample(scenario: Scenario, name: &'static str) -> Option<String> {
+    let mut shortest = None;
+    let mut depth_max = usize::MAX;
+    loop {
+        let checker = checker(scenario, usize::MAX, BTreeSet::from([name]))
+            .target_max_depth(depth_max)
+            .spawn_bfs()
+            .join();
+        let Some(path) = checker.discovery(name) else { return shortest.map(trace) };
+        depth_max = path.clone().into_states().len();
+        shortest = Some(path);
+    }
+}

@@ -1,0 +1,128 @@
+//! I5: once nothing goes wrong any more, one node serves again.
+
+use std::time::Duration;
+
+use stead_node::logic::ownership::Event;
+use stead_shared::member::MemberState;
+
+use super::checks::nothing_lost;
+use super::members::NODES;
+use super::node::{LONG, SHORT};
+use super::scenario::Scenario;
+use super::state::{Letter, State, pairs};
+
+/// Looks at everything, each after a wait at every node.
+const ROUNDS: usize = 12;
+/// What may happen between two waits; more is a storm.
+const STEPS_MAX: usize = 300;
+
+/// Whether one node, and the right one, serves soon after the worst moment for everything on its
+/// way to be lost.
+pub(crate) fn heals(scenario: &Scenario, state: &State) -> bool {
+    let mut state = state.clone();
+    lose_everything(scenario, &mut state);
+    clear_names(&mut state);
+    for round in 0..ROUNDS {
+        if !settle(scenario, &mut state) {
+            return false;
+        }
+        if is_well(&state) {
+            return true;
+        }
+        compare_claims(scenario, &mut state);
+        let so_long = if round % 3 == 2 { LONG } else { SHORT };
+        for node in 0..NODES {
+            state.feed(scenario, node, so_long, Event::Tick);
+        }
+    }
+    false
+}
+
+/// Every link breaks and is there again.
+fn lose_everything(scenario: &Scenario, state: &mut State) {
+    state.claims.clear();
+    let letters: Vec<_> = state.letters.values().cloned().collect();
+    for letter in letters {
+        match *letter {
+            Letter::Quiet { .. } | Letter::Broken { .. } => continue,
+            Letter::Control { .. } | Letter::ClaimsWanted { .. } => {}
+            Letter::Copy { to, handoff, .. } => {
+                state.feed(scenario, to, Duration::ZERO, Event::ReceiveFailed(handoff));
+            }
+        }
+        state.letters.remove(&letter.fingerprint());
+    }
+}
+
+/// Whoever lives is known to.
+fn clear_names(state: &mut State) {
+    for node in 0..NODES {
+        let phase = state.node(node).map(|node| node.phase);
+        if let Some(phase) = phase.filter(|_| state.view().nodes[node].1 == MemberState::Down) {
+            state.push_view(state.view().with(node, phase));
+        }
+    }
+}
+
+/// Everything happens that need not wait; `false` when that does not end.
+fn settle(scenario: &Scenario, state: &mut State) -> bool {
+    for _ in 0..STEPS_MAX {
+        if !happen(scenario, state) {
+            return true;
+        }
+    }
+    false
+}
+
+/// One thing happens, if any can.
+fn happen(scenario: &Scenario, state: &mut State) -> bool {
+    for i in 0..NODES {
+        let Some(node) = state.node(i) else { continue };
+        if node.has_turn() {
+            state.commit(i);
+        } else if node.seen + 1 < state.views.len() {
+            state.look(scenario, i);
+        } else if node.drained {
+            state.end(i);
+            state.push_view(state.view().with(i, MemberState::Left));
+        } else {
+            continue;
+        }
+        return true;
+    }
+    if let Some((from, to)) = state.claims.keys().next().copied() {
+        state.deliver_claims(scenario, from, to);
+        return true;
+    }
+    if let Some((_, letter)) = state.letters.pop_first() {
+        state.deliver(scenario, &letter);
+        return true;
+    }
+    let mut streams = state.running().flat_map(|(i, node)| node.streams.keys().map(move |id| (i, *id)));
+    let Some((i, handoff)) = streams.next() else { return false };
+    drop(streams);
+    state.copied(scenario, i, handoff, false);
+    true
+}
+
+/// What links do now and then: owners tell how far their claims are.
+fn compare_claims(scenario: &Scenario, state: &mut State) {
+    for (from, to) in pairs() {
+        let Some(node) = state.node(from) else { continue };
+        let heartbeat = Event::Claims(node.machine.heartbeat());
+        let knows_each_other = state.view().is_live(node.me);
+        if knows_each_other {
+            state.feed(scenario, to, Duration::ZERO, heartbeat);
+        }
+    }
+}
+
+/// One gate is open, where placement wants it, and nothing is under way.
+fn is_well(state: &State) -> bool {
+    let mut open = state.running().filter(|(_, node)| node.is_open());
+    let (Some((i, _)), None) = (open.next(), open.next()) else { return false };
+    let is_home = state.view().target().is_none_or(|target| target == i);
+    let is_calm = state.running().map(|(_, node)| node.machine.n_owned()).sum::<usize>() == 1;
+    let is_whole = state.history.slandered || nothing_lost(state);
+    is_home && is_calm && is_whole
+}

@@ -1,0 +1,87 @@
+//! What may happen in a run, and how often.
+
+use stead_node::logic::ownership::Rules;
+
+/// How often each thing may yet happen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Budget {
+    /// Changes by clients.
+    pub(crate) writes: u8,
+    /// Placement wants the shard at the next node.
+    pub(crate) moves: u8,
+    /// A node is told to leave.
+    pub(crate) drains: u8,
+    /// A process dies.
+    pub(crate) kills: u8,
+    /// A node that died is started again.
+    pub(crate) restarts: u8,
+    /// The others take a node for dead that is not.
+    pub(crate) slanders: u8,
+    /// The stream of a copy breaks, or changes come too fast for it.
+    pub(crate) breaks: u8,
+    /// A message arrives twice.
+    pub(crate) repeats: u8,
+    /// Claims do not arrive, but later ones do.
+    pub(crate) losses: u8,
+}
+
+/// A configuration of the model.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) budget: Budget,
+    /// Most handoffs that one node begins.
+    pub(crate) handoffs: u64,
+    /// Most questions that one node asks of everybody.
+    pub(crate) questions: u64,
+    /// The highest epoch.
+    pub(crate) epochs: u64,
+    /// Whether to look, from every state, whether it ends well.
+    pub(crate) heals: bool,
+    pub(crate) rules: Rules,
+}
+
+pub(crate) const NOTHING: Budget = Budget {
+    writes: 1,
+    moves: 0,
+    drains: 0,
+    kills: 0,
+    restarts: 0,
+    slanders: 0,
+    breaks: 0,
+    repeats: 0,
+    losses: 0,
+};
+
+/// Nobody dies: the shard moves for balance and because its node leaves.
+pub(crate) const MOVES: Scenario = Scenario {
+    name: "moves",
+    budget: Budget { moves: 1, drains: 1, breaks: 1, ..NOTHING },
+    handoffs: 2,
+    questions: 1,
+    epochs: 4,
+    heals: false,
+    rules: Rules::ALL,
+};
+
+/// One process dies, and may be started again; whoever is taken for dead is dead.
+pub(crate) const DEATHS: Scenario = Scenario {
+    name: "deaths",
+    budget: Budget { moves: 1, kills: 1, restarts: 1, ..NOTHING },
+    handoffs: 2,
+    questions: 2,
+    epochs: 4,
+    heals: false,
+    rules: Rules::ALL,
+};
+
+/// The others take one node for dead that is not, and learn better.
+pub(crate) const SLANDERS: Scenario = Scenario {
+    name: "slanders",
+    budget: Budget { moves: 1, slanders: 1, ..NOTHING },
+    handoffs: 2,
+    questions: 2,
+    epochs: 4,
+    heals: false,
+    rules: Rules::ALL,
+};

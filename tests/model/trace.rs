@@ -1,0 +1,161 @@
+//! A run as text.
+
+use std::fmt::Write;
+
+use stateright::Path;
+use stead_shared::claims::ClaimsUpdate;
+use stead_shared::control::{Control, HandoffId, ShardEpoch};
+use stead_shared::id::Epoch;
+
+use super::cluster::Step;
+use super::members::{NODES, index_of};
+use super::node::{LONG, Node};
+use super::state::{Letter, State};
+
+/// One line for each step, and one for each shard that it changes.
+pub(crate) fn trace(path: Path<State, Step>) -> String {
+    let mut text = String::new();
+    let mut before: [String; NODES] = Default::default();
+    for (number, (state, step)) in path.into_vec().into_iter().enumerate() {
+        for (i, before) in before.iter_mut().enumerate() {
+            let now = state.node(i).map_or("not running".to_owned(), gate);
+            if now != *before {
+                let _ = writeln!(text, "{:>8}{}: {now}", "", name(i));
+                *before = now;
+            }
+        }
+        if let Some(step) = step {
+            let _ = writeln!(text, "{:>4}  {}", number + 1, describe(&step, &state));
+        }
+    }
+    text
+}
+
+fn name(i: usize) -> String {
+    format!("n{}", i + 1)
+}
+
+fn epoch(epoch: Epoch) -> String {
+    format!("{}.{}", epoch.counter, name(index_of(epoch.node)))
+}
+
+fn handoff(id: HandoffId) -> String {
+    format!("{}#{}", name(index_of(id.source.node)), id.number)
+}
+
+fn epochs(shards: &[ShardEpoch]) -> String {
+    shards.iter().map(|at| epoch(at.epoch)).collect::<Vec<_>>().join(" ")
+}
+
+fn gate(node: &Node) -> String {
+    match &node.gate {
+        None => "no shard".to_owned(),
+        Some(gate) => {
+            let state = if gate.open { "serves in" } else { "closed, served in" };
+            let turn = if gate.turn { ", a turn runs" } else { "" };
+            format!("{state} {}, has {:?}{turn}", epoch(gate.epoch), gate.entries)
+        }
+    }
+}
+
+fn describe(step: &Step, state: &State) -> String {
+    match step {
+        Step::Deliver(letter) => describe_letter(letter),
+        Step::Repeat(letter) => format!("{} (and will again)", describe_letter(letter)),
+        Step::Claims { from, to } => claims(state, *from, *to, ""),
+        Step::LoseClaims { from, to } => claims(state, *from, *to, " (lost)"),
+        Step::Wait { node, so_long } if *so_long == LONG => format!("{}: a long wait", name(*node)),
+        Step::Wait { node, .. } => format!("{}: a wait", name(*node)),
+        Step::Look(i) => {
+            let view = state.node(*i).and_then(|node| state.views.get(node.seen + 1));
+            format!("{} sees {}", name(*i), view.map(members).unwrap_or_default())
+        }
+        Step::Begin(i) => format!("{}: a turn begins", name(*i)),
+        Step::Commit(i) => format!("{}: the turn ends and is acknowledged", name(*i)),
+        Step::Copied { handoff: id, .. } => format!("the copy of {} nears its end", handoff(*id)),
+        Step::TooHot { handoff: id, .. } => format!("the copy of {} is too slow", handoff(*id)),
+        Step::Break { handoff: id, .. } => format!("the copy of {} breaks", handoff(*id)),
+        Step::Move => "placement wants the shard at the next node".to_owned(),
+        Step::Drain(i) => format!("{} is told to leave", name(*i)),
+        Step::Leave(i) => format!("{} ends", name(*i)),
+        Step::Kill(i) => format!("{} dies", name(*i)),
+        Step::Restart(i) => format!("{} starts again", name(*i)),
+        Step::Slander(i) => format!("{} is taken for dead", name(*i)),
+        Step::Clear(i) => format!("{} is known to live", name(*i)),
+    }
+}
+
+fn members(view: &super::members::View) -> String {
+    let states: Vec<String> =
+        (0..NODES).map(|i| format!("{} {}", name(i), view.nodes[i].1)).collect();
+    let target = view.target().map_or("nobody".to_owned(), name);
+    format!("{}; target {target}", states.join(", "))
+}
+
+fn claims(state: &State, from: usize, to: usize, end: &str) -> String {
+    let update = state.claims.get(&(from, to)).and_then(|queue| queue.front());
+    let what = update.map(describe_claims).unwrap_or_default();
+    format!("{} → {}: {what}{end}", name(from), name(to))
+}
+
+fn describe_claims(update: &ClaimsUpdate) -> String {
+    match update.ranges.first() {
+        None => "claims: none".to_owned(),
+        Some(range) if range.counter == 0 => "claims: released".to_owned(),
+        Some(range) => format!("claims: {}.{}", range.counter, name(index_of(update.owner.node))),
+    }
+}
+
+fn describe_letter(letter: &Letter) -> String {
+    match letter {
+        Letter::Control { from, to, message } => {
+            format!("{} → {}: {}", name(index_of(from.node)), name(*to), control(message))
+        }
+        Letter::ClaimsWanted { from, to } => {
+            format!("{} → {}: send your claims", name(*from), name(*to))
+        }
+        Letter::Copy { to, handoff: id, entries: Some(entries) } => {
+            format!("{} has the copy of {}: {entries:?}", name(*to), handoff(*id))
+        }
+        Letter::Copy { to, handoff: id, entries: None } => {
+            format!("{} sees the copy of {} break", name(*to), handoff(*id))
+        }
+        Letter::Quiet { node, handoff: id } => {
+            format!("{}: no turn runs any more, for {}", name(*node), handoff(*id))
+        }
+        Letter::Broken { node, handoff: id } => {
+            format!("{} sees its copy of {} break", name(*node), handoff(*id))
+        }
+    }
+}
+
+fn control(message: &Control) -> String {
+    match message {
+        Control::Propose { .. } => "propose".to_owned(),
+        Control::Accept { .. } => "accept".to_owned(),
+        Control::Reject { .. } => "reject".to_owned(),
+        Control::WhoHolds { token, .. } => format!("who holds it? ({token})"),
+        Control::Holds { token, holdings, highest, .. } => {
+            let held: Vec<String> = holdings
+                .iter()
+                .map(|held| format!("{}.{}", held.range.counter, name(index_of(held.owner.node))))
+                .collect();
+            let highest = highest.iter().map(|range| range.counter).max().unwrap_or(0);
+            format!("held at [{}], highest {highest} ({token})", held.join(" "))
+        }
+        Control::Prepare { handoff: id, shards, .. } => {
+            format!("prepare {} of {}", handoff(*id), epochs(shards))
+        }
+        Control::Prepared { handoff: id } => format!("prepared {}", handoff(*id)),
+        Control::Declined { handoff: id, why } => format!("declined {}: {why:?}", handoff(*id)),
+        Control::NoCopy { handoff: id } => format!("no copy of {}", handoff(*id)),
+        Control::CaughtUp { handoff: id } => format!("caught up {}", handoff(*id)),
+        Control::Grant { handoff: id, shards } => {
+            format!("grant {} at {}", handoff(*id), epochs(shards))
+        }
+        Control::Relay { to, handoff: id, shards } => {
+            format!("relay to {}: grant {} at {}", name(index_of(*to)), handoff(*id), epochs(shards))
+        }
+        Control::Abort { handoff: id } => format!("abort {}", handoff(*id)),
+    }
+}
