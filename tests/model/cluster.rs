@@ -133,7 +133,7 @@ impl Scenario {
         state.feed(self, i, Duration::ZERO, Event::Drain);
     }
 
-    fn take(&self, state: &mut State, step: Step) {
+    pub(crate) fn take(&self, state: &mut State, step: Step) {
         match step {
             Step::Deliver(letter) => {
                 state.letters.remove(&letter.fingerprint());

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use stateright::{Checker, CheckerBuilder, HasDiscoveries, Model};
+use stateright::{Checker, CheckerBuilder, HasDiscoveries, Model, Path};
 
-use super::checks::{ALWAYS, ENOUGH};
-use super::cluster::Exploration;
+use super::checks::{ALWAYS, ENOUGH, HEALS};
+use super::cluster::{Exploration, Step};
+use super::recovery::recover;
 use super::scenario::Scenario;
-use super::trace::trace;
+use super::state::State;
+use super::trace::Trace;
 
 /// What an exploration came to.
 #[derive(Debug)]
@@ -59,8 +61,17 @@ pub(crate) fn counterexample(scenario: Scenario, name: &'static str) -> Option<S
             .target_max_depth(depth_max)
             .spawn_bfs()
             .join();
-        let Some(path) = checker.discovery(name) else { return shortest.map(trace) };
+        let Some(path) = checker.discovery(name) else { break };
         depth_max = path.clone().into_states().len();
         shortest = Some(path);
     }
+    shortest.map(|path: Path<State, Step>| {
+        let last = path.last_state().clone();
+        let mut trace = Trace::of(path);
+        if name == HEALS {
+            trace.say("everything on its way is lost, and nothing goes wrong any more:");
+            recover(&scenario, &last, &mut |state, step| trace.add(state, step));
+        }
+        trace.into_text()
+    })
 }

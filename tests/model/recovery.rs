@@ -6,8 +6,9 @@ use stead_node::logic::ownership::Event;
 use stead_shared::member::MemberState;
 
 use super::checks::nothing_lost;
+use super::cluster::Step;
 use super::members::NODES;
-use super::node::{LONG, SHORT};
+use super::node::{LONG, Node, SHORT};
 use super::scenario::Scenario;
 use super::state::{Letter, State, pairs};
 
@@ -19,11 +20,20 @@ const STEPS_MAX: usize = 300;
 /// Whether one node, and the right one, serves soon after the worst moment for everything on its
 /// way to be lost.
 pub(crate) fn heals(scenario: &Scenario, state: &State) -> bool {
+    recover(scenario, state, &mut |_, _| {})
+}
+
+/// The same, and tells `see` of each step and the state before it.
+pub(crate) fn recover(
+    scenario: &Scenario,
+    state: &State,
+    see: &mut dyn FnMut(&State, Option<&Step>),
+) -> bool {
     let mut state = state.clone();
     lose_everything(scenario, &mut state);
     clear_names(&mut state);
     for round in 0..ROUNDS {
-        if !settle(scenario, &mut state) {
+        if !settle(scenario, &mut state, see) {
             return false;
         }
         if is_well(&state) {
@@ -32,9 +42,12 @@ pub(crate) fn heals(scenario: &Scenario, state: &State) -> bool {
         compare_claims(scenario, &mut state);
         let so_long = if round % 3 == 2 { LONG } else { SHORT };
         for node in 0..NODES {
-            state.feed(scenario, node, so_long, Event::Tick);
+            let step = Step::Wait { node, so_long };
+            see(&state, Some(&step));
+            scenario.take(&mut state, step);
         }
     }
+    see(&state, None);
     false
 }
 
@@ -65,44 +78,38 @@ fn clear_names(state: &mut State) {
 }
 
 /// Everything happens that need not wait; `false` when that does not end.
-fn settle(scenario: &Scenario, state: &mut State) -> bool {
+fn settle(
+    scenario: &Scenario,
+    state: &mut State,
+    see: &mut dyn FnMut(&State, Option<&Step>),
+) -> bool {
     for _ in 0..STEPS_MAX {
-        if !happen(scenario, state) {
-            return true;
-        }
+        let Some(step) = next(state) else { return true };
+        see(state, Some(&step));
+        scenario.take(state, step);
     }
     false
 }
 
-/// One thing happens, if any can.
-fn happen(scenario: &Scenario, state: &mut State) -> bool {
-    for i in 0..NODES {
-        let Some(node) = state.node(i) else { continue };
+/// Something that can happen.
+fn next(state: &State) -> Option<Step> {
+    let of_node = state.running().find_map(|(i, node)| {
         if node.has_turn() {
-            state.commit(i);
+            Some(Step::Commit(i))
         } else if node.seen + 1 < state.views.len() {
-            state.look(scenario, i);
-        } else if node.drained {
-            state.end(i);
-            state.push_view(state.view().with(i, MemberState::Left));
+            Some(Step::Look(i))
         } else {
-            continue;
+            node.drained.then_some(Step::Leave(i))
         }
-        return true;
-    }
-    if let Some((from, to)) = state.claims.keys().next().copied() {
-        state.deliver_claims(scenario, from, to);
-        return true;
-    }
-    if let Some((_, letter)) = state.letters.pop_first() {
-        state.deliver(scenario, &letter);
-        return true;
-    }
-    let mut streams = state.running().flat_map(|(i, node)| node.streams.keys().map(move |id| (i, *id)));
-    let Some((i, handoff)) = streams.next() else { return false };
-    drop(streams);
-    state.copied(scenario, i, handoff, false);
-    true
+    });
+    let claims = || state.claims.keys().next().map(|&(from, to)| Step::Claims { from, to });
+    let letter = || state.letters.values().next().cloned().map(Step::Deliver);
+    let copied = || {
+        let handoffs = |(i, node): (usize, &Node)| node.streams.keys().map(move |id| (i, *id)).collect::<Vec<_>>();
+        let (node, handoff) = state.running().flat_map(handoffs).next()?;
+        Some(Step::Copied { node, handoff })
+    };
+    of_node.or_else(claims).or_else(letter).or_else(copied)
 }
 
 /// What links do now and then: owners tell how far their claims are.

@@ -12,23 +12,46 @@ use super::members::{NODES, index_of};
 use super::node::{LONG, Node};
 use super::state::{Letter, State};
 
-/// One line for each step, and one for each shard that it changes.
-pub(crate) fn trace(path: Path<State, Step>) -> String {
-    let mut text = String::new();
-    let mut before: [String; NODES] = Default::default();
-    for (number, (state, step)) in path.into_vec().into_iter().enumerate() {
-        for (i, before) in before.iter_mut().enumerate() {
+/// A run as text: a line for each step, and one for each process that it changes.
+#[derive(Debug, Default)]
+pub(crate) struct Trace {
+    text: String,
+    before: [String; NODES],
+    n_steps: usize,
+}
+
+impl Trace {
+    pub(crate) fn of(path: Path<State, Step>) -> Self {
+        let mut trace = Self::default();
+        for (state, step) in path.into_vec() {
+            trace.add(&state, step.as_ref());
+        }
+        trace
+    }
+
+    /// A state, and what happens then.
+    pub(crate) fn add(&mut self, state: &State, step: Option<&Step>) {
+        for (i, before) in self.before.iter_mut().enumerate() {
             let now = state.node(i).map_or("not running".to_owned(), gate);
             if now != *before {
-                let _ = writeln!(text, "{:>8}{}: {now}", "", name(i));
+                let _ = writeln!(self.text, "{:>8}{}: {now}", "", name(i));
                 *before = now;
             }
         }
         if let Some(step) = step {
-            let _ = writeln!(text, "{:>4}  {}", number + 1, describe(&step, &state));
+            self.n_steps += 1;
+            let _ = writeln!(self.text, "{:>4}  {}", self.n_steps, describe(step, state));
         }
     }
-    text
+
+    /// Something said in between.
+    pub(crate) fn say(&mut self, text: &str) {
+        let _ = writeln!(self.text, "      {text}");
+    }
+
+    pub(crate) fn into_text(self) -> String {
+        self.text
+    }
 }
 
 fn name(i: usize) -> String {
