@@ -92,6 +92,8 @@ impl Ownership {
                     self.settle_in(at.shard, id.source);
                 }
             }
+            // Its target may have changed while it came.
+            self.recheck = true;
             out.push(Action::OpenCopy { handoff: id, shards: open });
             debug_assert!(stale.len() <= shards.len());
             return;
