@@ -44,9 +44,10 @@ pub(super) struct Tracking {
 impl Tracking {
     /// Of a shard with `slots` slots, in which sessions of `bytes` bytes are.
     pub(super) fn new(slots: usize, bytes: u64) -> Self {
+        let end = u32::try_from(slots).unwrap_or(u32::MAX);
         Self {
-            cursor: 0,
-            end: u32::try_from(slots).unwrap_or(u32::MAX),
+            cursor: if bytes == 0 { end } else { 0 },
+            end,
             left_bytes: bytes,
             changed: Marks::default(),
             changed_bytes: 0,
@@ -96,7 +97,7 @@ impl Tracking {
 
     pub(super) fn removed(&mut self, slot: u32, key: &[u8], bytes: u64) {
         if self.is_ahead(slot) {
-            self.left_bytes -= bytes;
+            self.walked(bytes);
         } else if !self.overflow {
             self.touched.clear(slot);
             if self.changed.clear(slot) {
@@ -127,8 +128,13 @@ impl Tracking {
         Some(slot)
     }
 
+    /// That many bytes are not ahead of the walk any more. It ends with the last of them: only
+    /// empty slots are left.
     pub(super) fn walked(&mut self, bytes: u64) {
         self.left_bytes -= bytes;
+        if self.left_bytes == 0 {
+            self.cursor = self.end;
+        }
     }
 
     /// A slot whose session changed. Whoever takes it says what it holds.
