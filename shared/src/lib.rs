@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod fuzz;
 pub mod hash;
+pub mod heard;
 pub mod id;
 pub mod keys;
 pub mod member;

@@ -31,6 +31,7 @@ use self::shell::Shell;
 use crate::id::{BootId, ClusterId, NodeBoot, NodeId};
 use crate::keys::Keyring;
 use crate::member::{Members, Phase};
+use crate::net::heard::Heard;
 use crate::swim::{FatalReason, SelfDescription, SwimConfig, SwimState};
 
 mod inbox;
@@ -236,7 +237,8 @@ impl Agent {
         let (end_in, end) = watch::channel(None);
         let ends = Ends { calls: calls_in, events, members: members_in, end: end_in };
         let agent = Self { inbox: Arc::clone(&inbox), calls, members, end, meters, gossip };
-        let run = AgentRun { config, socket, inbox, meters: Arc::clone(&agent.meters), ends };
+        let meters = Arc::clone(&agent.meters);
+        let run = AgentRun { config, socket, inbox, meters, ends, heard: None };
         Ok((agent, run, events_out))
     }
 
@@ -340,9 +342,17 @@ pub struct AgentRun {
     inbox: Arc<Inbox>,
     meters: Arc<Meters>,
     ends: Ends,
+    heard: Option<Arc<Heard>>,
 }
 
 impl AgentRun {
+    /// Has every authentic datagram noted in `heard`.
+    #[must_use]
+    pub fn noting(mut self, heard: Arc<Heard>) -> Self {
+        self.heard = Some(heard);
+        self
+    }
+
     /// Runs the agent until it leaves, is stopped or must not go on. Calls to peers and DNS run
     /// on `helpers`, where the link lives.
     ///

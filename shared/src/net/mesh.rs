@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::agent::Agent;
+use super::heard::Heard;
 use super::link::{DialError, Link, LinkConfig, LinkHandler, Links, PeerInfo, Reply, ServerStream};
 use super::peers::{LinkPeers, answer_push_pull};
 use crate::control::kind;
@@ -67,6 +68,7 @@ pub trait Hooks: Send + Sync + 'static {
 struct Handler {
     hooks: Arc<dyn Hooks>,
     agent: OnceLock<Agent>,
+    heard: Arc<Heard>,
     events: mpsc::Sender<MeshEvent>,
     broken: mpsc::Sender<NodeId>,
     dropped: Counter,
@@ -81,6 +83,10 @@ impl Handler {
 }
 
 impl LinkHandler for Handler {
+    fn heard(&self) {
+        self.heard.note();
+    }
+
     fn opened(&self, peer: PeerInfo, stream: ServerStream) {
         self.hooks.opened(peer, stream);
     }
@@ -133,9 +139,14 @@ struct Redial {
 }
 
 impl Mesh {
-    /// Links for this process, none of them open yet; events come out of the receiver.
+    /// Links for this process, none of them open yet; events come out of the receiver. All that is
+    /// read is noted in `heard`.
     #[must_use]
-    pub fn new(config: LinkConfig, hooks: Arc<dyn Hooks>) -> (Self, mpsc::Receiver<MeshEvent>) {
+    pub fn new(
+        config: LinkConfig,
+        hooks: Arc<dyn Hooks>,
+        heard: Arc<Heard>,
+    ) -> (Self, mpsc::Receiver<MeshEvent>) {
         let (events, events_out) = mpsc::channel(EVENTS_MAX);
         let (broken_in, broken) = mpsc::channel(1024);
         describe_counter!(
@@ -144,7 +155,8 @@ impl Mesh {
         );
         let dropped = counter!("stead_mesh_events_dropped_total");
         let me = config.me.node;
-        let handler = Handler { hooks, agent: OnceLock::new(), events, broken: broken_in, dropped };
+        let agent = OnceLock::new();
+        let handler = Handler { hooks, agent, heard, events, broken: broken_in, dropped };
         let handler = Arc::new(handler);
         let links = Links::new(config, Arc::clone(&handler) as Arc<dyn LinkHandler>);
         (Self { me, links, handler, broken }, events_out)

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod agent;
 pub mod disk;
+pub mod heard;
 pub mod link;
 pub mod mesh;
 pub mod parking;

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::agent::{Agent, AgentConfig, AgentError, AgentEvent, on_own_thread};
 use super::disk::{self, DiskError};
+use super::heard::{Heard, boottime};
 use super::link::{LinkConfig, LinkLimits, Links};
 use super::mesh::{Hooks, Mesh, MeshEvent};
 use super::sock::{self, SockError};
@@ -83,6 +84,8 @@ pub struct Process {
     pub links: Links,
     /// News from links.
     pub mesh_events: mpsc::Receiver<MeshEvent>,
+    /// Whether anybody was heard lately. It does not count before it is told of peers.
+    pub heard: Arc<Heard>,
     /// The cluster's keys, if it has any.
     pub keys: Option<KeyFile>,
     /// The cluster's hash secret.
@@ -166,13 +169,14 @@ pub async fn start(config: ProcessConfig, hooks: Arc<dyn Hooks>) -> Result<Proce
         keys: link_keys.map_or_else(Vec::new, |keys| keys.secrets()),
         limits: LinkLimits::default(),
     };
-    let (mesh, mesh_events) = Mesh::new(link_config, hooks);
+    let heard = Arc::new(Heard::new(true, Box::new(boottime)));
+    let (mesh, mesh_events) = Mesh::new(link_config, hooks, Arc::clone(&heard));
     let (links, peers) = (mesh.links(), mesh.peers());
     let stop = CancellationToken::new();
     let (serving, stopped) = (links.clone(), stop.clone());
     tokio::spawn(async move { serving.serve(tcp, stopped.cancelled()).await });
     tokio::spawn(mesh.run(agent.clone()));
-    on_own_thread(run, peers)?;
+    on_own_thread(run.noting(Arc::clone(&heard)), peers)?;
     let name = config.name;
-    Ok(Process { me, name, agent, agent_events, links, mesh_events, keys, secret, stop })
+    Ok(Process { me, name, agent, agent_events, links, mesh_events, heard, keys, secret, stop })
 }

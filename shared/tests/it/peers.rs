@@ -9,6 +9,7 @@ use stead_shared::id::{BootId, ClusterId, NodeBoot};
 use stead_shared::keys::{KeyFile, SecretKey};
 use stead_shared::member::{Members, Role};
 use stead_shared::net::agent::{Agent, AgentEvent, End, on_own_thread};
+use stead_shared::net::heard::{Heard, boottime};
 use stead_shared::net::link::{
     CallError, LinkConfig, LinkLimits, Links, PeerInfo, Reply, ServerStream,
 };
@@ -55,7 +56,8 @@ impl Process {
             keys: keys.map(|keys| keys.link_keys().secrets()).unwrap_or_default(),
             limits: LinkLimits::default(),
         };
-        let (mesh, _) = Mesh::new(link_config, Arc::new(Quiet));
+        let heard = Arc::new(Heard::new(false, Box::new(boottime)));
+        let (mesh, _) = Mesh::new(link_config, Arc::new(Quiet), heard);
         let (links, peers) = (mesh.links(), mesh.peers());
         let mesh = tokio::spawn(mesh.run(agent.clone()));
         let serving = links.clone();

@@ -22,6 +22,7 @@ use super::{AgentError, AgentEvent, AgentRun, Call, End, PushPuller};
 use crate::id::{BootId, NodeBoot};
 use crate::member::Members;
 use crate::net::disk;
+use crate::net::heard::Heard;
 use crate::swim::{FatalReason, Swim, SwimAction, SwimEvent};
 use crate::time::Time;
 use crate::wire::datagram::{DATAGRAM_BYTES_MAX, Envelope, NONCE_BYTES, PAYLOAD_BYTES_MAX};
@@ -69,6 +70,7 @@ pub(super) struct Shell<P> {
     data_dir: Option<PathBuf>,
 
     inbox: Arc<Inbox>,
+    heard: Option<Arc<Heard>>,
     calls: mpsc::Receiver<Call>,
     members: watch::Sender<Arc<Members>>,
     events: mpsc::Sender<AgentEvent>,
@@ -82,7 +84,7 @@ pub(super) struct Shell<P> {
 
 impl<P: PushPuller> Shell<P> {
     pub(super) fn new(run: AgentRun, peers: Arc<P>, helpers: Handle) -> Result<Self, AgentError> {
-        let AgentRun { config, socket, inbox, meters, ends } = run;
+        let AgentRun { config, socket, inbox, meters, ends, heard } = run;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(AgentError::Random)?;
         let mut rng = StdRng::from_seed(seed);
@@ -113,6 +115,7 @@ impl<P: PushPuller> Shell<P> {
             unresolved: BTreeSet::new(),
             data_dir: config.data_dir,
             inbox,
+            heard,
             calls: ends.calls,
             members: ends.members,
             events: ends.events,
@@ -246,6 +249,9 @@ impl<P: PushPuller> Shell<P> {
         match self.envelope.open(&self.buffer[..length], unix_ms) {
             Ok(opened) => {
                 self.meters.packets_in.add(1);
+                if let Some(heard) = &self.heard {
+                    heard.note();
+                }
                 let (from, payload) = (opened.from, opened.payload);
                 self.step(SwimEvent::Datagram { from, source, payload });
             }

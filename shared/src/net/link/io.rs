@@ -156,7 +156,7 @@ pub(super) async fn read_loop<R: AsyncRead + Unpin>(
         buffer.reserve(READ_BYTES);
         match io.read_buf(&mut buffer).await {
             Ok(0) => return CloseReason::PeerGone,
-            Ok(_) => {}
+            Ok(_) => handler.heard(),
             Err(_) => return CloseReason::Io,
         }
     }

@@ -185,6 +185,8 @@ impl PeerInfo {
 /// What comes from peers. The callbacks run on the connection's reader, in the order in which
 /// things arrived: they must not block, only pass on.
 pub trait LinkHandler: Send + Sync + 'static {
+    /// Bytes of a peer that has proved who it is were read; what they say is told next.
+    fn heard(&self) {}
     /// A peer opened a stream. Drop it to reset it.
     fn opened(&self, peer: PeerInfo, stream: ServerStream);
     /// A peer asks; answer by `reply`, now or later. Dropped, the peer learns that there is no
