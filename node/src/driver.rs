@@ -17,16 +17,20 @@ use metrics::{
 };
 use stead_shared::claims::ClaimsUpdate;
 use stead_shared::control::{self, Control, HandoffId, ShardEpoch, kind};
+use stead_shared::heard::Lift;
 use stead_shared::id::{BootId, Epoch, NodeBoot, NodeId, ShardId};
 use stead_shared::member::{Members, Phase};
 use stead_shared::net::agent::{Agent, AgentEvent};
+use stead_shared::net::heard::{Doubt, Heard};
 use stead_shared::net::link::Links;
 use stead_shared::net::mesh::MeshEvent;
+use stead_shared::net::parking::Parking;
 use stead_shared::time::Time;
 use stead_shared::view::View;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
+use crate::doubt::DoubtMeters;
 use crate::host::{Host, Incoming};
 use crate::logic::copying::Progress;
 use crate::logic::ownership::{
@@ -213,6 +217,10 @@ pub(crate) struct Driver {
     pub(crate) done_in: mpsc::Sender<Done>,
     /// What copies for balance share.
     pub(crate) budget: Arc<Budget>,
+    /// Whether anybody was heard lately.
+    pub(crate) heard: Arc<Heard>,
+    /// Requests that wait for the end of a doubt, or of a move.
+    pub(crate) parking: Arc<Parking>,
     pub(crate) origin: Instant,
     /// Whether somebody among these was configured for another cluster than ours.
     pub(crate) disagrees: Box<dyn Fn(&Members) -> bool + Send>,
@@ -233,6 +241,9 @@ struct State {
     sending: HashMap<HandoffId, watch::Sender<Command>>,
     publish: bool,
     meters: Meters,
+    doubts: DoubtMeters,
+    /// Number of the last doubt that the machine was told of.
+    doubt: u64,
     /// Limits offers that are being sent.
     offers: Arc<Semaphore>,
 }
@@ -240,6 +251,7 @@ struct State {
 enum Woken {
     Gossip(Option<AgentEvent>),
     Members,
+    Doubt,
     Mesh(usize),
     Done(Option<Done>),
     Sizes,
@@ -256,9 +268,12 @@ impl Driver {
             sending: HashMap::new(),
             publish: true,
             meters: Meters::new(),
+            doubts: DoubtMeters::new(),
+            doubt: 0,
             offers: Arc::new(Semaphore::new(OFFERS_MAX)),
         };
         let mut members = self.agent.members();
+        let mut doubts = self.heard.doubts();
         let mut sizes = tokio::time::interval(SIZES_EVERY);
         let mut compare = tokio::time::interval(COMPARE_EVERY);
         let mut mesh = Vec::with_capacity(BATCH);
@@ -271,6 +286,8 @@ impl Driver {
                     if changed.is_err() { return }
                     Woken::Members
                 }
+                // The sender is the driver's own: it cannot be gone.
+                Ok(()) = doubts.changed() => Woken::Doubt,
                 done = sources.done.recv() => Woken::Done(done),
                 n = sources.mesh_events.recv_many(&mut mesh, BATCH) => Woken::Mesh(n),
                 _ = sizes.tick() => Woken::Sizes,
@@ -283,6 +300,10 @@ impl Driver {
                 Woken::Members => {
                     let members = Arc::clone(&members.borrow_and_update());
                     self.on_members(members, &mut state);
+                }
+                Woken::Doubt => {
+                    let doubt = *doubts.borrow_and_update();
+                    self.on_doubt(doubt, &mut state);
                 }
                 Woken::Mesh(_) => {
                     for event in mesh.drain(..) {
@@ -336,6 +357,9 @@ impl Driver {
         let view = Arc::clone(&self.views.borrow());
         let (members, targets) = (Arc::clone(&view.members), Arc::clone(&view.targets));
         self.machine = Ownership::new(self.ownership.clone(), members, targets, self.now());
+        // Who owns nothing has nothing to doubt; the new machine knows of no doubt.
+        let doubt = self.heard.doubts().borrow().number;
+        self.heard.lift(doubt, Lift::Answered);
     }
 
     fn on_members(&mut self, members: Arc<Members>, state: &mut State) {
@@ -345,12 +369,36 @@ impl Driver {
             targets: Arc::clone(&view.targets),
             digest: view.members_digest,
         };
+        self.heard.peers(view.members.live_peers().next().is_some());
         let disagrees = (self.disagrees)(&view.members);
         self.views.send_replace(view);
         // A newcomer that does not fit stays outside; the process ends with the reason.
         if self.progress.borrow().ready || !disagrees {
             self.feed(event, state);
         }
+    }
+
+    fn on_doubt(&mut self, doubt: Doubt, state: &mut State) {
+        if !doubt.lasts {
+            return;
+        }
+        if state.doubt == doubt.number {
+            self.feed(Event::Heard(doubt.number), state);
+            return;
+        }
+        state.doubt = doubt.number;
+        state.doubts.begun();
+        tracing::info!("nobody was heard for a second: no answer goes out before somebody is");
+        self.feed(Event::Doubt(doubt.number), state);
+    }
+
+    fn end_doubt(&self, doubt: u64, alone: bool, state: &mut State) {
+        state.doubts.ended();
+        if alone {
+            tracing::warn!("nobody is heard: this node serves on, isolated");
+        }
+        self.heard.lift(doubt, if alone { Lift::Alone } else { Lift::Answered });
+        self.parking.look();
     }
 
     fn on_mesh(&mut self, event: MeshEvent, state: &mut State) {
@@ -488,6 +536,7 @@ impl Driver {
                 }
             }
             Action::Yield { to, shards } => self.give_up_shards(to, &shards, state),
+            Action::Certain { doubt, alone } => self.end_doubt(doubt, alone, state),
             Action::Publish => state.publish = true,
             Action::Drained => self.progress.send_modify(|progress| {
                 // Whoever waits for the end reads what is left at once, before it is published.

@@ -191,7 +191,10 @@ impl Handle {
 
     async fn deliver(&self, errand: &mut Errand) -> Result<Carried, Refusal> {
         let shard = errand.meta.shard;
-        if self.inner.forwarding.parking.has_queue(shard) {
+        let host = &self.inner.host;
+        if host.is_in_doubt() && host.gate(shard).is_some() {
+            self.park(errand, Some(Cause::Moving)).await?;
+        } else if self.inner.forwarding.parking.has_queue(shard) {
             self.park(errand, None).await?;
         }
         let mut hint = None;

@@ -10,6 +10,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use http::{Method, Request, Response, StatusCode};
 use stead_shared::id::{Epoch, SessionKey, ShardId};
+use stead_shared::net::heard::Heard;
 use stead_shared::refusal::Refusal;
 use stead_shared::wire::http::{RequestMeta, ResponseMeta};
 use tokio::sync::Semaphore;
@@ -30,7 +31,7 @@ use crate::store::merge::{MergeError, Merged};
 use crate::store::record::{Record, RecordError};
 use crate::store::shard::{Shard, ShardStats, session_key};
 use crate::store::turns::{Admission, Asker, Begun};
-use crate::turn::{Answer, Job, Outcome, Unstoppable};
+use crate::turn::{Answer, Job, Outcome, Unstoppable, lost};
 
 /// Bodies up to this length are read before their turn; it is what the link lets a client send
 /// before the request is accepted, and what a request of unknown length counts with while it
@@ -153,7 +154,10 @@ impl Host {
         } else {
             None
         };
-        let answer = answer.unwrap_or_else(|| maybe_executed(epoch));
+        let mut answer = answer.unwrap_or_else(|| maybe_executed(epoch));
+        if self.inner.core.doubts.must_wait() {
+            answer = self.hold(&shard, answer).await;
+        }
         let meta = ResponseMeta {
             shard: shard.id(),
             epoch: answer.epoch,
@@ -179,6 +183,17 @@ impl Host {
         }
     }
 
+    /// Keeps an answer until it is certain who owns the shard. One of a shard that is not served
+    /// in the same epoch then may be of somebody who was not the owner any more.
+    #[cold]
+    async fn hold(&self, shard: &Shard, answer: Answer) -> Answer {
+        self.inner.core.doubts.certain().await;
+        if shard.gate().epoch() == Some(answer.epoch) {
+            return answer;
+        }
+        Answer { response: lost().into_response(), ..answer }
+    }
+
     async fn run(&self, begun: Begun, job: Job) -> Option<Answer> {
         match Unstoppable::new(self.inner.service.run(begun, job)).await {
             Outcome::Answered(answer) => Some(answer),
@@ -190,6 +205,16 @@ impl Host {
     #[must_use]
     pub fn session(&self, shard: ShardId, key: SessionKey) -> Option<SessionHandle> {
         Some(SessionHandle::new(self.shard(shard)?, key))
+    }
+
+    /// Answers only while `heard` has heard somebody lately (R11). Only the first one counts.
+    pub fn listen(&self, heard: Arc<Heard>) {
+        self.inner.core.doubts.listen(heard);
+    }
+
+    /// Whether nothing begins here, because nobody was heard lately.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.inner.core.doubts.is_in_doubt()
     }
 
     // ---- ownership ----
@@ -362,6 +387,7 @@ impl Host {
     pub async fn keep_time(&self) {
         let core = &self.inner.core;
         loop {
+            core.doubts.certain().await;
             match core.alarms.pop(core.now()) {
                 Next::Due(shard) => self.fire(shard).await,
                 Next::At(at) => {

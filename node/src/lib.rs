@@ -5,6 +5,7 @@ pub mod builtin;
 pub mod logic;
 
 mod body;
+mod doubt;
 mod driver;
 mod failure;
 mod forward;

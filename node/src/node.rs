@@ -17,6 +17,7 @@ use stead_shared::net::admin::{ClusterAdmin, DrainReport, DrainState, Local, Rea
 use stead_shared::net::agent::{Agent, End};
 use stead_shared::net::link::{ConnectionKind, Links, PeerInfo, Reply, ServerStream};
 use stead_shared::net::mesh::Hooks;
+use stead_shared::net::parking::Parking;
 use stead_shared::net::process::{self, Process, ProcessConfig};
 use stead_shared::net::sock;
 use stead_shared::swim::SwimConfig;
@@ -372,8 +373,16 @@ impl Node {
             forwarding,
         };
         let handle = Handle { inner: Arc::new(inner) };
-        let driver =
-            Wiring { config: &config, host: host.clone(), views, progress, granted, done_in };
+        host.listen(Arc::clone(&process.heard));
+        let driver = Wiring {
+            config: &config,
+            host: host.clone(),
+            views,
+            progress,
+            granted,
+            parking: Arc::clone(&parking),
+            done_in,
+        };
         let mut tasks = Vec::new();
         if let Some(dir) = config.data_dir.clone() {
             let members = process.agent.members();
@@ -526,6 +535,7 @@ struct Wiring<'a> {
     views: watch::Sender<Arc<View>>,
     progress: watch::Sender<Standing>,
     granted: Arc<DashMap<ShardId, Epoch>>,
+    parking: Arc<Parking>,
     done_in: mpsc::Sender<Done>,
 }
 
@@ -552,6 +562,8 @@ impl Wiring<'_> {
             progress: self.progress,
             granted: self.granted,
             done_in: self.done_in,
+            heard: process.heard,
+            parking: self.parking,
             budget: Arc::new(Budget::new(self.config.handoff_rate)),
             origin: Instant::now(),
             disagrees,

@@ -36,6 +36,14 @@ const UPGRADE_BUFFER: usize = 32 * 1024;
 /// How long a request without a deadline may wait: longer than the queue lets it.
 const LONG: Duration = Duration::from_secs(30);
 
+/// Why a request waits, as the queue wants it.
+#[derive(Clone, Copy, Debug)]
+struct Why {
+    cause: Option<Cause>,
+    /// Only a higher epoch ends the wait.
+    tried: Option<Epoch>,
+}
+
 /// Answers streams of routers and other nodes.
 #[derive(Clone)]
 pub(crate) struct Server {
@@ -57,12 +65,12 @@ impl Server {
         };
         let mut here = self.host.shard(meta.shard);
         let mut turn = None;
-        if let Some(cause) = self.must_wait(&meta, here.is_some()) {
+        if let Some(why) = self.must_wait(&meta, here.is_some()) {
             let bytes = if fin { 0 } else { ahead(&parts.headers) };
             let until = deadline(&meta).unwrap_or_else(|| Instant::now() + LONG);
             tokio::select! {
                 biased;
-                waited = Box::pin(self.wait(&meta, cause, bytes, until)) => match waited {
+                waited = Box::pin(self.wait(&meta, why, bytes, until)) => match waited {
                     Ok(its_turn) => turn = Some(its_turn),
                     Err(refusal) => {
                         send.refuse(encode_refusal(&self.with_claim(meta.shard, refusal)));
@@ -104,14 +112,20 @@ impl Server {
         }
     }
 
-    /// Whether a request has to wait here before it is looked at, and what for: those that came
-    /// earlier, or the end of the move that it has heard of and this node has not.
-    fn must_wait(&self, meta: &RequestMeta, is_here: bool) -> Option<Option<Cause>> {
+    /// Whether a request has to wait here before it is looked at, and why: for the end of a doubt,
+    /// for those that came earlier, or for the end of the move that it has heard of and this node
+    /// has not.
+    fn must_wait(&self, meta: &RequestMeta, is_here: bool) -> Option<Why> {
         if is_here {
-            return self.parking.has_queue(meta.shard).then_some(None);
+            if self.host.is_in_doubt() {
+                return Some(Why { cause: Some(Cause::Moving), tried: None });
+            }
+            let why = Why { cause: None, tried: None };
+            return self.parking.has_queue(meta.shard).then_some(why);
         }
         let named = meta.epoch.filter(|epoch| epoch.node == self.me)?;
-        (self.known(meta.shard) < Some(named)).then_some(Some(Cause::Moving))
+        let tried = self.known(meta.shard);
+        (tried < Some(named)).then_some(Why { cause: Some(Cause::Moving), tried })
     }
 
     /// The newest epoch of a shard that this node knows of.
@@ -123,15 +137,15 @@ impl Server {
     async fn wait(
         &self,
         meta: &RequestMeta,
-        cause: Option<Cause>,
+        why: Why,
         bytes: usize,
         until: Instant,
     ) -> Result<Turn, Refusal> {
         let wait = Wait {
             shard: meta.shard,
             again: None,
-            cause,
-            tried: self.known(meta.shard),
+            cause: why.cause,
+            tried: why.tried,
             bytes,
             deadline: self.parking.time_of(until),
         };

@@ -197,7 +197,7 @@ fn panicked() -> Problem {
     .outcome_unknown()
 }
 
-fn lost() -> Problem {
+pub(crate) fn lost() -> Problem {
     Problem::new(
         StatusCode::BAD_GATEWAY,
         "lost-ownership",

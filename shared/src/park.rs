@@ -244,6 +244,14 @@ impl Lot {
         }
     }
 
+    /// Lets the first of every queue look again at the next [`Self::turn`]: something may have
+    /// changed that no epoch tells.
+    pub fn look(&mut self) {
+        for queue in self.queues.values_mut() {
+            queue.look_at = Time::ZERO;
+        }
+    }
+
     /// Releases whoever can be, in every queue: `owner_epoch` tells the epoch of a shard's owner,
     /// if one is in reach. Call it after a change of the view, and at
     /// [`Self::deadline`].

@@ -30,6 +30,8 @@ impl Forwarding {
         );
         let seen = views.clone();
         let owner_epoch = Box::new(move |shard| match host.gate(shard) {
+            // A doubt closes every gate.
+            Some(Gate::Serving(_)) if host.is_in_doubt() => None,
             Some(Gate::Serving(epoch)) => Some(epoch),
             Some(Gate::Sealed(_) | Gate::Gone) | None => match route(&seen.borrow(), shard) {
                 Route::Owner { epoch, .. } => Some(epoch),

@@ -11,6 +11,7 @@ use stead_shared::time::Time;
 use tokio::time::Instant;
 
 use super::alarms::Alarms;
+use crate::doubt::Doubts;
 use crate::metrics::Metrics;
 
 /// Limits and defaults of a [`Host`](crate::Host).
@@ -89,6 +90,7 @@ pub(crate) struct Core {
     pub(crate) metrics: Metrics,
     /// Whether the service wants to know when sessions come and go.
     pub(crate) has_hooks: bool,
+    pub(crate) doubts: Doubts,
     origin: Instant,
     bytes: AtomicU64,
     sessions: AtomicU64,
@@ -108,6 +110,7 @@ impl Core {
             alarms: Alarms::default(),
             metrics: Metrics::new(),
             has_hooks,
+            doubts: Doubts::default(),
             origin: Instant::now(),
             bytes: AtomicU64::new(0),
             sessions: AtomicU64::new(0),

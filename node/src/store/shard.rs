@@ -213,6 +213,7 @@ impl Shard {
         key: &SessionKey,
         asker: Asker,
     ) -> Result<Waited, Refusal> {
+        shard.core.doubts.certain().await;
         match shard.admit(key, Access::Change, asker)? {
             Admission::Now(turn) => Ok(turn),
             Admission::Queued(place) => place.wait(None).await,
@@ -228,6 +229,9 @@ impl Shard {
     ) -> Result<Admission, Refusal> {
         let mut inner = self.lock();
         inner.gate.open_for(asker.epoch(), &Rules::ALL)?;
+        if self.core.doubts.is_in_doubt() {
+            return Err(Refusal::Moving);
+        }
         if access == Access::Change {
             let active = inner.active.entry(key.clone()).or_default();
             if active.has_turn {

@@ -150,7 +150,10 @@ impl Waited {
         let key = &self.permit.key;
         let now = shard.core.now();
         let mut inner = shard.lock();
-        let epoch = match inner.gate.open() {
+        // A doubt closes every gate, without a change of any.
+        let is_in_doubt = shard.core.doubts.is_in_doubt();
+        let open = if is_in_doubt { Err(Refusal::Moving) } else { inner.gate.open() };
+        let epoch = match open {
             Ok(epoch) => epoch,
             Err(refusal) => {
                 drop(inner);

@@ -6,6 +6,7 @@ mod builtin;
 mod cluster;
 mod common;
 mod copy;
+mod doubt;
 mod forward;
 mod found;
 mod merge;

@@ -435,7 +435,7 @@ impl Cluster {
                 }
             }
             Action::Drained => process.drained = true,
-            Action::Publish | Action::Note(_) => {}
+            Action::Publish | Action::Note(_) | Action::Certain { .. } => {}
             Action::GiveUp(_) => self.kill(node, true),
         }
     }

@@ -1,6 +1,7 @@
 //! Ownership machines against each other, seeded.
 
 mod cluster;
+mod doubt;
 mod yields;
 
 use std::time::Duration;

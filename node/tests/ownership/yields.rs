@@ -14,9 +14,9 @@ use stead_shared::member::{Member, MemberState, Members, Phase, Role};
 use stead_shared::time::Time;
 use stead_shared::view::{ClusterParams, View};
 
-const A: NodeBoot = NodeBoot { node: NodeId(1), boot: BootId(1) };
-const B: NodeBoot = NodeBoot { node: NodeId(2), boot: BootId(2) };
-const SHARD: ShardId = ShardId(3);
+pub(crate) const A: NodeBoot = NodeBoot { node: NodeId(1), boot: BootId(1) };
+pub(crate) const B: NodeBoot = NodeBoot { node: NodeId(2), boot: BootId(2) };
+pub(crate) const SHARD: ShardId = ShardId(3);
 
 fn member(who: NodeBoot, state: MemberState) -> Member {
     Member {
@@ -35,7 +35,7 @@ fn member(who: NodeBoot, state: MemberState) -> Member {
 }
 
 /// What `A` sees with `B` in this state.
-fn view(b: MemberState) -> View {
+pub(crate) fn view(b: MemberState) -> View {
     let params = ClusterParams {
         shards: ShardCount::new(8).expect("a power of two"),
         balance_permille: 1050,
@@ -45,13 +45,13 @@ fn view(b: MemberState) -> View {
     View::new(Arc::new(params), Arc::new(Members { me: A.node, list }))
 }
 
-fn handle(machine: &mut Ownership, at_ms: u64, event: Event) -> Vec<Action> {
+pub(crate) fn handle(machine: &mut Ownership, at_ms: u64, event: Event) -> Vec<Action> {
     let mut out = Vec::new();
     machine.handle(Time::ZERO + Duration::from_millis(at_ms), event, &mut out);
     out
 }
 
-fn members(view: &View) -> Event {
+pub(crate) fn members(view: &View) -> Event {
     Event::Members {
         members: Arc::clone(&view.members),
         targets: Arc::clone(&view.targets),

@@ -186,11 +186,21 @@ impl Parking {
         self.release(state, &out);
     }
 
-    fn serve_all_queues(&self) {
+    /// Looks at all queues now: something has changed that the views do not tell.
+    pub fn look(&self) {
         let mut state = self.lock();
+        state.lot.look();
+        self.serve_all(&mut state);
+    }
+
+    fn serve_all_queues(&self) {
+        self.serve_all(&mut self.lock());
+    }
+
+    fn serve_all(&self, state: &mut State) {
         let mut out = Vec::new();
         state.lot.turn(self.now(), &self.owner_epoch, &mut out);
-        self.release(&mut state, &out);
+        self.release(state, &out);
     }
 
     /// Tells those that are released, in order. Whoever went away meanwhile had the turn and

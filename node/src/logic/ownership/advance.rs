@@ -7,6 +7,7 @@ impl Ownership {
         if self.stage == Stage::Joining {
             self.join_or_form(out);
         }
+        self.advance_doubt(out);
         self.expire_handoffs(out);
         self.expire_copies(out);
         self.ask_missing_claims(out);
@@ -20,7 +21,8 @@ impl Ownership {
                 self.recheck = false;
                 self.recheck_by(self.rechecked + self.config.recheck_every);
             }
-            if self.recheck {
+            // Who does not know what it owns begins nothing.
+            if self.recheck && self.doubt.is_none() {
                 self.recheck = false;
                 self.rechecked = self.now;
                 self.claim_unclaimed(out);

@@ -29,6 +29,7 @@ impl Ownership {
                 self.on_book_changed(&shards, out);
                 out.push(Action::Publish);
                 self.recheck = true;
+                self.ask_again();
             }
         }
     }

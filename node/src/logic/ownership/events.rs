@@ -62,6 +62,10 @@ pub enum Event {
     ReceiveFailed(HandoffId),
     /// Sizes of shards that hold anything; all others are empty.
     Sizes(BTreeMap<ShardId, u64>),
+    /// This process has not heard anybody for too long (R11): the doubt with this number begins.
+    Doubt(u64),
+    /// Somebody was heard during the doubt with this number.
+    Heard(u64),
     /// Hand everything off.
     Drain,
 }
@@ -172,6 +176,13 @@ pub enum Action {
         to: NodeBoot,
         /// The shards and its epochs.
         shards: Vec<ShardEpoch>,
+    },
+    /// A doubt is over: what is served now is served rightly, as far as anybody knows.
+    Certain {
+        /// Its number.
+        doubt: u64,
+        /// Nobody is there to be asked.
+        alone: bool,
     },
     /// The claims that routing reads have changed.
     Publish,

@@ -12,6 +12,7 @@ impl Ownership {
                 self.on_who_holds(from, token, &shards, out);
             }
             Control::Holds { token, members_digest, holdings, highest } => {
+                self.on_doubt_answer(from, token, &holdings, out);
                 self.on_holds(from, token, members_digest, (&holdings, &highest));
             }
             Control::Prepare { handoff, members_digest, shards, drain } => {
@@ -70,7 +71,7 @@ impl Ownership {
                     let counter = next.counter;
                     let range =
                         stead_shared::claims::ClaimRange { first: shard.0, len: 1, counter };
-                    holdings.push(stead_shared::control::Holding { owner: *to, range });
+                    holdings.push(Holding { owner: *to, range });
                 }
             }
         }
@@ -84,7 +85,7 @@ impl Ownership {
         from: NodeBoot,
         token: Token,
         digest: u64,
-        answer: (&[stead_shared::control::Holding], &[stead_shared::claims::ClaimRange]),
+        answer: (&[Holding], &[stead_shared::claims::ClaimRange]),
     ) {
         let binding = self
             .members

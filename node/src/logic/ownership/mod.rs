@@ -36,7 +36,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stead_shared::claims::{Applied, Book, ClaimLog, ClaimsUpdate};
-use stead_shared::control::{Control, HandoffId, NotNow, ShardEpoch, ShardRange, Token, who_holds};
+use stead_shared::control::{
+    Control, HandoffId, Holding, NotNow, ShardEpoch, ShardRange, Token, who_holds,
+};
 use stead_shared::id::{Epoch, NodeBoot, NodeId, ShardId};
 use stead_shared::member::{MemberState, Members, Role};
 use stead_shared::placement::Targets;
@@ -54,6 +56,7 @@ mod advance;
 mod checks;
 mod claims;
 mod config;
+mod doubt;
 mod events;
 mod members;
 mod messages;
@@ -64,6 +67,7 @@ mod times;
 mod unclaimed;
 
 pub use config::{OwnershipConfig, Rules};
+pub use doubt::ALONE_AFTER;
 pub use events::{Abort, Action, Event, GiveUp, Note, Took};
 pub use moves::Pending;
 
@@ -125,6 +129,7 @@ pub struct Ownership {
     outgoing: BTreeMap<u64, Outgoing>,
     incoming: BTreeMap<HandoffId, Incoming>,
     query: Option<Query>,
+    doubt: Option<doubt::Doubt>,
     deaths: BTreeMap<NodeBoot, Death>,
     suspects: BTreeMap<NodeId, Time>,
     /// With the version of the protocol that both speak.
@@ -179,6 +184,7 @@ impl Ownership {
             outgoing: BTreeMap::new(),
             incoming: BTreeMap::new(),
             query: None,
+            doubt: None,
             deaths: BTreeMap::new(),
             suspects: BTreeMap::new(),
             connected: BTreeMap::new(),
@@ -259,6 +265,7 @@ impl Ownership {
         let busy = self.stage == Stage::Joining
             || self.outgoing.values().any(|handoff| handoff.is_sealed())
             || self.query.is_some()
+            || self.doubt.is_some()
             || (self.stage == Stage::Leaving && !self.drained);
         let tick = self.now + if busy { BUSY_TICK } else { TICK };
         self.recheck_at.map_or(tick, |at| tick.min(at.max(self.now)))
@@ -297,6 +304,8 @@ impl Ownership {
             Event::Received(id) => self.on_received(id, out),
             Event::ReceiveFailed(id) => self.on_receive_failed(id, out),
             Event::Sizes(sizes) => self.sizes = sizes,
+            Event::Doubt(number) => self.on_doubt(number, out),
+            Event::Heard(number) => self.on_heard(number),
             Event::Drain => self.stage = Stage::Leaving,
         }
     }
