@@ -17,6 +17,7 @@ pub mod member;
 #[cfg(feature = "net")]
 pub mod net;
 pub mod park;
+pub mod pins;
 pub mod placement;
 pub mod refusal;
 pub mod ring;
