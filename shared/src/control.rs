@@ -22,6 +22,10 @@ pub mod kind {
     pub const DRAIN: u8 = 5;
     /// Call: how far is your drain? Answered with JSON.
     pub const DRAIN_PROGRESS: u8 = 6;
+    /// Note: a [`PinsNote`](crate::pins::PinsNote).
+    pub const PINS: u8 = 7;
+    /// Call: what is moving at your end? Answered with JSON.
+    pub const MOVES: u8 = 8;
 }
 
 /// The first byte of an encoded [`Control`]: the version of its layout.

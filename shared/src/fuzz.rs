@@ -19,6 +19,7 @@ use crate::control::{self, Control};
 use crate::id::{BootId, ClusterId, NodeBoot, NodeId};
 use crate::keys::{KeyFile, SecretKey};
 use crate::member::{Card, Phase, Role};
+use crate::pins::{Pins, PinsNote};
 use crate::session_key::{self, KeySource};
 use crate::swim::{SelfDescription, Swim, SwimConfig, SwimEvent, SwimState};
 use crate::time::Time;
@@ -254,7 +255,7 @@ pub fn description(who: NodeBoot) -> SelfDescription {
     }
 }
 
-/// Messages about ownership, and claims as a member's book takes them.
+/// Messages about ownership, and claims and pins as a member's books take them.
 pub fn control(bytes: &[u8]) {
     if let Ok(message) = Control::decode(bytes) {
         assert_eq!(Control::decode(&message.encode()).as_ref(), Ok(&message));
@@ -275,6 +276,32 @@ pub fn control(bytes: &[u8]) {
         let n_claims: usize = book.owners().map(|(_, n_claims)| n_claims).sum();
         assert!(n_claims <= N_SHARDS as usize, "claims to shards that do not exist");
     }
+    if let Ok(note) = control::decode::<PinsNote>(bytes) {
+        assert_eq!(control::decode::<PinsNote>(&control::encode(&note)).as_ref(), Ok(&note));
+        pins(&note);
+    }
+}
+
+/// Pins of an authenticated peer that says anything.
+fn pins(note: &PinsNote) {
+    let PinsNote::Changed(entries) = note else { return };
+    let mut book = Pins::default();
+    let _ = book.apply(entries, NOW_MS);
+    let mut again = Pins::default();
+    let reversed: Vec<_> = entries.iter().rev().copied().collect();
+    let _ = again.apply(&reversed, NOW_MS);
+    assert_eq!(book, again, "the order of what is heard matters");
+    let in_force = book.in_force(NOW_MS);
+    assert!(in_force.windows(2).all(|pair| pair[0].shard < pair[1].shard));
+    // Nothing has a later version than the last one.
+    if entries.iter().all(|entry| entry.version < u64::MAX / 2) {
+        for entry in in_force {
+            let _ = book.unpin(ME.node, entry.shard, NOW_MS);
+            assert_eq!(book.pin_of(entry.shard, NOW_MS), None, "what is unpinned is so");
+        }
+    }
+    let _ = book.expire(u64::MAX);
+    assert!(book.is_empty(), "nothing is remembered for ever");
 }
 
 /// The text of a key file.

@@ -46,6 +46,7 @@ const NOTE_ENTRIES: usize = 512;
 
 /// Who wanted a pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum PinKind {
     /// The balance of load.
     Heat,
@@ -148,7 +149,7 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Pins a shard. What comes out is to be told to everybody.
+    /// Pins a shard. What comes out is to be told to everybody; the pin itself is the last of it.
     ///
     /// # Errors
     /// [`PinError`]; nothing changed.

@@ -8,10 +8,12 @@ use crate::claims::{Book, ClaimTable};
 use crate::hash::{HashSecret, ShardCount};
 use crate::id::{Epoch, NodeBoot, SessionKey, ShardId};
 use crate::member::{Member, Members, Role};
-use crate::placement::{PlacementInput, PlacementNode, Targets, place};
+use crate::placement::{Pin, PlacementInput, PlacementNode, Targets, place};
 
 /// Seed of the members digest. Part of the wire format.
 const DIGEST_SEED: u64 = 0x5354_4541_445f_4d44;
+/// Seed of what pins add to it. Part of the wire format.
+const PINS_SEED: u64 = 0x5354_4541_445f_504e;
 
 /// The parameters that all members of a cluster must share.
 #[derive(Clone, Debug)]
@@ -44,26 +46,47 @@ impl ClusterParams {
 
     /// The digest of everything that decides targets: equal digest, equal target. It has no order:
     /// which of two is newer cannot be told.
+    ///
+    /// `pins` as [`Pins::overlay`](crate::pins::Pins::overlay) gives them. Those to nodes that
+    /// placement does not count decide nothing and are not in it; without any it is what it was
+    /// before there were pins.
     #[must_use]
-    pub fn members_digest(&self, members: &Members) -> u64 {
+    pub fn members_digest(&self, members: &Members, pins: &[Pin]) -> u64 {
+        let nodes = self.ring_nodes(members);
         let mut bytes = Vec::with_capacity(32 + members.list.len() * 16);
         bytes.extend(self.shards.get().to_le_bytes());
         bytes.extend(self.balance_permille.to_le_bytes());
         bytes.extend(self.secret.fingerprint().to_le_bytes());
-        for node in self.ring_nodes(members) {
+        for node in &nodes {
             bytes.extend(node.id.0.to_le_bytes());
             bytes.extend(node.weight.to_le_bytes());
             bytes.extend(node.zone.to_le_bytes());
         }
-        xxh3_64_with_seed(&bytes, DIGEST_SEED)
+        let digest = xxh3_64_with_seed(&bytes, DIGEST_SEED);
+        let counts = |pin: &&Pin| {
+            let node = nodes.binary_search_by_key(&pin.node, |node| node.id);
+            self.shards.contains(pin.shard) && node.is_ok_and(|at| nodes[at].weight > 0)
+        };
+        let mut pins = pins.iter().filter(counts).peekable();
+        if pins.peek().is_none() {
+            return digest;
+        }
+        bytes.clear();
+        bytes.extend(digest.to_le_bytes());
+        for pin in pins {
+            bytes.extend(pin.shard.0.to_le_bytes());
+            bytes.extend(pin.node.0.to_le_bytes());
+        }
+        xxh3_64_with_seed(&bytes, PINS_SEED)
     }
 
-    /// Where shards should be.
+    /// Where shards should be, `pins` as for [`members_digest`](Self::members_digest).
     #[must_use]
-    pub fn targets(&self, members: &Members) -> Targets {
+    pub fn targets(&self, members: &Members, pins: &[Pin]) -> Targets {
         let nodes = self.ring_nodes(members);
-        let balance_permille = self.balance_permille;
-        place(&PlacementInput { balance_permille, ..PlacementInput::of_nodes(self.shards, nodes) })
+        let (balance_permille, pins) = (self.balance_permille, pins.to_vec());
+        let input = PlacementInput::of_nodes(self.shards, nodes);
+        place(&PlacementInput { balance_permille, pins, ..input })
     }
 
     /// The shard of a session.
@@ -80,6 +103,8 @@ pub struct View {
     pub params: Arc<ClusterParams>,
     /// Everybody.
     pub members: Arc<Members>,
+    /// The pins in force, whether or not their nodes are there: at most one per shard, sorted.
+    pub pins: Arc<[Pin]>,
     /// Where shards should be.
     pub targets: Arc<Targets>,
     /// Digest of what `targets` was computed from.
@@ -89,27 +114,39 @@ pub struct View {
 }
 
 impl View {
-    /// The first view of a process: itself alone, no claims.
+    /// The first view of a process: itself alone, no claims, no pins.
     #[must_use]
     pub fn new(params: Arc<ClusterParams>, members: Arc<Members>) -> Self {
-        let targets = Arc::new(params.targets(&members));
-        let members_digest = params.members_digest(&members);
+        let pins: Arc<[Pin]> = Arc::new([]);
+        let targets = Arc::new(params.targets(&members, &pins));
+        let members_digest = params.members_digest(&members, &pins);
         let claims = Book::new(params.shards.get()).table().clone();
-        Self { params, members, targets, members_digest, claims }
+        Self { params, members, pins, targets, members_digest, claims }
     }
 
-    /// The same claims among other members. Targets are computed anew only when their input
-    /// changed.
+    /// The same claims and pins among other members. Targets are computed anew only when their
+    /// input changed.
     #[must_use]
     pub fn with_members(&self, members: Arc<Members>) -> Self {
-        let members_digest = self.params.members_digest(&members);
+        self.retargeted(members, Arc::clone(&self.pins))
+    }
+
+    /// Other pins among the same members. Targets are computed anew only when their input changed:
+    /// a pin to a node that is not there changes nothing.
+    #[must_use]
+    pub fn with_pins(&self, pins: impl Into<Arc<[Pin]>>) -> Self {
+        self.retargeted(Arc::clone(&self.members), pins.into())
+    }
+
+    fn retargeted(&self, members: Arc<Members>, pins: Arc<[Pin]>) -> Self {
+        let members_digest = self.params.members_digest(&members, &pins);
         let targets = if members_digest == self.members_digest {
             Arc::clone(&self.targets)
         } else {
-            Arc::new(self.params.targets(&members))
+            Arc::new(self.params.targets(&members, &pins))
         };
         let (params, claims) = (Arc::clone(&self.params), self.claims.clone());
-        Self { params, members, targets, members_digest, claims }
+        Self { params, members, pins, targets, members_digest, claims }
     }
 
     /// Other claims among the same members.
@@ -122,5 +159,84 @@ impl View {
     #[must_use]
     pub fn live_claim(&self, shard: ShardId) -> Option<(Epoch, NodeBoot)> {
         self.claims.get(shard).filter(|&(_, owner)| self.members.is_live(owner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{BootId, NodeId};
+    use crate::member::{MemberState, Phase};
+
+    fn members(nodes: &[(u64, bool)]) -> Arc<Members> {
+        let member = |&(id, in_ring): &(u64, bool)| Member {
+            id: NodeId(id),
+            boot: BootId(1),
+            role: Role::Node,
+            phase: Phase::Ready,
+            state: MemberState::Ready,
+            weight: 1,
+            zone: 0,
+            gossip: "127.0.0.1:7400".parse().unwrap(),
+            in_ring,
+            held_down: false,
+            card: None,
+        };
+        Arc::new(Members { me: NodeId(1), list: nodes.iter().map(member).collect() })
+    }
+
+    fn view(nodes: &[(u64, bool)]) -> View {
+        let params = ClusterParams {
+            shards: ShardCount::new(64).unwrap(),
+            balance_permille: 1050,
+            secret: HashSecret::public(),
+        };
+        View::new(Arc::new(params), members(nodes))
+    }
+
+    fn pin(shard: u32, node: u64) -> Pin {
+        Pin { shard: ShardId(shard), node: NodeId(node), version: 1 }
+    }
+
+    /// Where shard 5 is not.
+    fn elsewhere(view: &View) -> u64 {
+        3 - view.targets.owner_of(ShardId(5)).unwrap().0
+    }
+
+    #[test]
+    fn a_pin_in_force_is_part_of_targets_and_digest_until_it_goes() {
+        let bare = view(&[(1, true), (2, true)]);
+        let to = elsewhere(&bare);
+        let pinned = bare.with_pins([pin(5, to)]);
+        assert_eq!(pinned.targets.owner_of(ShardId(5)), Some(NodeId(to)));
+        assert_eq!(bare.targets.moves_to(&pinned.targets).count(), 1);
+        assert_ne!(pinned.members_digest, bare.members_digest);
+        assert_ne!(bare.with_pins([pin(6, to)]).members_digest, pinned.members_digest);
+        let unpinned = pinned.with_pins([]);
+        assert_eq!(unpinned.members_digest, bare.members_digest);
+        assert_eq!(unpinned.targets, bare.targets);
+    }
+
+    #[test]
+    fn a_pin_to_an_absent_node_waits_for_it() {
+        let bare = view(&[(1, true), (2, false)]);
+        let pinned = bare.with_pins([pin(5, 2), pin(64, 1)]);
+        assert_eq!(pinned.members_digest, bare.members_digest);
+        assert!(Arc::ptr_eq(&pinned.targets, &bare.targets), "nothing is computed anew");
+        let both = [(1, true), (2, true)];
+        let there = pinned.with_members(members(&both));
+        assert_eq!(there.targets.owner_of(ShardId(5)), Some(NodeId(2)));
+        let directly = view(&both).with_pins([pin(5, 2)]);
+        assert_eq!(there.members_digest, directly.members_digest);
+        assert_eq!(there.targets, directly.targets);
+    }
+
+    #[test]
+    fn the_version_of_a_pin_decides_nothing_once_it_counts() {
+        let bare = view(&[(1, true), (2, true)]);
+        let to = elsewhere(&bare);
+        let older = bare.with_pins([pin(5, to)]);
+        let newer = older.with_pins([Pin { version: 2, ..pin(5, to) }]);
+        assert!(Arc::ptr_eq(&older.targets, &newer.targets));
     }
 }

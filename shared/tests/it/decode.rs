@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -16,6 +17,7 @@ use stead_shared::fuzz::{
 };
 use stead_shared::id::{Epoch, RequestId, SessionKey, ShardId};
 use stead_shared::keys::{KeyFile, SecretKey};
+use stead_shared::pins::{PinKind, PinOrder, Pins, PinsNote};
 use stead_shared::refusal::{Claim, Refusal};
 use stead_shared::swim::{SwimAction, SwimEvent};
 use stead_shared::time::Time;
@@ -243,6 +245,24 @@ fn messages_about_ownership_look_as_they_always_did() {
     check("control", "golden-claims", &encoded(&log.full()));
     log.release(ShardId(3));
     check("control", "golden-claims-changed", &encoded(&log.commit().unwrap()));
+}
+
+#[test]
+fn notes_about_pins_look_as_they_always_did() {
+    let order = |shard: u32, kind: PinKind| PinOrder {
+        shard: ShardId(shard),
+        node: PEER.node,
+        kind,
+        keep: Duration::from_secs(3600),
+    };
+    let mut pins = Pins::default();
+    let mut written = pins.pin(ME.node, order(5, PinKind::Hand), NOW_MS).unwrap();
+    written.extend(pins.pin(ME.node, order(60, PinKind::Heat), NOW_MS).unwrap());
+    written.extend(pins.unpin(PEER.node, ShardId(5), NOW_MS + 1));
+    let note = |note: &PinsNote| -> Bytes { control::encode(note) };
+    check("control", "golden-pins", &note(&PinsNote::Changed(written)));
+    check("control", "golden-pins-digest", &note(&PinsNote::Digest(pins.digest())));
+    check("control", "golden-pins-wanted", &note(&PinsNote::Wanted));
 }
 
 #[test]
