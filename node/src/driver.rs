@@ -25,6 +25,7 @@ use stead_shared::net::heard::{Doubt, Heard};
 use stead_shared::net::link::Links;
 use stead_shared::net::mesh::MeshEvent;
 use stead_shared::net::parking::Parking;
+use stead_shared::net::pinning::{Order, Pinning};
 use stead_shared::time::Time;
 use stead_shared::view::View;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -210,6 +211,7 @@ pub(crate) struct Driver {
     pub(crate) host: Host,
     pub(crate) agent: Agent,
     pub(crate) links: Links,
+    pub(crate) pinning: Pinning,
     pub(crate) views: watch::Sender<Arc<View>>,
     pub(crate) progress: watch::Sender<Standing>,
     /// Where shards go that were granted away, until their claim is seen.
@@ -254,6 +256,7 @@ enum Woken {
     Doubt,
     Mesh(usize),
     Done(Option<Done>),
+    Pin(Order),
     Sizes,
     Compare,
     Tick,
@@ -290,6 +293,7 @@ impl Driver {
                 Ok(()) = doubts.changed() => Woken::Doubt,
                 done = sources.done.recv() => Woken::Done(done),
                 n = sources.mesh_events.recv_many(&mut mesh, BATCH) => Woken::Mesh(n),
+                order = self.pinning.order() => Woken::Pin(order),
                 _ = sizes.tick() => Woken::Sizes,
                 _ = compare.tick() => Woken::Compare,
                 () = tokio::time::sleep_until(tick) => Woken::Tick,
@@ -311,10 +315,15 @@ impl Driver {
                     }
                 }
                 Woken::Done(Some(done)) => self.on_done(done, &mut state),
+                Woken::Pin(order) => self.pinning.carry_out(order),
                 Woken::Sizes => self.on_sizes(&mut state),
-                Woken::Compare => self.compare_claims(),
+                Woken::Compare => {
+                    self.compare_claims();
+                    self.pinning.compare();
+                }
                 Woken::Tick => self.feed(Event::Tick, &mut state),
             }
+            self.follow_pins(&mut state);
             self.publish(&mut state);
         }
     }
@@ -364,6 +373,18 @@ impl Driver {
 
     fn on_members(&mut self, members: Arc<Members>, state: &mut State) {
         let view = Arc::new(self.views.borrow().with_members(members));
+        self.retarget(view, state);
+    }
+
+    fn follow_pins(&mut self, state: &mut State) {
+        let view = self.pinning.follow(&self.views.borrow());
+        if let Some(view) = view {
+            self.retarget(Arc::new(view), state);
+        }
+    }
+
+    /// Members or pins have changed, and targets may have.
+    fn retarget(&mut self, view: Arc<View>, state: &mut State) {
         let event = Event::Members {
             members: Arc::clone(&view.members),
             targets: Arc::clone(&view.targets),
@@ -404,9 +425,13 @@ impl Driver {
     fn on_mesh(&mut self, event: MeshEvent, state: &mut State) {
         match event {
             MeshEvent::Connected { peer, protocol } => {
+                self.pinning.connected(peer.node);
                 self.feed(Event::Connected { peer, protocol }, state);
             }
             MeshEvent::Disconnected(node) => self.feed(Event::Disconnected(node), state),
+            MeshEvent::Note { from, kind: kind::PINS, payload } => {
+                self.pinning.take_note(from.node, &payload);
+            }
             MeshEvent::Note { from, kind, payload } => self.on_note(from, kind, &payload, state),
         }
     }
@@ -460,6 +485,17 @@ impl Driver {
             .map(|stats| (stats.shard, stats.bytes))
             .collect();
         self.feed(Event::Sizes(sizes), state);
+        self.pinning.tick();
+        self.count_moves(state);
+    }
+
+    /// What is yet to move changes without a claim that does.
+    fn count_moves(&self, state: &State) {
+        let pending = self.machine.pending();
+        state.meters.pending(pending);
+        self.progress.send_if_modified(|progress| {
+            std::mem::replace(&mut progress.pending, pending) != pending
+        });
     }
 
     fn compare_claims(&self) {

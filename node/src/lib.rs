@@ -13,6 +13,7 @@ mod host;
 mod http;
 mod link_body;
 mod metrics;
+mod moving;
 mod node;
 mod offer;
 mod problem;

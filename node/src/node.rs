@@ -13,11 +13,14 @@ use stead_shared::config::{NodeConfig, NodeOptions};
 use stead_shared::control::{HandoffId, ShardEpoch, kind};
 use stead_shared::id::{Epoch, NodeId, ShardId};
 use stead_shared::member::{Members, Phase, Role};
-use stead_shared::net::admin::{ClusterAdmin, DrainReport, DrainState, Local, Readiness};
+use stead_shared::net::admin::{
+    ClusterAdmin, DrainReport, DrainState, Local, MovesReport, Readiness,
+};
 use stead_shared::net::agent::{Agent, End};
 use stead_shared::net::link::{ConnectionKind, Links, PeerInfo, Reply, ServerStream};
 use stead_shared::net::mesh::Hooks;
 use stead_shared::net::parking::Parking;
+use stead_shared::net::pinning::{PinDesk, Pinning};
 use stead_shared::net::process::{self, Process, ProcessConfig};
 use stead_shared::net::sock;
 use stead_shared::swim::SwimConfig;
@@ -34,6 +37,7 @@ use crate::forward::Forwarding;
 use crate::host::{Host, HostStats};
 use crate::logic::forming::FormingConfig;
 use crate::logic::ownership::{GiveUp, Ownership, OwnershipConfig};
+use crate::moving;
 use crate::offer;
 use crate::serve::Server;
 use crate::service::{Service, SharedService};
@@ -215,21 +219,21 @@ impl Hooks for NodeHooks {
             kind::DRAIN if self.done.try_send(Done::Drain).is_ok() => reply.send(Bytes::new()),
             kind::DRAIN_PROGRESS => {
                 let progress = *self.progress.borrow();
-                let sessions = self.server.get().map_or(0, |s| s.host.stats().sessions);
-                let text = self.report(progress, sessions);
-                reply.send(text);
+                let stats = self.server.get().map(|server| server.host.stats());
+                let report = drain_report(&self.name, progress, stats.unwrap_or_default());
+                reply.send(json(&report));
             }
+            kind::MOVES => reply.send(json(&moving::report(self.progress.borrow().pending))),
             _ => {}
         }
     }
 }
 
-impl NodeHooks {
-    fn report(&self, progress: Standing, sessions: u64) -> Bytes {
-        let report = drain_report(&self.name, progress, sessions);
-        Bytes::from(serde_json::to_vec(&report).expect("plain data always encodes"))
-    }
+fn json(report: &impl serde::Serialize) -> Bytes {
+    Bytes::from(serde_json::to_vec(report).expect("plain data always encodes"))
+}
 
+impl NodeHooks {
     fn receive(&self, host: Host, stream: ServerStream) {
         match transfer::head_of(&stream) {
             Ok(TransferHead::Handoff { handoff, shards }) => {
@@ -297,6 +301,7 @@ pub(crate) struct Inner {
     pub(crate) host: Host,
     pub(crate) agent: Agent,
     pub(crate) links: Links,
+    pub(crate) pins: PinDesk,
     pub(crate) views: watch::Receiver<Arc<View>>,
     pub(crate) progress: watch::Receiver<Standing>,
     pub(crate) server: Server,
@@ -356,6 +361,7 @@ impl Node {
         // Set once: `start` made the hooks.
         let _ = hooks.server.set(server.clone());
         let stop = process.stop.clone();
+        let (pinning, pins) = Pinning::new(process.me.node, process.links.clone());
         let inner = Inner {
             name: config.name.clone(),
             me: process.me.node,
@@ -363,6 +369,7 @@ impl Node {
             host: host.clone(),
             agent: process.agent.clone(),
             links: process.links.clone(),
+            pins,
             views: views_out,
             progress: progress_out,
             server,
@@ -377,6 +384,7 @@ impl Node {
         let driver = Wiring {
             config: &config,
             host: host.clone(),
+            pinning,
             views,
             progress,
             granted,
@@ -532,6 +540,7 @@ impl Node {
 struct Wiring<'a> {
     config: &'a NodeConfig,
     host: Host,
+    pinning: Pinning,
     views: watch::Sender<Arc<View>>,
     progress: watch::Sender<Standing>,
     granted: Arc<DashMap<ShardId, Epoch>>,
@@ -558,6 +567,7 @@ impl Wiring<'_> {
             host: self.host,
             agent: process.agent,
             links: process.links,
+            pinning: self.pinning,
             views: self.views,
             progress: self.progress,
             granted: self.granted,
@@ -591,7 +601,7 @@ fn process_config(config: &NodeConfig, http: SocketAddr, swim: SwimConfig) -> Pr
 }
 
 /// How far a drain is.
-fn drain_report(name: &str, progress: Standing, sessions: u64) -> DrainReport {
+fn drain_report(name: &str, progress: Standing, stats: HostStats) -> DrainReport {
     let state = match (progress.draining, progress.drained) {
         (false, _) => DrainState::Idle,
         (true, false) => DrainState::Draining,
@@ -602,7 +612,9 @@ fn drain_report(name: &str, progress: Standing, sessions: u64) -> DrainReport {
         node: name.to_owned(),
         state,
         shards_left: u32::try_from(progress.n_owned).unwrap_or(u32::MAX),
-        sessions_left: sessions,
+        sessions_left: stats.sessions,
+        bytes_left: stats.bytes,
+        bytes_per_second: moving::report(progress.pending).bytes_per_second,
         elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
     }
 }
@@ -627,6 +639,10 @@ impl Local for Handle {
         u32::try_from(self.inner.progress.borrow().pending.moving).unwrap_or(u32::MAX)
     }
 
+    fn moves(&self) -> MovesReport {
+        moving::report(self.inner.progress.borrow().pending)
+    }
+
     fn drain(&self) -> bool {
         // A full queue means that the driver is busy; the caller is told to ask again by the
         // progress that does not begin.
@@ -635,8 +651,8 @@ impl Local for Handle {
     }
 
     fn drain_report(&self) -> Option<DrainReport> {
-        let sessions = self.inner.host.stats().sessions;
-        Some(drain_report(&self.inner.name, *self.inner.progress.borrow(), sessions))
+        let stats = self.inner.host.stats();
+        Some(drain_report(&self.inner.name, *self.inner.progress.borrow(), stats))
     }
 }
 
@@ -712,6 +728,7 @@ impl Handle {
             members: self.inner.agent.members(),
             view: Arc::new(move || Some(Arc::clone(&views.borrow()))),
             links: self.inner.links.clone(),
+            pins: self.inner.pins.clone(),
             local: Arc::new(self.clone()),
         }
     }

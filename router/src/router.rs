@@ -19,6 +19,7 @@ use stead_shared::net::admin::{ClusterAdmin, DrainReport, Local, Readiness, shar
 use stead_shared::net::agent::{Agent, AgentEvent, End};
 use stead_shared::net::link::{Links, PeerInfo, Reply, ServerStream};
 use stead_shared::net::mesh::{Hooks, MeshEvent};
+use stead_shared::net::pinning::{PinDesk, Pinning};
 use stead_shared::net::process::{self, Process, ProcessConfig, StartError};
 use stead_shared::net::sock::{self, SockError};
 use stead_shared::swim::{FatalReason, SwimConfig};
@@ -36,6 +37,10 @@ use crate::proxy::Proxy;
 const BATCH: usize = 256;
 /// How often missing claim logs are asked for.
 const CLAIMS_EVERY: Duration = Duration::from_millis(200);
+/// How often the clock is looked at for pins that expire.
+const PINS_EVERY: Duration = Duration::from_millis(500);
+/// How often pins are compared with every peer.
+const COMPARE_EVERY: Duration = Duration::from_secs(10);
 /// How long links may take to close.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 
@@ -192,6 +197,7 @@ struct Inner {
     name: String,
     agent: Agent,
     links: Links,
+    pins: PinDesk,
     listen: SocketAddr,
     view: Arc<OnceLock<watch::Receiver<Arc<View>>>>,
     knowledge: watch::Receiver<Knowledge>,
@@ -236,10 +242,12 @@ impl Router {
         let (first, first_out) = tokio::sync::oneshot::channel();
         let view = Arc::new(OnceLock::new());
         let stop = process.stop.clone();
+        let (pinning, pins) = Pinning::new(process.me.node, process.links.clone());
         let inner = Inner {
             name,
             agent: process.agent.clone(),
             links: process.links.clone(),
+            pins,
             listen,
             view: Arc::clone(&view),
             knowledge: knowledge_out,
@@ -247,6 +255,7 @@ impl Router {
         let driver = Driver {
             agent: process.agent,
             links: process.links.clone(),
+            pinning,
             secret: process.secret,
             known: None,
             view,
@@ -371,6 +380,7 @@ struct Known {
 struct Driver {
     agent: Agent,
     links: Links,
+    pinning: Pinning,
     secret: stead_shared::hash::HashSecret,
     known: Option<Known>,
     view: Arc<OnceLock<watch::Receiver<Arc<View>>>>,
@@ -405,6 +415,8 @@ impl Driver {
         let mut members = self.agent.members();
         let mut mesh = Vec::with_capacity(BATCH);
         let mut tick = tokio::time::interval(CLAIMS_EVERY);
+        let mut pins_tick = tokio::time::interval(PINS_EVERY);
+        let mut compare = tokio::time::interval(COMPARE_EVERY);
         loop {
             let mut changed = false;
             tokio::select! {
@@ -421,13 +433,25 @@ impl Driver {
                         changed |= self.on_mesh(event);
                     }
                 }
+                order = self.pinning.order() => self.pinning.carry_out(order),
                 _ = tick.tick() => self.ask_missing(),
+                _ = pins_tick.tick() => self.pinning.tick(),
+                _ = compare.tick() => self.pinning.compare(),
             }
             if changed && let Some(known) = &self.known {
                 let view = known.views.borrow().with_claims(known.book.table().clone());
                 known.views.send_replace(Arc::new(view));
             }
+            self.follow_pins();
             self.judge();
+        }
+    }
+
+    fn follow_pins(&mut self) {
+        let Some(known) = &self.known else { return };
+        let view = self.pinning.follow(&known.views.borrow());
+        if let Some(view) = view {
+            known.views.send_replace(Arc::new(view));
         }
     }
 
@@ -455,6 +479,7 @@ impl Driver {
     fn on_mesh(&mut self, event: MeshEvent) -> bool {
         match event {
             MeshEvent::Connected { peer, protocol: _ } => {
+                self.pinning.connected(peer.node);
                 self.ask(peer.node);
                 false
             }
@@ -486,6 +511,10 @@ impl Driver {
                         false
                     }
                 }
+            }
+            kind::PINS => {
+                self.pinning.take_note(from.node, payload);
+                false
             }
             kind::CONTROL => {
                 if let Ok(message) = Control::decode(payload) {
@@ -611,6 +640,7 @@ impl Handle {
             members: self.inner.agent.members(),
             view: Arc::new(move || handle.view()),
             links: self.inner.links.clone(),
+            pins: self.inner.pins.clone(),
             local: Arc::new(self.clone()),
         }
     }

@@ -11,6 +11,7 @@ mod forward;
 mod found;
 mod merge;
 mod moves;
+mod pins;
 mod rolling;
 mod room;
 mod throttle;

@@ -8,5 +8,6 @@ pub mod link;
 pub mod mesh;
 pub mod parking;
 pub mod peers;
+pub mod pinning;
 pub mod process;
 pub mod sock;

@@ -128,15 +128,14 @@ impl Pinning {
         match order.0 {
             What::Pin(order, reply) => {
                 let pinned = self.book.pin(self.me, order, unix_ms());
-                let answer = pinned.as_deref().map(|written| self.tell_everybody(written));
-                let pin = answer.map(|()| self.book.pin_of(order.shard, unix_ms()));
+                let answer = pinned.map(|written| {
+                    self.tell_everybody(&written);
+                    written.last().copied()
+                });
                 // Whoever asked may have gone: the pin is made all the same.
-                let _ = match pin {
-                    Ok(Some(entry)) => reply.send(Ok(entry)),
-                    // It expired while it was made.
-                    Ok(None) => reply.send(Err(PinError::Keep)),
-                    Err(error) => reply.send(Err(*error)),
-                };
+                if let Some(answer) = answer.transpose() {
+                    let _ = reply.send(answer);
+                }
             }
             What::Unpin(shard, reply) => {
                 let written = self.book.unpin(self.me, shard, unix_ms());

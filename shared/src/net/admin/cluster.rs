@@ -9,14 +9,15 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::{
-    AdminSource, DrainError, DrainReport, Later, MembersReport, Readiness, ShardsReport,
-    WhereReport,
+    AdminSource, ClusterMoves, DrainError, DrainReport, Later, MembersReport, MovesReport,
+    PinReport, PinsReport, PlaceError, Readiness, ShardsReport, WhereReport, placing,
 };
 use crate::control::kind;
 use crate::hash::ShardCount;
 use crate::id::{NodeId, SessionKey, ShardId};
 use crate::member::{Member, Members, Role};
 use crate::net::link::Links;
+use crate::net::pinning::PinDesk;
 use crate::view::View;
 
 /// How long another node may take to answer.
@@ -30,6 +31,10 @@ pub trait Local: Send + Sync + 'static {
     fn ready(&self) -> Readiness;
     /// Shards that are between two owners here.
     fn moving(&self) -> u32;
+    /// What is moving here; nothing where nothing is owned.
+    fn moves(&self) -> MovesReport {
+        MovesReport::default()
+    }
     /// Starts its drain. False when it has none: it owns nothing.
     fn drain(&self) -> bool;
     /// How far that is; none when it owns nothing.
@@ -44,6 +49,8 @@ pub struct ClusterAdmin {
     pub view: Arc<dyn Fn() -> Option<Arc<View>> + Send + Sync>,
     /// Ways to other members.
     pub links: Links,
+    /// The pins.
+    pub pins: PinDesk,
     /// The process itself.
     pub local: Arc<dyn Local>,
 }
@@ -55,7 +62,7 @@ impl std::fmt::Debug for ClusterAdmin {
 }
 
 /// Names of members by id.
-fn names(members: &Members) -> BTreeMap<NodeId, String> {
+pub(super) fn names(members: &Members) -> BTreeMap<NodeId, String> {
     members.list.iter().map(|member| (member.id, member.name())).collect()
 }
 
@@ -86,16 +93,15 @@ pub fn shards_report(view: &View, moving: u32) -> ShardsReport {
     ShardsReport { shards, by_node, unowned, moving, under_replicated: 0, targets, owned }
 }
 
-/// Where the session `key` is in `view`.
+/// Where `shard` is in `view`, but for its pin.
 #[must_use]
-pub fn where_report(view: &View, key: &SessionKey) -> WhereReport {
-    let shard: ShardId = view.params.shard_of(key);
+pub fn where_report(view: &View, shard: ShardId) -> WhereReport {
     let claim = view.live_claim(shard);
     let owner = claim.map(|(_, owner)| {
         view.members.find(owner.node).map_or_else(|| owner.node.to_string(), Member::name)
     });
     let epoch = claim.map(|(epoch, _)| epoch.to_string());
-    WhereReport { shard: shard.0, owner, epoch, replicas: Vec::new() }
+    WhereReport { shard: shard.0, owner, epoch, replicas: Vec::new(), pin: None }
 }
 
 /// The number of shards that live nodes were configured with, as their cards say.
@@ -156,7 +162,33 @@ impl AdminSource for ClusterAdmin {
 
     fn where_is(&self, key: &SessionKey) -> Option<WhereReport> {
         let view = (self.view)()?;
-        Some(where_report(&view, key))
+        Some(self.home(&view, view.params.shard_of(key)))
+    }
+
+    fn shard(&self, shard: u32) -> Result<WhereReport, PlaceError> {
+        let (view, shard) = self.known_shard(shard)?;
+        Ok(self.home(&view, shard))
+    }
+
+    fn pins(&self) -> PinsReport {
+        placing::pins_report(&self.members.borrow(), &self.pins.book())
+    }
+
+    fn move_shard(
+        &self,
+        shard: u32,
+        to: String,
+        keep: Duration,
+    ) -> Later<Result<PinReport, PlaceError>> {
+        self.pin_by_hand(shard, &to, keep)
+    }
+
+    fn unpin(&self, shard: u32) -> Later<Result<(), PlaceError>> {
+        self.unpin_by_hand(shard)
+    }
+
+    fn moves(&self) -> Later<ClusterMoves> {
+        self.ask_moves()
     }
 
     fn drain(&self, node: Option<String>) -> Later<Result<(), DrainError>> {

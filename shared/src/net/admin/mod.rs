@@ -8,27 +8,36 @@
 //! | `GET /v1/members` | [`MembersReport`] |
 //! | `GET /v1/shards` | [`ShardsReport`] |
 //! | `GET /v1/where?key=K` | [`WhereReport`] |
+//! | `GET /v1/shards/{id}` | the same of a shard |
+//! | `POST /v1/shards/{id}/move?to=NODE[&for=24h]` | 202 and the [`PinReport`]; the shard goes there by itself |
+//! | `DELETE /v1/shards/{id}/pin` | 202; the shard goes back by itself |
+//! | `GET /v1/pins` | [`PinsReport`] |
+//! | `GET /v1/moves` | [`ClusterMoves`] |
 //! | `POST /v1/drain[?node=NAME]` | 202; the drain goes on by itself |
 //! | `GET /v1/drain[?node=NAME]` | [`DrainReport`] |
 //!
-//! GETs are open to whoever reaches the listener. POSTs need to come from loopback with the
+//! GETs are open to whoever reaches the listener. POSTs and DELETEs need to come from loopback with the
 //! header `stead-admin: 1`, or to bring the [`AdminToken`]. Errors are problem documents
 //! (RFC 9457). The listener is bounded in connections, in time per request and in header bytes,
 //! and runs apart from the request path.
 
 mod auth;
 mod cluster;
+mod placing;
 mod report;
 mod serve;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use auth::{AdminToken, TokenError};
 pub use cluster::{ClusterAdmin, Local, shard_count_of, shards_report, where_report};
+pub use placing::{PlaceError, pins_report};
 pub use report::{
-    DrainReport, DrainState, MemberReport, MembersReport, Problem, ShardsReport, WhereReport,
+    ClusterMoves, DrainReport, DrainState, MemberReport, MembersReport, MovesReport, PendingMoves,
+    PinReport, PinsReport, Problem, ShardsReport, WhereReport,
 };
 pub use serve::serve;
 
@@ -55,6 +64,29 @@ pub trait AdminSource: Send + Sync + 'static {
 
     /// Where the session `key` is, or `None` as long as the number of shards is not known here.
     fn where_is(&self, key: &SessionKey) -> Option<WhereReport>;
+
+    /// The home of a shard.
+    ///
+    /// # Errors
+    /// [`PlaceError`].
+    fn shard(&self, shard: u32) -> Result<WhereReport, PlaceError>;
+
+    /// The pins in force.
+    fn pins(&self) -> PinsReport;
+
+    /// Pins a shard by hand to the node called `to`, for `keep`; it moves there by itself.
+    fn move_shard(
+        &self,
+        shard: u32,
+        to: String,
+        keep: Duration,
+    ) -> Later<Result<PinReport, PlaceError>>;
+
+    /// Takes the pin of a shard away; it goes back by itself.
+    fn unpin(&self, shard: u32) -> Later<Result<(), PlaceError>>;
+
+    /// What is moving in the whole cluster.
+    fn moves(&self) -> Later<ClusterMoves>;
 
     /// Starts a drain of the node called `node`, or of this process. Starting it again changes
     /// nothing and is no error.

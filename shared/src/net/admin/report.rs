@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::member::{Members, Role};
+use crate::pins::PinKind;
 
 /// `GET /v1/members`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +107,106 @@ pub struct WhereReport {
     pub epoch: Option<String>,
     /// Nodes that hold a copy.
     pub replicas: Vec<String>,
+    /// What pins it, if anything does.
+    #[serde(default)]
+    pub pin: Option<PinReport>,
+}
+
+/// `GET /v1/pins`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinsReport {
+    /// The pins in force, one per shard, ascending.
+    pub pins: Vec<PinReport>,
+}
+
+/// A shard placed by hand or by heat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinReport {
+    /// The shard.
+    pub shard: u32,
+    /// Where it is to be, by name.
+    pub node: String,
+    /// By hand or by heat.
+    pub kind: PinKind,
+    /// The member that wrote it, by name.
+    pub author: String,
+    /// Of several pins the one with the highest version counts.
+    pub version: u64,
+    /// When it expires, in Unix milliseconds.
+    pub expires_ms: u64,
+    /// Whether placement follows it. Not while its node is away, leaving or without weight.
+    pub effective: bool,
+}
+
+/// What is moving at one node; the answer to a call of kind
+/// [`MOVES`](crate::control::kind::MOVES).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MovesReport {
+    /// Shards between two owners, seen from their source: sealed or granted now.
+    pub moving: u32,
+    /// Shards whose state is being copied while they are served.
+    pub copying: u32,
+    /// Shards that are to move and do not yet.
+    pub pending: PendingMoves,
+    /// Bytes of the sessions of all these at their sources.
+    pub bytes_left: u64,
+    /// Bytes of state sent per second, lately.
+    pub bytes_per_second: u64,
+    /// Moves for balance are held back, because too many members went down at once.
+    pub frozen: bool,
+}
+
+/// Shards that are to move, by why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PendingMoves {
+    /// Their owner is gone, and this node is to have them.
+    pub takeover: u32,
+    /// Their owner leaves.
+    pub drain: u32,
+    /// They are elsewhere than placement wants them: after a join, by a pin.
+    pub balance: u32,
+}
+
+impl MovesReport {
+    /// Shards that are not where they should be.
+    #[must_use]
+    pub fn remaining(&self) -> u32 {
+        let PendingMoves { takeover, drain, balance } = self.pending;
+        [self.moving, self.copying, takeover, drain, balance]
+            .into_iter()
+            .fold(0, u32::saturating_add)
+    }
+
+    /// Both together; frozen when either is.
+    #[must_use]
+    pub fn plus(self, other: &Self) -> Self {
+        let (pending, others) = (self.pending, other.pending);
+        Self {
+            moving: self.moving.saturating_add(other.moving),
+            copying: self.copying.saturating_add(other.copying),
+            pending: PendingMoves {
+                takeover: pending.takeover.saturating_add(others.takeover),
+                drain: pending.drain.saturating_add(others.drain),
+                balance: pending.balance.saturating_add(others.balance),
+            },
+            bytes_left: self.bytes_left.saturating_add(other.bytes_left),
+            bytes_per_second: self.bytes_per_second.saturating_add(other.bytes_per_second),
+            frozen: self.frozen || other.frozen,
+        }
+    }
+}
+
+/// `GET /v1/moves`: the whole cluster, asked node by node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterMoves {
+    /// All answers added up.
+    pub total: MovesReport,
+    /// What each live node answered, by name.
+    pub by_node: BTreeMap<String, MovesReport>,
+    /// Live nodes that did not answer in time, by name: `total` is without them.
+    pub silent: Vec<String>,
 }
 
 /// `GET /v1/drain`.
@@ -119,6 +220,12 @@ pub struct DrainReport {
     pub shards_left: u32,
     /// Sessions in them.
     pub sessions_left: u64,
+    /// Bytes of those.
+    #[serde(default)]
+    pub bytes_left: u64,
+    /// Bytes of state sent per second, lately.
+    #[serde(default)]
+    pub bytes_per_second: u64,
     /// Time since the drain began, 0 before it.
     pub elapsed_ms: u64,
 }

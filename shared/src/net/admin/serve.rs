@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Extension, State};
-use axum::routing::get;
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, Uri};
@@ -24,6 +24,8 @@ use super::{Admin, DrainError, Problem, Readiness, auth};
 use crate::id::SessionKey;
 use crate::session_key::{KeyError, KeySource, extract};
 
+mod placing;
+
 /// Connections served at once; the next one waits in the backlog.
 const CONNECTIONS_MAX: usize = 512;
 /// For the head of a request, and for the idle time between two on one connection.
@@ -38,6 +40,11 @@ const HEADERS_MAX: usize = 64;
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after a failed `accept`, so that running out of files does not busy the thread.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What is here, for whoever asks for something else.
+const PATHS: &str = "GET /metrics /healthz /readyz /v1/members /v1/shards /v1/shards/{id} \
+    /v1/where?key= /v1/pins /v1/moves /v1/drain, POST /v1/drain /v1/shards/{id}/move?to=, \
+    DELETE /v1/shards/{id}/pin";
 
 /// The address of the client, as the listener saw it.
 #[derive(Clone, Copy)]
@@ -114,12 +121,14 @@ fn router(admin: Admin) -> Router {
         .route("/v1/shards", get(shards))
         .route("/v1/where", get(where_is))
         .route("/v1/drain", get(drain_progress).post(drain))
-        .fallback(async || {
-            let paths = "/metrics /healthz /readyz /v1/members /v1/shards /v1/where?key= /v1/drain";
-            problem(StatusCode::NOT_FOUND, format!("there are {paths}"))
-        })
+        .route("/v1/shards/{id}", get(placing::shard))
+        .route("/v1/shards/{id}/move", post(placing::move_shard))
+        .route("/v1/shards/{id}/pin", delete(placing::unpin))
+        .route("/v1/pins", get(placing::pins))
+        .route("/v1/moves", get(placing::moves))
+        .fallback(async || problem(StatusCode::NOT_FOUND, format!("there are {PATHS}")))
         .method_not_allowed_fallback(async || {
-            problem(StatusCode::METHOD_NOT_ALLOWED, "GET everywhere, and POST on /v1/drain")
+            problem(StatusCode::METHOD_NOT_ALLOWED, format!("there are {PATHS}"))
         })
         .with_state(admin)
 }
@@ -174,9 +183,8 @@ async fn drain(
     uri: Uri,
     headers: HeaderMap,
 ) -> Response<Body> {
-    if let Err(denied) = auth::check(peer.0, &headers, admin.token.as_ref()) {
-        tracing::warn!(peer = %peer.0, why = ?denied, "admin: POST /v1/drain denied");
-        return problem(StatusCode::FORBIDDEN, denied.detail());
+    if let Err(response) = allowed(&admin, peer, &headers, "drain") {
+        return *response;
     }
     let node = match node_name(&uri, peer) {
         Ok(node) => node,
@@ -204,6 +212,19 @@ async fn drain_progress(
     }
 }
 
+/// Whether `peer` may change something.
+fn allowed(
+    admin: &Admin,
+    peer: Peer,
+    headers: &HeaderMap,
+    what: &'static str,
+) -> Result<(), Box<Response<Body>>> {
+    auth::check(peer.0, headers, admin.token.as_ref()).map_err(|denied| {
+        tracing::warn!(peer = %peer.0, why = ?denied, "admin: {what} denied");
+        Box::new(problem(StatusCode::FORBIDDEN, denied.detail()))
+    })
+}
+
 fn drain_problem(error: &DrainError) -> Response<Body> {
     let status = match error {
         DrainError::UnknownNode(_) => StatusCode::NOT_FOUND,
@@ -215,12 +236,21 @@ fn drain_problem(error: &DrainError) -> Response<Body> {
 
 /// The parameter `node`, if there is one.
 fn node_name(uri: &Uri, peer: Peer) -> Result<Option<String>, Box<Response<Body>>> {
+    text_parameter(uri, "node", peer)
+}
+
+/// A query parameter that is text, if it is there.
+fn text_parameter(
+    uri: &Uri,
+    name: &str,
+    peer: Peer,
+) -> Result<Option<String>, Box<Response<Body>>> {
     let bad = |detail: String| Box::new(problem(StatusCode::BAD_REQUEST, detail));
-    let Some(name) = parameter(uri, "node", peer).map_err(|error| bad(error.to_string()))? else {
+    let Some(value) = parameter(uri, name, peer).map_err(|error| bad(error.to_string()))? else {
         return Ok(None);
     };
-    let name = String::from_utf8(name.as_bytes().to_vec());
-    name.map(Some).map_err(|_| bad("the name of a node is ASCII text".into()))
+    let text = String::from_utf8(value.as_bytes().to_vec());
+    text.map(Some).map_err(|_| bad(format!("the parameter `{name}` is ASCII text")))
 }
 
 /// A query parameter, decoded by the rule for session keys: `%` once, `+` is a plus sign.

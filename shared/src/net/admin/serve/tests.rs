@@ -5,15 +5,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 
 use super::super::{
-    AdminSource, DrainReport, DrainState, Later, MembersReport, ShardsReport, WhereReport,
+    AdminSource, ClusterMoves, DrainReport, DrainState, Later, MembersReport, PinReport,
+    PinsReport, PlaceError, ShardsReport, WhereReport,
 };
 use super::*;
+use crate::id::ShardId;
 use crate::net::sock;
+use crate::pins::PinKind;
 
 /// A node called `n1` in a cluster of four shards.
 #[derive(Default)]
 struct Fixed {
     drained: Mutex<Vec<Option<String>>>,
+    moved: Mutex<Vec<(u32, String, Duration)>>,
     unready: bool,
 }
 
@@ -33,7 +37,43 @@ impl AdminSource for Fixed {
 
     fn where_is(&self, key: &SessionKey) -> Option<WhereReport> {
         let shard = key.as_bytes().len() as u32;
-        Some(WhereReport { shard, owner: Some("n1".into()), epoch: None, replicas: vec![] })
+        Some(home(shard))
+    }
+
+    fn shard(&self, shard: u32) -> Result<WhereReport, PlaceError> {
+        known(shard).map(home)
+    }
+
+    fn pins(&self) -> PinsReport {
+        PinsReport { pins: vec![pin(2)] }
+    }
+
+    fn move_shard(
+        &self,
+        shard: u32,
+        to: String,
+        keep: Duration,
+    ) -> Later<Result<PinReport, PlaceError>> {
+        let answer = known(shard).and_then(|shard| match to.as_str() {
+            "n1" => Ok(pin(shard)),
+            "router" => Err(PlaceError::NotANode(to.clone())),
+            _ => Err(PlaceError::UnknownNode(to.clone())),
+        });
+        if answer.is_ok() {
+            self.moved.lock().unwrap().push((shard, to, keep));
+        }
+        Box::pin(async { answer })
+    }
+
+    fn unpin(&self, shard: u32) -> Later<Result<(), PlaceError>> {
+        let answer = known(shard).and_then(|shard| {
+            (shard == 2).then_some(()).ok_or(PlaceError::NotPinned(ShardId(shard)))
+        });
+        Box::pin(async { answer })
+    }
+
+    fn moves(&self) -> Later<ClusterMoves> {
+        Box::pin(async { ClusterMoves { silent: vec!["n2".into()], ..Default::default() } })
     }
 
     fn drain(&self, node: Option<String>) -> Later<Result<(), DrainError>> {
@@ -54,9 +94,32 @@ impl AdminSource for Fixed {
                 state: DrainState::Draining,
                 shards_left: 3,
                 sessions_left: 10,
+                bytes_left: 1000,
+                bytes_per_second: 100,
                 elapsed_ms: 5,
             })
         })
+    }
+}
+
+fn known(shard: u32) -> Result<u32, PlaceError> {
+    let error = || PlaceError::UnknownShard { shard: shard.to_string(), last: 3 };
+    (shard < 4).then_some(shard).ok_or_else(error)
+}
+
+fn home(shard: u32) -> WhereReport {
+    WhereReport { shard, owner: Some("n1".into()), epoch: None, replicas: vec![], pin: None }
+}
+
+fn pin(shard: u32) -> PinReport {
+    PinReport {
+        shard,
+        node: "n1".into(),
+        kind: PinKind::Hand,
+        author: "n1".into(),
+        version: 7,
+        expires_ms: 9,
+        effective: true,
     }
 }
 
@@ -114,7 +177,7 @@ async fn gets_are_open() {
 async fn a_key_is_decoded_once() {
     let running = start(Fixed::default()).await;
     let place = ask(&running, "GET /v1/where?key=a%20b%2Bc HTTP/1.1").await;
-    let expected = r#"{"shard":5,"owner":"n1","epoch":null,"replicas":[]}"#;
+    let expected = r#"{"shard":5,"owner":"n1","epoch":null,"replicas":[],"pin":null}"#;
     assert_eq!(place, (200, expected.into()));
     for bad in ["/v1/where", "/v1/where?key=", "/v1/where?key=%zz"] {
         assert_eq!(ask(&running, &format!("GET {bad} HTTP/1.1")).await.0, 400, "{bad}");
@@ -141,6 +204,58 @@ async fn a_drain_needs_the_header_and_a_known_node() {
     assert_eq!(status, 404);
     assert!(body.contains("n9"), "{body}");
     assert_eq!(*running.source.drained.lock().unwrap(), [None, Some("n1".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_move_needs_the_header_a_shard_and_a_node_that_takes_it() {
+    let running = start(Fixed::default()).await;
+    assert_eq!(ask(&running, "POST /v1/shards/2/move?to=n1 HTTP/1.1").await.0, 403);
+    let post =
+        async |path: &str| ask(&running, &format!("POST {path} HTTP/1.1\r\nstead-admin: 1")).await;
+    let (status, body) = post("/v1/shards/2/move?to=n1").await;
+    let expected = r#"{"shard":2,"node":"n1","kind":"hand","author":"n1","version":7,"expires_ms":9,"effective":true}"#;
+    assert_eq!((status, body.as_str()), (202, expected));
+    assert_eq!(post("/v1/shards/3/move?to=n1&for=90m").await.0, 202);
+    for (path, status, names) in [
+        ("/v1/shards/4/move?to=n1", 404, "no shard 4"),
+        ("/v1/shards/x/move?to=n1", 404, "no shard x"),
+        ("/v1/shards/2/move?to=n9", 404, "n9"),
+        ("/v1/shards/2/move?to=router", 409, "router"),
+        ("/v1/shards/2/move", 400, "say where to"),
+        ("/v1/shards/2/move?to=n1&for=soon", 400, "for: "),
+    ] {
+        let answer = post(path).await;
+        assert_eq!(answer.0, status, "{path}: {}", answer.1);
+        assert!(answer.1.contains(names), "{path}: {}", answer.1);
+    }
+    let minutes = |n: u64| Duration::from_secs(n * 60);
+    let moved = running.source.moved.lock().unwrap().clone();
+    assert_eq!(moved, [(2, "n1".to_owned(), minutes(24 * 60)), (3, "n1".to_owned(), minutes(90))]);
+}
+
+#[tokio::test]
+async fn an_unpin_needs_the_header_and_a_pin() {
+    let running = start(Fixed::default()).await;
+    assert_eq!(ask(&running, "DELETE /v1/shards/2/pin HTTP/1.1").await.0, 403);
+    let delete = async |path: &str| {
+        ask(&running, &format!("DELETE {path} HTTP/1.1\r\nstead-admin: 1")).await
+    };
+    assert_eq!(delete("/v1/shards/2/pin").await.0, 202);
+    assert_eq!(delete("/v1/shards/9/pin").await.0, 404);
+    let (status, body) = delete("/v1/shards/1/pin").await;
+    assert_eq!(status, 404);
+    assert!(body.contains("is not pinned"), "{body}");
+}
+
+#[tokio::test]
+async fn pins_moves_and_shards_are_shown_to_everybody() {
+    let running = start(Fixed::default()).await;
+    let pins = ask(&running, "GET /v1/pins HTTP/1.1").await;
+    assert!(pins.0 == 200 && pins.1.starts_with(r#"{"pins":[{"shard":2,"#), "{}", pins.1);
+    let moves = ask(&running, "GET /v1/moves HTTP/1.1").await;
+    assert!(moves.0 == 200 && moves.1.contains(r#""silent":["n2"]"#), "{}", moves.1);
+    assert_eq!(ask(&running, "GET /v1/shards/3 HTTP/1.1").await.0, 200);
+    assert_eq!(ask(&running, "GET /v1/shards/4 HTTP/1.1").await.0, 404);
 }
 
 #[tokio::test]
