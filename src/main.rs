@@ -1,4 +1,4 @@
-//! The one binary: `stead node | router | demo | status | where | drain | keygen | config`.
+//! The one binary: `stead node | router | demo | status | where | drain | move | keygen | config`.
 
 mod cli;
 

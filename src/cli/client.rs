@@ -11,7 +11,7 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use stead_shared::net::admin::{MembersReport, Problem, ShardsReport};
+use stead_shared::net::admin::{ClusterMoves, MembersReport, Problem, ShardsReport};
 use stead_shared::net::sock;
 
 use super::exit::Exit;
@@ -92,6 +92,11 @@ impl AdminClient {
 
     pub(super) async fn shards(&self) -> Result<ShardsReport, ClientError> {
         self.json(Method::GET, "/v1/shards").await
+    }
+
+    /// What is moving in the whole cluster.
+    pub(super) async fn moves(&self) -> Result<ClusterMoves, ClientError> {
+        self.json(Method::GET, "/v1/moves").await
     }
 
     /// Whether the process calls itself ready, else the reason why not.

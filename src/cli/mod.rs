@@ -15,10 +15,12 @@ mod keygen;
 mod layers;
 mod logging;
 mod metrics;
+mod pins;
 mod process;
 mod run_node;
 mod run_router;
 mod secrets;
+mod show;
 mod signals;
 mod status;
 mod where_is;
@@ -53,6 +55,12 @@ enum Command {
     Where(where_is::WhereArgs),
     /// Hand everything that a node owns to the others, then stop it
     Drain(drain::DrainArgs),
+    /// Place a shard by hand: it moves to a node and stays there for a while
+    Move(pins::MoveArgs),
+    /// Show the shards that are pinned to a node
+    Pins(pins::PinsArgs),
+    /// Take the pin of a shard away: it goes where placement wants it
+    Unpin(pins::UnpinArgs),
     /// Make the file with the cluster's keys
     Keygen(keygen::KeygenArgs),
     /// Check, show and describe configuration files
@@ -93,6 +101,9 @@ fn run(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
         Command::Status(args) => status::run(&args),
         Command::Where(args) => where_is::run(&args),
         Command::Drain(args) => drain::run(&args),
+        Command::Move(args) => pins::run_move(&args),
+        Command::Pins(args) => pins::run_pins(&args),
+        Command::Unpin(args) => pins::run_unpin(&args),
         Command::Keygen(args) => keygen::run(&args),
         Command::Config(command) => config::run(&command),
         Command::Completions(args) => completions::run(&args),

@@ -1,15 +1,17 @@
 //! `stead status`: members and shards, as a table, as JSON, or as a wait until all is well.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use clap::Args;
 use stead_shared::config::Span;
-use stead_shared::net::admin::{MemberReport, MembersReport, ShardsReport};
+use stead_shared::net::admin::{
+    ClusterMoves, MemberReport, MembersReport, MovesReport, ShardsReport,
+};
 use tokio::time::Instant;
 
 use super::client::{AdminArgs, AdminClient, ClientError};
 use super::exit::Exit;
+use super::show::{bytes, render};
 
 /// How often a waiting command asks.
 pub(super) const POLL: Duration = Duration::from_millis(200);
@@ -40,6 +42,7 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
         } else {
             Status::ask(&client).await.map_err(ClientError::exit)?
         };
+        let status = status.with_moves(&client).await;
         let text = if args.json { status.json() } else { status.table() };
         super::print(&text)
     })
@@ -50,6 +53,8 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
 pub(super) struct Status {
     pub(super) members: MembersReport,
     pub(super) shards: ShardsReport,
+    /// What is moving in the whole cluster, where somebody asked and was told.
+    pub(super) moves: Option<ClusterMoves>,
 }
 
 async fn wait_healthy(client: &AdminClient, timeout: Duration) -> anyhow::Result<Status> {
@@ -74,7 +79,12 @@ async fn wait_healthy(client: &AdminClient, timeout: Duration) -> anyhow::Result
 impl Status {
     pub(super) async fn ask(client: &AdminClient) -> Result<Self, ClientError> {
         let (members, shards) = (client.members().await?, client.shards().await?);
-        Ok(Self { members, shards })
+        Ok(Self { members, shards, moves: None })
+    }
+
+    /// The same with what is moving, unless the process that is asked cannot say.
+    async fn with_moves(self, client: &AdminClient) -> Self {
+        Self { moves: client.moves().await.ok(), ..self }
     }
 
     /// The same, of a process that calls itself ready.
@@ -111,6 +121,7 @@ impl Status {
             "members_digest": self.members.members_digest,
             "members": self.members.members,
             "shards": self.shards,
+            "moves": self.moves,
         });
         format!("{text:#}\n")
     }
@@ -119,24 +130,30 @@ impl Status {
         let shards = &self.shards;
         let health = self.unhealthy().unwrap_or_else(|| "healthy".to_owned());
         let mut text = format!(
-            "{health}\n{} shards: {} unowned, {} moving, {} under-replicated; members digest {}\n\n",
+            "{health}\n{} shards: {} unowned, {} moving, {} under-replicated; members digest {}\n{}\n\n",
             shards.shards,
             shards.unowned,
             shards.moving,
             shards.under_replicated,
-            self.members.members_digest
+            self.members.members_digest,
+            moves_line(self.moves.as_ref()),
         );
         let mut rows = vec![
             [
-                "NAME", "ROLE", "STATE", "SHARDS", "TARGET", "WEIGHT", "ZONE", "HTTP", "ADMIN",
-                "GOSSIP", "VERSION",
+                "NAME", "ROLE", "STATE", "SHARDS", "TARGET", "MOVING", "WEIGHT", "ZONE", "HTTP",
+                "ADMIN", "GOSSIP", "VERSION",
             ]
             .map(str::to_owned)
             .to_vec(),
         ];
         rows.extend(self.members.members.iter().map(|member| self.row(member)));
-        render(&rows, &mut text);
+        render(&rows, &(3..=6), &mut text);
         text
+    }
+
+    /// Shards that `node` has still to hand off or to take over.
+    fn remaining(&self, node: &str) -> Option<u32> {
+        self.moves.as_ref()?.by_node.get(node).map(MovesReport::remaining)
     }
 
     fn row(&self, member: &MemberReport) -> Vec<String> {
@@ -148,6 +165,7 @@ impl Status {
             text(&member.state),
             count(self.shards.by_node.get(&member.name)),
             count(self.shards.targets.get(&member.name)),
+            count(self.remaining(&member.name).as_ref()),
             if member.role == "node" { member.weight.to_string() } else { "-".into() },
             text(&member.zone),
             text(&member.http),
@@ -158,29 +176,34 @@ impl Status {
     }
 }
 
-/// Columns as wide as their widest cell, two spaces between them. Numbers stand to the right.
-fn render(rows: &[Vec<String>], text: &mut String) {
-    const NUMBERS: std::ops::RangeInclusive<usize> = 3..=5;
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<usize> = (0..rows[0].len()).map(|c| width(c).unwrap_or(0)).collect();
-    for row in rows {
-        let mut line = String::new();
-        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            let written = if NUMBERS.contains(&column) {
-                write!(line, "{cell:>width$}  ")
-            } else {
-                write!(line, "{cell:<width$}  ")
-            };
-            written.expect("a String takes everything");
+/// What is moving, and what is still to move.
+fn moves_line(moves: Option<&ClusterMoves>) -> String {
+    let Some(moves) = moves else { return "moves: not known".to_owned() };
+    let total = moves.total;
+    let mut line = match total.remaining() {
+        0 => "moves: none".to_owned(),
+        remaining => {
+            let (moving, left) = (total.moving, bytes(total.bytes_left));
+            format!("moves: {moving} moving, {remaining} remaining ({left})")
         }
-        text.push_str(line.trim_end());
-        text.push('\n');
+    };
+    if total.bytes_per_second > 0 {
+        line += &format!(" at {}/s", bytes(total.bytes_per_second));
     }
+    if total.frozen {
+        line += "; those for balance are frozen";
+    }
+    if !moves.silent.is_empty() {
+        line += &format!("; no answer from {}", moves.silent.join(", "));
+    }
+    line
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use stead_shared::net::admin::PendingMoves;
 
     use super::*;
 
@@ -211,25 +234,45 @@ mod tests {
                 moving,
                 ..ShardsReport::default()
             },
+            moves: None,
         }
+    }
+
+    fn two_members() -> Status {
+        status(vec![member("n1", "node", "ready"), member("router-1", "router", "ready")], 0, 0)
     }
 
     #[test]
     fn the_table_lines_up() {
-        let status = status(
-            vec![member("n1", "node", "ready"), member("router-1", "router", "ready")],
-            0,
-            0,
-        );
         assert_eq!(
-            status.table(),
+            two_members().table(),
             "healthy\n\
              8 shards: 0 unowned, 0 moving, 0 under-replicated; members digest 0123456789abcdef\n\
+             moves: not known\n\
              \n\
-             NAME      ROLE    STATE  SHARDS  TARGET  WEIGHT  ZONE  HTTP            ADMIN           GOSSIP          VERSION\n\
-             n1        node    ready       8       8       1  -     127.0.0.1:8081  127.0.0.1:9181  127.0.0.1:7400  0.1.0\n\
-             router-1  router  ready       -       -       -  -     127.0.0.1:8081  127.0.0.1:9181  127.0.0.1:7400  0.1.0\n"
+             NAME      ROLE    STATE  SHARDS  TARGET  MOVING  WEIGHT  ZONE  HTTP            ADMIN           GOSSIP          VERSION\n\
+             n1        node    ready       8       8       -       1  -     127.0.0.1:8081  127.0.0.1:9181  127.0.0.1:7400  0.1.0\n\
+             router-1  router  ready       -       -       -       -  -     127.0.0.1:8081  127.0.0.1:9181  127.0.0.1:7400  0.1.0\n"
         );
+    }
+
+    #[test]
+    fn moves_are_on_a_line_and_in_a_column() {
+        let pending = PendingMoves { balance: 11, ..PendingMoves::default() };
+        let one = MovesReport { moving: 1, pending, bytes_left: 3 << 20, ..Default::default() };
+        let by_node = BTreeMap::from([("n1".to_owned(), one)]);
+        let mut moves = ClusterMoves { total: one, by_node, silent: vec![] };
+        assert_eq!(moves_line(Some(&moves)), "moves: 1 moving, 12 remaining (3.0 MiB)");
+        let status = Status { moves: Some(moves.clone()), ..two_members() };
+        let table = status.table();
+        assert!(table.contains("n1        node    ready       8       8      12 "), "{table}");
+        assert_eq!(status.json().matches("\"bytes_left\": 3145728").count(), 2);
+        moves.total = MovesReport { bytes_per_second: 2048, frozen: true, ..one };
+        moves.silent = vec!["n2".into(), "n3".into()];
+        let line = "moves: 1 moving, 12 remaining (3.0 MiB) at 2.0 KiB/s; those for balance are \
+                    frozen; no answer from n2, n3";
+        assert_eq!(moves_line(Some(&moves)), line);
+        assert_eq!(moves_line(Some(&ClusterMoves::default())), "moves: none");
     }
 
     #[test]

@@ -5,6 +5,8 @@ use http::Method;
 use stead_shared::net::admin::WhereReport;
 
 use super::client::{AdminArgs, ClientError, escape};
+use super::pins::kind;
+use super::show::until;
 
 #[derive(Debug, Args)]
 pub(super) struct WhereArgs {
@@ -38,6 +40,43 @@ fn describe(key: &str, report: &WhereReport) -> String {
         [] => "none".to_owned(),
         replicas => replicas.join(", "),
     };
-    let key = key.escape_debug();
-    format!("{key}: shard {}, owner {owner}, epoch {epoch}, replicas {replicas}\n", report.shard)
+    let pin = report.pin.as_ref().map_or_else(String::new, |pin| {
+        let away = if pin.effective { "" } else { " (away)" };
+        let (node, by, left) = (&pin.node, kind(pin.kind), until(pin.expires_ms));
+        format!(", pinned to {node}{away} by {by} for {left}")
+    });
+    let (key, shard) = (key.escape_debug(), report.shard);
+    format!("{key}: shard {shard}, owner {owner}, epoch {epoch}, replicas {replicas}{pin}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use stead_shared::net::admin::PinReport;
+    use stead_shared::pins::PinKind;
+
+    use super::*;
+
+    #[test]
+    fn a_pin_is_told() {
+        let mut report = WhereReport {
+            shard: 5,
+            owner: Some("n1".into()),
+            epoch: Some("3.7".into()),
+            replicas: vec![],
+            pin: None,
+        };
+        let plain = "alice: shard 5, owner n1, epoch 3.7, replicas none";
+        assert_eq!(describe("alice", &report), format!("{plain}\n"));
+        report.pin = Some(PinReport {
+            shard: 5,
+            node: "n2".into(),
+            kind: PinKind::Hand,
+            author: "n1".into(),
+            version: 1,
+            expires_ms: 0,
+            effective: false,
+        });
+        let pinned = format!("{plain}, pinned to n2 (away) by hand for 0s\n");
+        assert_eq!(describe("alice", &report), pinned);
+    }
 }

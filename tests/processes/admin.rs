@@ -45,11 +45,22 @@ async fn every_member_answers_as_documented() {
         owned_total += shards["owned"].as_array().unwrap().len();
 
         let home: Value = get_json(admin, "/v1/where?key=alice").await.unwrap();
-        assert_eq!(keys(&home), BTreeSet::from(["epoch", "owner", "replicas", "shard"]));
+        assert_eq!(keys(&home), BTreeSet::from(["epoch", "owner", "pin", "replicas", "shard"]));
         assert_eq!(home["shard"].to_string(), counted.header("stead-shard"));
         assert_eq!(home["owner"], counted.header("stead-node"));
         assert_eq!(home["epoch"], counted.header("stead-epoch"));
         home["epoch"].as_str().unwrap().parse::<Epoch>().unwrap();
+
+        let shard: Value = get_json(admin, &format!("/v1/shards/{}", home["shard"])).await.unwrap();
+        assert_eq!(shard, home);
+        let pins: Value = get_json(admin, "/v1/pins").await.unwrap();
+        assert_eq!(pins, serde_json::json!({ "pins": [] }));
+        let moves: Value = get_json(admin, "/v1/moves").await.unwrap();
+        assert_eq!(keys(&moves), BTreeSet::from(["by_node", "silent", "total"]));
+        assert_eq!(keys(&moves["by_node"]), BTreeSet::from(["n1", "n2"]));
+        let fields = "moving copying pending bytes_left bytes_per_second frozen";
+        assert_eq!(keys(&moves["total"]), fields.split(' ').collect());
+        assert_eq!(moves["silent"], serde_json::json!([]));
 
         let drain: Value = get_json(admin, "/v1/drain?node=n1").await.unwrap();
         assert_eq!((drain["node"].as_str(), drain["state"].as_str()), (Some("n1"), Some("idle")));

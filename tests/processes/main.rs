@@ -22,5 +22,6 @@ mod leaving;
 mod live;
 mod moves;
 mod netns;
+mod pins;
 mod refusals;
 mod trial;

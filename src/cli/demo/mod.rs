@@ -223,6 +223,7 @@ mod tests {
         let status = Status {
             members: MembersReport { members_digest: String::new(), members },
             shards: ShardsReport { shards: 8, by_node, unowned: 1, ..ShardsReport::default() },
+            moves: None,
         };
         let line = "n1 5   n2 2 (leaving)   n3 down   n4 joining   unowned 1";
         assert_eq!(shards_line(&status), line);
