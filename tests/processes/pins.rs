@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use crate::client::{count, get_json};
+use crate::client::get_json;
 use crate::counting::{Counting, sessions};
-use crate::harness::{Cluster, SOON, eventually, run, stderr, stdout};
+use crate::harness::{Cluster, SOON, eventually, run, signal, stderr, stdout};
 
 const SHARDS: u32 = 256;
 const N_SESSIONS: usize = 100;
@@ -15,12 +15,12 @@ fn url(admin: SocketAddr) -> String {
     format!("http://{admin}")
 }
 
-/// A session, its shard, its owner, and a node that is not.
+/// The shard of a session, its owner, and a node that is not.
 async fn somebody(cluster: &Cluster) -> (String, String, String) {
-    let answer = count(cluster.front(), "s-0").await.unwrap();
-    let owner = answer.header("stead-node").to_owned();
+    let home: Value = get_json(cluster.router.admin, "/v1/where?key=s-0").await.unwrap();
+    let owner = home["owner"].as_str().unwrap().to_owned();
     let other = if owner == "n1" { "n2" } else { "n1" };
-    (answer.header("stead-shard").to_owned(), owner, other.to_owned())
+    (home["shard"].to_string(), owner, other.to_owned())
 }
 
 async fn owner(admin: SocketAddr, shard: &str) -> Result<String, String> {
@@ -80,7 +80,7 @@ async fn a_shard_is_moved_by_hand_under_load_and_goes_back() {
 
 #[tokio::test]
 async fn what_cannot_be_moved_is_refused_with_what_to_do() {
-    let mut cluster = Cluster::start(2, SHARDS).await;
+    let cluster = Cluster::start(2, SHARDS).await;
     let admin = url(cluster.router.admin);
     let router = format!("router-{}", cluster.router.gossip);
     for (arguments, code, names) in [
@@ -98,13 +98,19 @@ async fn what_cannot_be_moved_is_refused_with_what_to_do() {
         assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
         assert!(stderr(&output).contains(names), "{}", stderr(&output));
     }
-    // A wait ends at its deadline: a node that does not run takes nothing, and is not dead yet.
-    let (shard, _, other) = somebody(&cluster).await;
-    crate::harness::signal(cluster.node(&other).proc.pid(), "STOP");
-    let timeout = ["--wait", "--timeout", "300ms", "--admin", &admin];
-    let moved = run(&[&["move", &shard, &other], &timeout[..]].concat()).await;
+}
+
+#[tokio::test]
+async fn a_wait_for_a_move_ends_at_its_deadline() {
+    let mut cluster = Cluster::start(2, SHARDS).await;
+    let (shard, owned_by, other) = somebody(&cluster).await;
+    // An owner that does not run hands nothing off; it is given up after ten seconds.
+    signal(cluster.node(&owned_by).proc.pid(), "STOP");
+    let admin = url(cluster.router.admin);
+    let wait = ["--wait", "--timeout", "300ms", "--admin", &admin];
+    let moved = run(&[&["move", &shard, &other], &wait[..]].concat()).await;
     assert_eq!(moved.status.code(), Some(75), "{}", stderr(&moved));
-    let hint = format!("not at {other} after 300ms");
+    let hint = format!("shard {shard} is not at {other} after 300ms: ");
     assert!(stderr(&moved).contains(&hint), "{}", stderr(&moved));
-    crate::harness::signal(cluster.node(&other).proc.pid(), "CONT");
+    assert!(stderr(&moved).contains(&format!("`stead unpin {shard}`")), "{}", stderr(&moved));
 }
