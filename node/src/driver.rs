@@ -37,8 +37,9 @@ use crate::logic::copying::Progress;
 use crate::logic::ownership::{
     Action, Event, GiveUp, Note, Ownership, OwnershipConfig, Pending, Took,
 };
+use crate::moving::Rate;
 use crate::offer::Offerer;
-use crate::transfer::{self, Budget, Command, Copier, TransferError};
+use crate::transfer::{self, Budget, Command, Copier, Tally, TransferError};
 
 /// Events taken from a channel in one turn of the loop, before claims are pushed and views
 /// published.
@@ -87,6 +88,8 @@ pub(crate) struct Standing {
     pub(crate) n_owned: usize,
     /// What is yet to move.
     pub(crate) pending: Pending,
+    /// Bytes of state sent per second, lately.
+    pub(crate) bytes_per_second: u64,
 }
 
 struct Meters {
@@ -223,6 +226,8 @@ pub(crate) struct Driver {
     pub(crate) heard: Arc<Heard>,
     /// Requests that wait for the end of a doubt, or of a move.
     pub(crate) parking: Arc<Parking>,
+    /// What handoffs have sent.
+    pub(crate) tally: Tally,
     pub(crate) origin: Instant,
     /// Whether somebody among these was configured for another cluster than ours.
     pub(crate) disagrees: Box<dyn Fn(&Members) -> bool + Send>,
@@ -246,6 +251,7 @@ struct State {
     doubts: DoubtMeters,
     /// Number of the last doubt that the machine was told of.
     doubt: u64,
+    rate: Rate,
     /// Limits offers that are being sent.
     offers: Arc<Semaphore>,
 }
@@ -273,6 +279,7 @@ impl Driver {
             meters: Meters::new(),
             doubts: DoubtMeters::new(),
             doubt: 0,
+            rate: Rate::default(),
             offers: Arc::new(Semaphore::new(OFFERS_MAX)),
         };
         let mut members = self.agent.members();
@@ -490,11 +497,14 @@ impl Driver {
     }
 
     /// What is yet to move changes without a claim that does.
-    fn count_moves(&self, state: &State) {
+    fn count_moves(&self, state: &mut State) {
         let pending = self.machine.pending();
+        let bytes_per_second = state.rate.measure(self.now(), self.tally.total());
         state.meters.pending(pending);
         self.progress.send_if_modified(|progress| {
-            std::mem::replace(&mut progress.pending, pending) != pending
+            let before = *progress;
+            (progress.pending, progress.bytes_per_second) = (pending, bytes_per_second);
+            *progress != before
         });
     }
 
@@ -622,6 +632,7 @@ impl Driver {
         let addr = self.views.borrow().members.find(to.node).map(|member| member.gossip);
         let (links, host, done) = (self.links.clone(), self.host.clone(), self.done_in.clone());
         let budget = budgeted.then(|| Arc::clone(&self.budget));
+        let tally = self.tally.clone();
         let reports = self.done_in.clone();
         tokio::spawn(async move {
             // A report that finds the queue full is followed by the next one.
@@ -630,7 +641,9 @@ impl Driver {
             let sent = match addr {
                 Some(addr) => {
                     let to = (to, addr);
-                    Copier { links, host, to, handoff, shards, budget, command, report }.run().await
+                    let copier =
+                        Copier { links, host, to, handoff, shards, budget, tally, command, report };
+                    copier.run().await
                 }
                 None => Err(TransferError::NoAddress),
             };
@@ -648,9 +661,13 @@ impl Driver {
     fn send_state(&self, handoff: HandoffId, to: NodeBoot, shards: Vec<ShardEpoch>) {
         let addr = self.views.borrow().members.find(to.node).map(|member| member.gossip);
         let (links, host, done) = (self.links.clone(), self.host.clone(), self.done_in.clone());
+        let tally = self.tally.clone();
         tokio::spawn(async move {
             let sent = match addr {
-                Some(addr) => transfer::send(&links, &host, (to, addr), handoff, &shards).await,
+                Some(addr) => {
+                    let to = (to, addr);
+                    transfer::send(&links, &host, to, handoff, &shards, &tally).await
+                }
                 None => Err(TransferError::NoAddress),
             };
             if let Err(error) = sent {

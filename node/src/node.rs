@@ -42,7 +42,7 @@ use crate::offer;
 use crate::serve::Server;
 use crate::service::{Service, SharedService};
 use crate::store::core::HostConfig;
-use crate::transfer::{self, Budget, TransferHead};
+use crate::transfer::{self, Budget, Tally, TransferHead};
 
 /// Reports of tasks that may wait for the driver.
 const DONE_MAX: usize = 1_024;
@@ -223,7 +223,7 @@ impl Hooks for NodeHooks {
                 let report = drain_report(&self.name, progress, stats.unwrap_or_default());
                 reply.send(json(&report));
             }
-            kind::MOVES => reply.send(json(&moving::report(self.progress.borrow().pending))),
+            kind::MOVES => reply.send(json(&moving::report(&self.progress.borrow()))),
             _ => {}
         }
     }
@@ -575,6 +575,7 @@ impl Wiring<'_> {
             heard: process.heard,
             parking: self.parking,
             budget: Arc::new(Budget::new(self.config.handoff_rate)),
+            tally: Tally::default(),
             origin: Instant::now(),
             disagrees,
         };
@@ -614,7 +615,7 @@ fn drain_report(name: &str, progress: Standing, stats: HostStats) -> DrainReport
         shards_left: u32::try_from(progress.n_owned).unwrap_or(u32::MAX),
         sessions_left: stats.sessions,
         bytes_left: stats.bytes,
-        bytes_per_second: moving::report(progress.pending).bytes_per_second,
+        bytes_per_second: progress.bytes_per_second,
         elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
     }
 }
@@ -640,7 +641,7 @@ impl Local for Handle {
     }
 
     fn moves(&self) -> MovesReport {
-        moving::report(self.inner.progress.borrow().pending)
+        moving::report(&self.inner.progress.borrow())
     }
 
     fn drain(&self) -> bool {

@@ -40,7 +40,7 @@ use tokio::time::timeout;
 use crate::host::Host;
 use crate::store::aside::SetAside;
 use crate::store::merge::{MergeError, Merged};
-use crate::transfer::{Records, TransferError, TransferHead, send_records};
+use crate::transfer::{Records, Tally, TransferError, TransferHead, send_records};
 
 /// How often a shard is offered: for about 40 s, longer than its next owner takes to be found.
 const ATTEMPTS: u32 = 10;
@@ -212,7 +212,7 @@ impl Offerer {
         let records = shards.iter().filter_map(|at| given.get(&at.shard));
         let records = records
             .flat_map(|(_, aside)| aside.records().map(move |record| (aside.shard(), record)));
-        send_records(&mut stream, records).await?;
+        send_records(&mut stream, records, &Tally::default()).await?;
         answer_of(answer).await
     }
 

@@ -19,6 +19,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -116,6 +117,7 @@ pub(crate) async fn send(
     (to, addr): (NodeBoot, SocketAddr),
     handoff: HandoffId,
     shards: &[ShardEpoch],
+    tally: &Tally,
 ) -> Result<(), TransferError> {
     let link = links.bulk(to.node, Some(to.boot), addr).await?;
     let head = TransferHead::Handoff { handoff, shards: shards.to_vec() };
@@ -124,20 +126,35 @@ pub(crate) async fn send(
         let records = host.export(at.shard).into_iter().flatten();
         records.map(move |record| (at.shard, record))
     });
-    send_records(&mut stream, records).await
+    send_records(&mut stream, records, tally).await
 }
 
 /// Streams records and the trailer that makes them complete.
 pub(crate) async fn send_records(
     stream: &mut SendHalf,
     records: impl Iterator<Item = (ShardId, Bytes)>,
+    tally: &Tally,
 ) -> Result<(), TransferError> {
-    let mut writer = Writer::new(stream);
+    let mut writer = Writer::new(stream, tally.clone());
     for (shard, record) in records {
         writer.put(shard, &record);
         writer.send_if_full().await?;
     }
     writer.finish().await
+}
+
+/// Bytes of state that a node has sent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tally(Arc<AtomicU64>);
+
+impl Tally {
+    pub(crate) fn total(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
 }
 
 /// Frames records and sends them in chunks.
@@ -147,13 +164,14 @@ struct Writer<'a> {
     total: crc32fast::Hasher,
     n_records: u32,
     sent: Counter,
+    tally: Tally,
 }
 
 impl<'a> Writer<'a> {
-    fn new(stream: &'a mut SendHalf) -> Self {
+    fn new(stream: &'a mut SendHalf, tally: Tally) -> Self {
         let sent = counter!("stead_handoff_bytes_total", "direction" => "out");
         let chunk = BytesMut::with_capacity(CHUNK + HEADER);
-        Self { stream, chunk, total: crc32fast::Hasher::new(), n_records: 0, sent }
+        Self { stream, chunk, total: crc32fast::Hasher::new(), n_records: 0, sent, tally }
     }
 
     fn put(&mut self, shard: ShardId, record: &[u8]) {
@@ -174,15 +192,20 @@ impl<'a> Writer<'a> {
         if self.chunk.is_empty() {
             return Ok(());
         }
-        self.sent.increment(self.chunk.len() as u64);
+        self.count();
         Ok(self.stream.send(self.chunk.split().freeze()).await?)
+    }
+
+    fn count(&self) {
+        self.sent.increment(self.chunk.len() as u64);
+        self.tally.add(self.chunk.len());
     }
 
     async fn finish(mut self) -> Result<(), TransferError> {
         self.chunk.put_u32_le(TRAILER);
         self.chunk.put_u32_le(self.n_records);
-        self.chunk.put_u32_le(self.total.finalize());
-        self.sent.increment(self.chunk.len() as u64);
+        self.chunk.put_u32_le(self.total.clone().finalize());
+        self.count();
         Ok(self.stream.send_last(self.chunk.freeze()).await?)
     }
 }
@@ -236,6 +259,7 @@ pub(crate) struct Copier<R> {
     pub(crate) shards: Vec<ShardEpoch>,
     /// None: as fast as it goes.
     pub(crate) budget: Option<Arc<Budget>>,
+    pub(crate) tally: Tally,
     pub(crate) command: watch::Receiver<Command>,
     /// Is told how far the copy is.
     pub(crate) report: R,
@@ -251,7 +275,7 @@ impl<R: Fn(Progress) + Send> Copier<R> {
         let link = self.links.bulk(to.node, Some(to.boot), addr).await?;
         let head = TransferHead::Handoff { handoff: self.handoff, shards: self.shards.clone() };
         let (mut stream, _answers) = link.open(control::encode(&head), false)?.split();
-        let mut writer = Writer::new(&mut stream);
+        let mut writer = Writer::new(&mut stream, self.tally.clone());
         for copy in &copies {
             writer.put(copy.shard(), &copy.seq_record());
         }
