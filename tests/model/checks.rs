@@ -42,7 +42,9 @@ pub(crate) fn properties() -> Vec<Property<Exploration>> {
         Property::always(NO_LATE_ANSWER, |_, state| !has(state, Flaw::LateAcknowledgement)),
         Property::always(ONE_ENTRY, |_, state| !has(state, Flaw::TwoEntriesOneNumber)),
         Property::always(PROMISES, |_, state| !has(state, Flaw::BrokenPromise)),
-        Property::always(NOTHING_LOST, |_, state: &State| state.history.slandered || nothing_lost(state)),
+        Property::always(NOTHING_LOST, |_, state: &State| {
+            state.history.slandered || nothing_lost(state)
+        }),
         Property::always(NOTHING_GONE, |_, state| owed(state).all(|entry| is_kept(state, entry))),
         Property::always(HEALS, |model, state| {
             !model.scenario.heals || heals(&model.scenario, state)
@@ -103,6 +105,7 @@ fn handed_off(state: &State) -> bool {
 }
 
 fn taken_over(state: &State) -> bool {
-    let empty = |i: usize| state.node(i).is_some_and(|node| node.is_open() && node.entries().is_empty());
+    let empty =
+        |i: usize| state.node(i).is_some_and(|node| node.is_open() && node.entries().is_empty());
     !state.history.excused.is_empty() && (0..3).any(empty)
 }

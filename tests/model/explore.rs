@@ -21,7 +21,11 @@ pub(crate) struct Explored {
     pub(crate) exhausted: bool,
 }
 
-fn checker(scenario: Scenario, states_max: usize, until: BTreeSet<&'static str>) -> CheckerBuilder<Exploration> {
+fn checker(
+    scenario: Scenario,
+    states_max: usize,
+    until: BTreeSet<&'static str>,
+) -> CheckerBuilder<Exploration> {
     let n_checked = AtomicUsize::new(0);
     Exploration { scenario, states_max, n_checked }
         .checker()

@@ -8,8 +8,8 @@ mod scenario;
 mod state;
 mod trace;
 
-use scenario::{DEATHS, MOVES, SLANDERS, Scenario};
 use explore::explore;
+use scenario::{DEATHS, MOVES, SLANDERS, Scenario};
 
 #[test]
 fn any() {
@@ -23,9 +23,18 @@ fn any() {
         let b = &mut scenario.budget;
         match name {
             "n" => n = value.parse().unwrap(),
-            "writes" => b.writes = v, "moves" => b.moves = v, "drains" => b.drains = v, "kills" => b.kills = v,
-            "restarts" => b.restarts = v, "slanders" => b.slanders = v, "breaks" => b.breaks = v, "repeats" => b.repeats = v, "losses" => b.losses = v,
-            "handoffs" => scenario.handoffs = v.into(), "questions" => scenario.questions = v.into(), "epochs" => scenario.epochs = v.into(),
+            "writes" => b.writes = v,
+            "moves" => b.moves = v,
+            "drains" => b.drains = v,
+            "kills" => b.kills = v,
+            "restarts" => b.restarts = v,
+            "slanders" => b.slanders = v,
+            "breaks" => b.breaks = v,
+            "repeats" => b.repeats = v,
+            "losses" => b.losses = v,
+            "handoffs" => scenario.handoffs = v.into(),
+            "questions" => scenario.questions = v.into(),
+            "epochs" => scenario.epochs = v.into(),
             "heals" => scenario.heals = true,
             "r2" => scenario.rules.gate_closes_first = false,
             "r4a" => scenario.rules.grant_is_final = false,

@@ -72,7 +72,8 @@ impl View {
 
     fn targets(&self) -> Targets {
         let one = ShardCount::new(1).expect("a power of two");
-        let node = |node: usize| PlacementNode { id: id_of(node), leaving: false, weight: 1, zone: 0 };
+        let node =
+            |node: usize| PlacementNode { id: id_of(node), leaving: false, weight: 1, zone: 0 };
         let ready = (0..NODES).filter(|node| self.nodes[*node].1 == MemberState::Ready);
         let mut input = PlacementInput::of_nodes(one, ready.map(node).collect());
         input.pins = self

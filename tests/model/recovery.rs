@@ -105,7 +105,9 @@ fn next(state: &State) -> Option<Step> {
     let claims = || state.claims.keys().next().map(|&(from, to)| Step::Claims { from, to });
     let letter = || state.letters.values().next().cloned().map(Step::Deliver);
     let copied = || {
-        let handoffs = |(i, node): (usize, &Node)| node.streams.keys().map(move |id| (i, *id)).collect::<Vec<_>>();
+        let handoffs = |(i, node): (usize, &Node)| {
+            node.streams.keys().map(move |id| (i, *id)).collect::<Vec<_>>()
+        };
         let (node, handoff) = state.running().flat_map(handoffs).next()?;
         Some(Step::Copied { node, handoff })
     };

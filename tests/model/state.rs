@@ -172,13 +172,7 @@ impl State {
     }
 
     /// Feeds a machine and does what it says.
-    pub(crate) fn feed(
-        &mut self,
-        scenario: &Scenario,
-        i: usize,
-        after: Duration,
-        event: Event,
-    ) {
+    pub(crate) fn feed(&mut self, scenario: &Scenario, i: usize, after: Duration, event: Event) {
         let Some(shared) = &self.nodes[i] else { return };
         let mut node = Node::clone(shared);
         for action in node.feed(after, event) {
@@ -242,7 +236,10 @@ impl State {
                 node.aside.extend(node.gate.take().into_iter().flat_map(|gate| gate.entries));
             }
             Action::Drained => node.drained = true,
-            Action::Throttle { .. } | Action::Publish | Action::Note(_) => {}
+            Action::Throttle { .. }
+            | Action::Certain { .. }
+            | Action::Publish
+            | Action::Note(_) => {}
             Action::GiveUp(_) => self.is_beyond = true,
         }
     }

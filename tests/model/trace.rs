@@ -177,7 +177,12 @@ fn control(message: &Control) -> String {
             format!("grant {} at {}", handoff(*id), epochs(shards))
         }
         Control::Relay { to, handoff: id, shards } => {
-            format!("relay to {}: grant {} at {}", name(index_of(*to)), handoff(*id), epochs(shards))
+            format!(
+                "relay to {}: grant {} at {}",
+                name(index_of(*to)),
+                handoff(*id),
+                epochs(shards)
+            )
         }
         Control::Abort { handoff: id } => format!("abort {}", handoff(*id)),
     }

@@ -20,13 +20,21 @@ const DOUBT_ASK_EVERY: Duration = Duration::from_millis(200);
 const STOOD_STILL: Duration = Duration::from_millis(500);
 
 /// A doubt that lasts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Doubt {
     number: u64,
     token: Token,
     quiet_since: Time,
     looked_at: Time,
     ask_at: Time,
+}
+
+impl Doubt {
+    pub(super) fn each_time(&mut self, visit: &mut dyn FnMut(&mut Time, Duration)) {
+        visit(&mut self.quiet_since, ALONE_AFTER);
+        visit(&mut self.looked_at, STOOD_STILL);
+        visit(&mut self.ask_at, Duration::ZERO);
+    }
 }
 
 impl Ownership {

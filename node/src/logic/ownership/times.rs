@@ -43,8 +43,12 @@ impl Ownership {
         if let Some(at) = &mut self.frozen_since {
             visit(at, Duration::ZERO);
         }
+        visit(&mut self.rechecked, self.config.recheck_every);
         if let Some(at) = &mut self.recheck_at {
             visit(at, Duration::ZERO);
+        }
+        if let Some(doubt) = &mut self.doubt {
+            doubt.each_time(visit);
         }
     }
 }
