@@ -456,8 +456,12 @@ impl Driver {
     }
 
     fn on_members(&mut self, members: Arc<Members>) {
-        if let Some(known) = &self.known {
-            let view = known.views.borrow().with_members(members);
+        if let Some(known) = &mut self.known {
+            let changed = known.book.set_live(|owner| members.is_live(owner));
+            let mut view = known.views.borrow().with_members(members);
+            if changed != Applied::Same {
+                view = view.with_claims(known.book.table().clone());
+            }
             known.views.send_replace(Arc::new(view));
             return;
         }

@@ -14,8 +14,9 @@
 //!            ── ClaimsUpdate{base: None, pos: 7} ▶ Book::apply → Applied
 //! ```
 //!
-//! Of several claims for one shard the one with the highest epoch counts. A claim of a dead boot
-//! stays in the book, so that its counter is not forgotten, but holds nobody up.
+//! Of several claims for one shard the one with the highest epoch counts, those of the living before
+//! those of the dead. A claim of a dead boot stays in the book, so that its counter is not forgotten,
+//! but holds nobody up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
@@ -236,6 +237,8 @@ struct OwnerClaims {
     claims: BTreeMap<ShardId, u64>,
     /// A checksum differed: only the whole log helps.
     broken: bool,
+    /// Its claims count only where no living owner claims.
+    dead: bool,
 }
 
 /// Everything known of everybody's claims.
@@ -309,6 +312,20 @@ impl Book {
         if let Some(known) = self.owners.get_mut(&owner.node).filter(|k| k.boot == owner.boot) {
             known.broken = true;
         }
+    }
+
+    /// Takes note of who lives: a claim of a dead owner hides none of a living one, whatever their
+    /// epochs. An owner that was cut off and served on below the epoch of one who took over and
+    /// died would else never be found.
+    pub fn set_live(&mut self, is_live: impl Fn(NodeBoot) -> bool) -> Applied {
+        let mut touched = BTreeSet::new();
+        for (&node, known) in &mut self.owners {
+            let dead = !is_live(NodeBoot { node, boot: known.boot });
+            if std::mem::replace(&mut known.dead, dead) != dead {
+                touched.extend(known.claims.keys().copied());
+            }
+        }
+        self.settle(touched)
     }
 
     /// Applies an update, or says that it cannot be applied.
@@ -400,12 +417,16 @@ impl Book {
                 .iter()
                 .filter_map(|(&node, known)| {
                     let counter = *known.claims.get(&shard)?;
-                    Some((Epoch { counter, node }, NodeBoot { node, boot: known.boot }))
+                    let owner = NodeBoot { node, boot: known.boot };
+                    Some((!known.dead, Epoch { counter, node }, owner))
                 })
-                .max_by_key(|&(epoch, _)| epoch);
+                .max_by_key(|&(lives, epoch, _)| (lives, epoch))
+                .map(|(_, epoch, owner)| (epoch, owner));
             let entry =
                 best.map_or(NOBODY, |(epoch, owner)| TableEntry { counter: epoch.counter, owner });
-            self.remember(shard, entry.counter);
+            let counters = self.owners.values().filter_map(|known| known.claims.get(&shard));
+            let highest = counters.copied().max().unwrap_or(0);
+            self.remember(shard, highest);
             if self.table.get(shard) != best {
                 self.table.set(shard, entry);
                 changed.push(shard);
@@ -513,6 +534,25 @@ mod tests {
         assert_eq!(book.apply(&log.commit().unwrap()), Applied::WantFull);
         assert!(matches!(book.apply(&log.full()), Applied::Changed(_)));
         assert!(book.knows(A));
+    }
+
+    #[test]
+    fn a_dead_owner_hides_no_living_one() {
+        let mut book = Book::new(4);
+        let _ = book.apply(&log(A, 0..4, 2).full());
+        let _ = book.apply(&log(B, 0..2, 3).full());
+        let owner = |book: &Book, shard| book.get(ShardId(shard)).map(|(_, owner)| owner);
+        assert_eq!(owner(&book, 0), Some(B));
+        let both = vec![ShardId(0), ShardId(1)];
+        assert_eq!(book.set_live(|owner| owner == A), Applied::Changed(both.clone()));
+        assert_eq!(owner(&book, 0), Some(A));
+        assert_eq!(book.highest(ShardId(0)), 3, "counters only grow");
+        assert_eq!(book.set_live(|owner| owner == A), Applied::Same);
+        assert_eq!(book.set_live(|_| true), Applied::Changed(both));
+        assert_eq!(owner(&book, 0), Some(B));
+        // Where nobody alive claims, the dead one is still known.
+        let _ = book.set_live(|_| false);
+        assert_eq!(owner(&book, 3), Some(A));
     }
 
     #[test]

@@ -3,7 +3,13 @@
 use super::*;
 
 impl Ownership {
-    pub(super) fn on_members(&mut self, members: Arc<Members>, targets: Arc<Targets>, digest: u64) {
+    pub(super) fn on_members(
+        &mut self,
+        members: Arc<Members>,
+        targets: Arc<Targets>,
+        digest: u64,
+        out: &mut Vec<Action>,
+    ) {
         if digest != self.digest {
             self.digest = digest;
             self.digest_since = self.now;
@@ -11,6 +17,7 @@ impl Ownership {
         self.members = members;
         self.targets = targets;
         self.recheck = true;
+        self.settle_claims(out);
         let now = self.now;
         let suspects: BTreeSet<NodeId> = self
             .members
@@ -28,6 +35,18 @@ impl Ownership {
         // The list may tell of a death before, after or without the event.
         for member in members.list.iter().filter(|m| m.state == MemberState::Down) {
             self.on_died(member.node_boot(), false);
+        }
+    }
+
+    /// Who lives has changed, and so perhaps whose claims count.
+    fn settle_claims(&mut self, out: &mut Vec<Action>) {
+        let (members, me) = (Arc::clone(&self.members), self.config.me);
+        match self.book.set_live(|owner| owner == me || members.is_live(owner)) {
+            Applied::Same | Applied::WantFull => {}
+            Applied::Changed(shards) => {
+                self.on_book_changed(&shards, out);
+                out.push(Action::Publish);
+            }
         }
     }
 

@@ -287,7 +287,7 @@ impl Ownership {
         match event {
             Event::Tick => {}
             Event::Members { members, targets, digest } => {
-                self.on_members(members, targets, digest);
+                self.on_members(members, targets, digest, out);
             }
             Event::Died { who, confirmed } => self.on_died(who, confirmed),
             Event::Connected { peer, protocol } => self.on_connected(peer, protocol, out),
