@@ -1,6 +1,7 @@
 //! What a copy of a shard takes. A binary of its own, because the allocator that counts replaces
 //! the one of the whole process.
 
+use futures_util::FutureExt;
 use http::{Request, Response};
 use stead_node::{Body, Host, HostConfig, Session, ShardCopy, SharedService};
 use stead_shared::id::{Epoch, NodeId, SessionKey, ShardId};
@@ -62,6 +63,25 @@ async fn the_memory_of_a_copy_does_not_grow_with_the_shard_or_with_time() {
     assert_eq!(copy.lag().sessions, N_SESSIONS as u64);
     let (most, again) = drain(&mut copy);
     assert!(most < MEMORY_MAX && sum.abs_diff(again) < 100_000, "{most} {again}");
+}
+
+#[tokio::test]
+async fn a_shard_without_sessions_costs_little_and_a_visit_leaves_nothing_behind() {
+    const N_SHARDS: i64 = 1 << 14;
+    let host = host();
+    let open = || (0..N_SHARDS as u32).for_each(|n| host.activate_empty(ShardId(n), EPOCH));
+    let took = allocation_counter::measure(open);
+    let each = took.bytes_current / N_SHARDS;
+    assert!((32..160).contains(&each), "{each} bytes a shard");
+    let visit = |n| {
+        let session = host.session(ShardId(n), key(0)).expect("the shard is here");
+        let look = session.turn(|session| session.exists(), |_| ()).now_or_never();
+        assert_eq!(look, Some(Ok(false)));
+    };
+    visit(0);
+    let took = allocation_counter::measure(|| (1..100).for_each(visit));
+    assert!(took.count_total > 100, "the counter counts");
+    assert_eq!(took.bytes_current, 0);
 }
 
 #[tokio::test]

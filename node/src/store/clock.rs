@@ -12,8 +12,9 @@ use stead_shared::time::Time;
 
 use super::core::Core;
 use super::data::Stored;
+use super::inner::Inner;
 use super::sessions::Sessions;
-use super::shard::{Inner, Shard, session_key};
+use super::shard::{Shard, session_key};
 
 /// Later than everything.
 pub(super) const NEVER: Time = Time::from_micros(u64::MAX);

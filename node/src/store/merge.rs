@@ -4,8 +4,9 @@ use stead_shared::id::{Epoch, SessionKey, Version};
 use stead_shared::refusal::Refusal;
 
 use super::data::Stored;
+use super::inner::Inner;
 use super::record::RecordError;
-use super::shard::{Inner, Shard};
+use super::shard::Shard;
 use crate::logic::gate::Gate;
 
 /// What became of a session that was offered.

@@ -13,6 +13,8 @@ pub(crate) mod copy;
 pub(crate) mod core;
 pub(crate) mod data;
 pub(crate) mod draft;
+mod inner;
+pub(crate) mod key;
 pub(crate) mod merge;
 mod queue;
 pub(crate) mod record;

@@ -8,7 +8,8 @@ use tokio::sync::oneshot;
 
 use super::core::Core;
 use super::draft::Access;
-use super::shard::{Active, Inner, Shard, Waiter, overloaded};
+use super::inner::{Active, Inner, Waiter};
+use super::shard::{Shard, overloaded};
 use super::turns::{Asker, Permit, Place, Waited};
 use crate::session::Why;
 

@@ -13,86 +13,33 @@
 //! After every wait a turn looks at the gate again before it begins. A `Gone` shard commits
 //! nothing more: whoever still works on it is told that the outcome is unknown.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use stead_shared::id::{Epoch, SessionKey, ShardId, Version};
+use stead_shared::id::{Epoch, SessionKey, ShardId};
 use stead_shared::refusal::Refusal;
 use stead_shared::time::Time;
 use tokio::sync::{oneshot, watch};
 
 use super::arriving::Arriving;
 use super::aside::SetAside;
-use super::clock::NEVER;
 use super::core::Core;
 use super::data::{Data, Stored};
-use super::draft::{Access, Changes, Draft};
+use super::draft::{Access, Draft};
+use super::inner::{Crowd, Locked, State};
 use super::sessions::Sessions;
-use super::throttle::Throttle;
 use super::turns::{Admission, Asker, Attachment, Begun, Permit, Waited};
 use crate::logic::gate::Gate;
 use crate::logic::ownership::Rules;
-use crate::session::{Session, StateError, Why};
+use crate::session::{Session, Why};
 
 pub(crate) struct Shard {
     id: ShardId,
     pub(super) core: Arc<Core>,
     /// Whether there is a throttle, for those who do not have the lock.
     pub(super) is_throttled: AtomicBool,
-    inner: Mutex<Inner>,
-}
-
-pub(super) struct Inner {
-    pub(super) gate: Gate,
-    /// Number of the last change in this shard.
-    pub(super) seq: u64,
-    pub(super) sessions: Sessions,
-    /// Sessions in use right now.
-    pub(super) active: HashMap<SessionKey, Active>,
-    /// Turns and reads that were granted and have not ended.
-    pub(super) running: u32,
-    pub(super) waiting: usize,
-    pub(super) waiting_bytes: usize,
-    /// Number of the last waiter or crowd.
-    pub(super) id_last: u64,
-    /// Sessions with timers by their earliest one, but those whose turn for it is on its way.
-    pub(super) timed: BTreeSet<(Time, SessionKey)>,
-    /// No session expires before.
-    pub(super) sweep_at: Time,
-    pub(super) swept_at: Time,
-    pub(super) armed: Option<Time>,
-    /// Holds changes back while it is there.
-    pub(super) throttle: Option<Box<Throttle>>,
-    /// Told when nothing runs any more.
-    pub(super) idle: Vec<oneshot::Sender<()>>,
-}
-
-#[derive(Default)]
-pub(super) struct Active {
-    pub(super) has_turn: bool,
-    pub(super) waiting: VecDeque<Waiter>,
-    pub(super) crowd: Option<Crowd>,
-}
-
-/// Those attached to a session.
-pub(super) struct Crowd {
-    pub(super) id: u64,
-    pub(super) attached: usize,
-    pub(super) gone: watch::Sender<Option<Why>>,
-}
-
-impl Active {
-    pub(super) fn is_idle(&self) -> bool {
-        !self.has_turn && self.waiting.is_empty() && self.crowd.is_none()
-    }
-}
-
-pub(super) struct Waiter {
-    pub(super) id: u64,
-    pub(super) bytes: usize,
-    pub(super) turn: oneshot::Sender<Result<Waited, Refusal>>,
+    state: Mutex<State>,
 }
 
 /// What a shard holds, for operators.
@@ -136,30 +83,20 @@ impl Shard {
         arrived: Arriving,
     ) -> Arc<Self> {
         let Arriving { seq, sessions, timed, earliest_expiry } = arrived;
-        // The first look for expired sessions does not hold up those who waited for the shard.
-        let swept_at = if sessions.is_empty() { Time::ZERO } else { core.now() };
-        let mut inner = Inner {
-            gate: Gate::Serving(epoch),
-            seq,
-            timed,
-            sweep_at: NEVER,
-            sessions,
-            active: HashMap::new(),
-            running: 0,
-            waiting: 0,
-            waiting_bytes: 0,
-            id_last: 0,
-            swept_at,
-            armed: None,
-            throttle: None,
-            idle: Vec::new(),
-        };
-        if !inner.sessions.is_empty() {
-            inner.expires_at(earliest_expiry);
-        }
-        inner.arm(id, &core);
+        let gate = Gate::Serving(epoch);
+        let state = State::Bare { gate, seq, id_last: 0 };
         let is_throttled = AtomicBool::new(false);
-        Arc::new(Self { id, core, is_throttled, inner: Mutex::new(inner) })
+        let shard = Arc::new(Self { id, core, is_throttled, state: Mutex::new(state) });
+        if !sessions.is_empty() {
+            let mut inner = shard.lock();
+            inner.sessions = sessions;
+            inner.timed = timed;
+            // The first look for expired sessions does not hold up those who waited for the shard.
+            inner.swept_at = shard.core.now();
+            inner.expires_at(earliest_expiry);
+            inner.arm(id, &shard.core);
+        }
+        shard
     }
 
     pub(crate) fn id(&self) -> ShardId {
@@ -171,38 +108,39 @@ impl Shard {
     }
 
     pub(crate) fn stats(&self) -> ShardStats {
-        let inner = self.lock();
-        ShardStats {
-            shard: self.id,
-            gate: inner.gate,
-            sessions: inner.sessions.len(),
-            bytes: inner.sessions.bytes(),
-            running: inner.running,
-            waiting: inner.waiting,
-        }
+        let state = self.peek();
+        let (gate, waiting) = (state.gate(), state.waiting());
+        let (sessions, bytes, running) = match &*state {
+            State::Bare { .. } => (0, 0, 0),
+            State::Full(inner) => (inner.sessions.len(), inner.sessions.bytes(), inner.running),
+        };
+        ShardStats { shard: self.id, gate, sessions, bytes, running, waiting }
     }
 
     pub(crate) fn gate(&self) -> Gate {
-        self.lock().gate
+        self.peek().gate()
     }
 
     /// Refuses a request that nothing here can serve. A newer epoch than the one served here
     /// means that somebody else owns the shard.
     pub(crate) fn check_epoch(&self, named: Option<Epoch>) -> Result<(), Refusal> {
-        self.lock().gate.open_for(named, &Rules::ALL)
+        self.peek().gate().open_for(named, &Rules::ALL)
     }
 
     /// How full the mailbox is: 0 empty, 255 full.
     pub(crate) fn pressure(&self) -> u8 {
         let max = self.core.config.mailbox_requests_max.max(1);
-        let inner = self.lock();
-        let waiting = inner.waiting + inner.throttle.as_ref().map_or(0, |held| held.waiting());
-        u8::try_from(waiting * 255 / max).unwrap_or(u8::MAX)
+        u8::try_from(self.peek().waiting() * 255 / max).unwrap_or(u8::MAX)
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> Locked<'_> {
+        Locked::new(self.peek())
+    }
+
+    /// The same for a look that needs no session.
+    fn peek(&self) -> MutexGuard<'_, State> {
         // No code of the application runs under this lock, and a commit is applied as a whole.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     // ---- turns ----
@@ -406,96 +344,10 @@ impl Shard {
     }
 }
 
-impl Inner {
-    fn when_idle(&mut self) -> Option<oneshot::Receiver<()>> {
-        if self.running == 0 {
-            return None;
-        }
-        let (sender, receiver) = oneshot::channel();
-        self.idle.push(sender);
-        Some(receiver)
-    }
-
-    pub(super) fn remove(&mut self, core: &Core, key: &SessionKey) -> Option<Box<Stored>> {
-        let stored = self.sessions.remove(key.as_bytes())?;
-        core.free(u64::from(stored.bytes), 1);
-        if let Some(at) = stored.data.earliest_timer() {
-            self.timed.remove(&(at, key.clone()));
-        }
-        Some(stored)
-    }
-
-    /// Starts a session's time to live anew.
-    pub(super) fn touch(&mut self, core: &Core, key: &SessionKey) {
-        let now = core.now();
-        self.sessions.touch(key.as_bytes(), |stored| now + core.ttl(stored.data.ttl_micros));
-    }
-}
-
 pub(super) fn overloaded() -> Refusal {
     Refusal::Overloaded { retry_after_ms: 1000 }
 }
 
 pub(crate) fn session_key(bytes: &[u8]) -> SessionKey {
     SessionKey::new(bytes::Bytes::copy_from_slice(bytes)).expect("only keys are put in the map")
-}
-
-impl Inner {
-    /// Makes the changes of one turn, after which the session is counted with `size` bytes.
-    pub(super) fn apply(
-        &mut self,
-        shard: &Shard,
-        key: &SessionKey,
-        epoch: Epoch,
-        changes: Changes,
-        size: usize,
-    ) -> Result<(), StateError> {
-        let core = &*shard.core;
-        let now = core.now();
-        let (was_deleted, new_ttl) = (changes.delete, changes.ttl_micros.is_some());
-        let old = self.sessions.get(key.as_bytes()).map_or(0, |stored| stored.bytes as usize);
-        if core.resize(old, size).is_err() {
-            core.metrics.memory_full.increment(1);
-            return Err(StateError::MemoryFull);
-        }
-        self.seq += 1;
-        let version = Version { epoch, seq: self.seq };
-        if was_deleted {
-            self.tell_deleted(key);
-            core.forget_unreadable(shard.id, Some(key));
-        }
-        if size == 0 {
-            // The memory is given back already.
-            let gone = self.sessions.remove(key.as_bytes());
-            self.retime_change(key, gone.and_then(|gone| gone.data.earliest_timer()), None);
-            return Ok(());
-        }
-        let make = || Box::new(Stored::new(key.as_bytes(), version, now));
-        let (expires, old_timer, new_timer) =
-            self.sessions.change(key.as_bytes(), make, |stored| {
-                let old_timer = stored.data.earliest_timer();
-                changes.apply(&mut stored.data, version);
-                stored.bytes = u32::try_from(size).unwrap_or(u32::MAX);
-                if old == 0 || new_ttl || was_deleted {
-                    stored.expires = now + core.ttl(stored.data.ttl_micros);
-                }
-                (stored.expires, old_timer, stored.data.earliest_timer())
-            });
-        self.expires_at(expires);
-        self.retime_change(key, old_timer, new_timer);
-        Ok(())
-    }
-
-    fn retime_change(&mut self, key: &SessionKey, old: Option<Time>, new: Option<Time>) {
-        if old != new {
-            old.map(|at| self.timed.remove(&(at, key.clone())));
-            new.map(|at| self.timed.insert((at, key.clone())));
-        }
-    }
-
-    fn tell_deleted(&mut self, key: &SessionKey) {
-        if let Some(crowd) = self.active.get_mut(key).and_then(|active| active.crowd.take()) {
-            crowd.gone.send_replace(Some(Why::Deleted));
-        }
-    }
 }

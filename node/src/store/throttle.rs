@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::data::{RECORD_OVERHEAD, Stored};
 use super::draft::Access;
-use super::shard::{Inner, Shard, overloaded};
+use super::inner::Inner;
+use super::shard::{Shard, overloaded};
 use super::turns::Waited;
 use crate::logic::gate::Gate;
 use crate::logic::pace::Pace;

@@ -1,0 +1,257 @@
+//! What is behind a shard's lock.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::{Deref, DerefMut};
+use std::sync::MutexGuard;
+
+use stead_shared::id::{Epoch, SessionKey, Version};
+use stead_shared::refusal::Refusal;
+use stead_shared::time::Time;
+use tokio::sync::{oneshot, watch};
+
+use super::clock::NEVER;
+use super::core::Core;
+use super::data::Stored;
+use super::draft::Changes;
+use super::sessions::Sessions;
+use super::shard::Shard;
+use super::throttle::Throttle;
+use super::turns::Waited;
+use crate::logic::gate::Gate;
+use crate::session::{StateError, Why};
+
+/// A node owns thousands of shards, and most of a young cluster's have never seen a session: what
+/// they need for one is made when somebody comes.
+pub(super) enum State {
+    Bare { gate: Gate, seq: u64, id_last: u64 },
+    Full(Box<Inner>),
+}
+
+impl State {
+    pub(super) fn gate(&self) -> Gate {
+        match self {
+            Self::Bare { gate, .. } => *gate,
+            Self::Full(inner) => inner.gate,
+        }
+    }
+
+    /// Those who wait for something.
+    pub(super) fn waiting(&self) -> usize {
+        match self {
+            Self::Bare { .. } => 0,
+            Self::Full(inner) => {
+                inner.waiting + inner.throttle.as_ref().map_or(0, |throttle| throttle.waiting())
+            }
+        }
+    }
+}
+
+/// The lock, held.
+pub(super) struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+}
+
+impl<'a> Locked<'a> {
+    pub(super) fn new(mut state: MutexGuard<'a, State>) -> Self {
+        if let State::Bare { gate, seq, id_last } = *state {
+            *state = State::Full(Box::new(Inner { id_last, ..Inner::new(gate, seq) }));
+        }
+        Self { state }
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        match &*self.state {
+            State::Full(inner) => inner,
+            State::Bare { .. } => unreachable!("it was made full"),
+        }
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Inner {
+        match &mut *self.state {
+            State::Full(inner) => inner,
+            State::Bare { .. } => unreachable!("it was made full"),
+        }
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if self.is_bare() {
+            let (gate, seq, id_last) = (self.gate, self.seq, self.id_last);
+            *self.state = State::Bare { gate, seq, id_last };
+        }
+    }
+}
+
+pub(super) struct Inner {
+    pub(super) gate: Gate,
+    /// Number of the last change in this shard.
+    pub(super) seq: u64,
+    pub(super) sessions: Sessions,
+    /// Sessions in use right now.
+    pub(super) active: HashMap<SessionKey, Active>,
+    /// Turns and reads that were granted and have not ended.
+    pub(super) running: u32,
+    pub(super) waiting: usize,
+    pub(super) waiting_bytes: usize,
+    /// Number of the last waiter or crowd.
+    pub(super) id_last: u64,
+    /// Sessions with timers by their earliest one, but those whose turn for it is on its way.
+    pub(super) timed: BTreeSet<(Time, SessionKey)>,
+    /// No session expires before.
+    pub(super) sweep_at: Time,
+    pub(super) swept_at: Time,
+    pub(super) armed: Option<Time>,
+    /// Holds changes back while it is there.
+    pub(super) throttle: Option<Box<Throttle>>,
+    /// Told when nothing runs any more.
+    pub(super) idle: Vec<oneshot::Sender<()>>,
+}
+
+#[derive(Default)]
+pub(super) struct Active {
+    pub(super) has_turn: bool,
+    pub(super) waiting: VecDeque<Waiter>,
+    pub(super) crowd: Option<Crowd>,
+}
+
+/// Those attached to a session.
+pub(super) struct Crowd {
+    pub(super) id: u64,
+    pub(super) attached: usize,
+    pub(super) gone: watch::Sender<Option<Why>>,
+}
+
+impl Active {
+    pub(super) fn is_idle(&self) -> bool {
+        !self.has_turn && self.waiting.is_empty() && self.crowd.is_none()
+    }
+}
+
+pub(super) struct Waiter {
+    pub(super) id: u64,
+    pub(super) bytes: usize,
+    pub(super) turn: oneshot::Sender<Result<Waited, Refusal>>,
+}
+
+impl Inner {
+    pub(super) fn new(gate: Gate, seq: u64) -> Self {
+        Self {
+            gate,
+            seq,
+            sessions: Sessions::new(),
+            active: HashMap::new(),
+            running: 0,
+            waiting: 0,
+            waiting_bytes: 0,
+            id_last: 0,
+            timed: BTreeSet::new(),
+            sweep_at: NEVER,
+            swept_at: Time::ZERO,
+            armed: None,
+            throttle: None,
+            idle: Vec::new(),
+        }
+    }
+
+    /// Whether nothing is lost when only the gate and the numbers are kept. One who was turned
+    /// away may still have the number of its place: nobody else gets that.
+    fn is_bare(&self) -> bool {
+        self.running == 0
+            && self.sessions.is_empty()
+            && self.sessions.tracking.is_none()
+            && self.active.is_empty()
+            && self.timed.is_empty()
+            && self.armed.is_none()
+            && self.throttle.is_none()
+            && self.idle.is_empty()
+    }
+
+    pub(super) fn when_idle(&mut self) -> Option<oneshot::Receiver<()>> {
+        if self.running == 0 {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.idle.push(sender);
+        Some(receiver)
+    }
+
+    pub(super) fn remove(&mut self, core: &Core, key: &SessionKey) -> Option<Box<Stored>> {
+        let stored = self.sessions.remove(key.as_bytes())?;
+        core.free(u64::from(stored.bytes), 1);
+        if let Some(at) = stored.data.earliest_timer() {
+            self.timed.remove(&(at, key.clone()));
+        }
+        Some(stored)
+    }
+
+    /// Starts a session's time to live anew.
+    pub(super) fn touch(&mut self, core: &Core, key: &SessionKey) {
+        let now = core.now();
+        self.sessions.touch(key.as_bytes(), |stored| now + core.ttl(stored.data.ttl_micros));
+    }
+
+    /// Makes the changes of one turn, after which the session is counted with `size` bytes.
+    pub(super) fn apply(
+        &mut self,
+        shard: &Shard,
+        key: &SessionKey,
+        epoch: Epoch,
+        changes: Changes,
+        size: usize,
+    ) -> Result<(), StateError> {
+        let core = &*shard.core;
+        let now = core.now();
+        let (was_deleted, new_ttl) = (changes.delete, changes.ttl_micros.is_some());
+        let old = self.sessions.get(key.as_bytes()).map_or(0, |stored| stored.bytes as usize);
+        if core.resize(old, size).is_err() {
+            core.metrics.memory_full.increment(1);
+            return Err(StateError::MemoryFull);
+        }
+        self.seq += 1;
+        let version = Version { epoch, seq: self.seq };
+        if was_deleted {
+            self.tell_deleted(key);
+            core.forget_unreadable(shard.id(), Some(key));
+        }
+        if size == 0 {
+            // The memory is given back already.
+            let gone = self.sessions.remove(key.as_bytes());
+            self.retime_change(key, gone.and_then(|gone| gone.data.earliest_timer()), None);
+            return Ok(());
+        }
+        let make = || Box::new(Stored::new(key.as_bytes(), version, now));
+        let (expires, old_timer, new_timer) =
+            self.sessions.change(key.as_bytes(), make, |stored| {
+                let old_timer = stored.data.earliest_timer();
+                changes.apply(&mut stored.data, version);
+                stored.bytes = u32::try_from(size).unwrap_or(u32::MAX);
+                if old == 0 || new_ttl || was_deleted {
+                    stored.expires = now + core.ttl(stored.data.ttl_micros);
+                }
+                (stored.expires, old_timer, stored.data.earliest_timer())
+            });
+        self.expires_at(expires);
+        self.retime_change(key, old_timer, new_timer);
+        Ok(())
+    }
+
+    fn retime_change(&mut self, key: &SessionKey, old: Option<Time>, new: Option<Time>) {
+        if old != new {
+            old.map(|at| self.timed.remove(&(at, key.clone())));
+            new.map(|at| self.timed.insert((at, key.clone())));
+        }
+    }
+
+    fn tell_deleted(&mut self, key: &SessionKey) {
+        if let Some(crowd) = self.active.get_mut(key).and_then(|active| active.crowd.take()) {
+            crowd.gone.send_replace(Some(Why::Deleted));
+        }
+    }
+}
