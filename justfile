@@ -35,6 +35,11 @@ proxy *ARGS:
 judge SCENARIO="":
     JUDGE=full cargo test --release --test processes live::{{SCENARIO}} -- --nocapture --test-threads=1
 
+# What a session and an empty cluster cost in memory: real processes, a million sessions.
+memory *ARGS:
+    cargo build --release --bin stead
+    benches/memory.py {{ARGS}}
+
 # One fuzz target for some seconds (needs cargo-fuzz and a nightly toolchain).
 fuzz TARGET SECONDS="60":
     cargo +nightly fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}

@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+"""What sessions and an empty cluster cost in memory, of real processes. Linux.
+
+    just memory                                builds and measures both
+    benches/memory.py --stead target/release/stead --sessions 100000
+
+1. One node without a router. Its resident memory is read, then `--sessions` sessions are created
+   by `PUT /sessions/{id}` with `--value-bytes` bytes each, then it is read again. The difference,
+   divided by their number, is what an idle session costs with everything: value, key, index,
+   timers, the allocator's own.
+2. An empty cluster of `--shards` shards: the resident memory of one node alone, and of each of
+   three nodes once they share the shards.
+
+Memory is read when it has not changed for a second. `anon` is what the process allocated, the rest
+are pages of its binary.
+"""
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+
+DEADLINE = 120
+
+
+def free_port():
+    with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        tcp.bind(("127.0.0.1", 0))
+        udp.bind(tcp.getsockname())
+        return tcp.getsockname()[1]
+
+
+class Node:
+    def __init__(self, stead, folder, name, shards, join=None):
+        self.name = name
+        self.gossip, self.http, self.admin = (f"127.0.0.1:{free_port()}" for _ in range(3))
+        command = [stead, "node", "--name", name, "--shards", str(shards), "--exit-with-parent"]
+        command += ["--gossip", self.gossip, "--http", self.http, "--admin", self.admin]
+        command += ["--join", join] if join else []
+        log = open(f"{folder}/{name}.log", "w")
+        # Its standard input is a pipe of ours: it ends with us.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
+
+    def ask(self, path):
+        with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=5) as answer:
+            return answer.read()
+
+    def is_settled(self, n_nodes):
+        try:
+            self.ask("/readyz")
+            report = json.loads(self.ask("/v1/shards"))
+        except (OSError, urllib.error.URLError):
+            return False
+        at_home = report["by_node"] == report["targets"] and report["moving"] == 0
+        return at_home and report["unowned"] == 0 and len(report["by_node"]) == n_nodes
+
+    def memory(self):
+        """Resident bytes, and those that are not of a file, once they stand still."""
+        last, since = None, time.monotonic()
+        end = since + DEADLINE
+        while time.monotonic() < end:
+            now = self.memory_now()
+            if last is None or abs(now[0] - last[0]) > 64 * 1024:
+                last, since = now, time.monotonic()
+            elif time.monotonic() - since > 1:
+                return now
+            time.sleep(0.1)
+        sys.exit(f"the memory of {self.name} does not stand still")
+
+    def memory_now(self):
+        with open(f"/proc/{self.process.pid}/status") as status:
+            lines = dict(line.split(":", 1) for line in status)
+        return tuple(int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon"))
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def settle(nodes):
+    end = time.monotonic() + DEADLINE
+    while not all(node.is_settled(len(nodes)) for node in nodes):
+        if time.monotonic() > end or any(node.process.poll() is not None for node in nodes):
+            sys.exit("the cluster did not come to rest")
+        time.sleep(0.1)
+
+
+def put(node, first, count, key_bytes, value):
+    """Creates sessions over one connection, a hundred requests at a time."""
+    host, port = node.http.split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        rest = b""
+        for start in range(first, first + count, 100):
+            numbers = range(start, min(start + 100, first + count))
+            head = "PUT /sessions/{} HTTP/1.1\r\nhost: s\r\ncontent-length: {}\r\n\r\n"
+            heads = (head.format(str(n).zfill(key_bytes), len(value)).encode() for n in numbers)
+            connection.sendall(b"".join(head + value for head in heads))
+            answered = 0
+            while answered < len(numbers):
+                data = connection.recv(65536)
+                if not data:
+                    sys.exit("the node closed the connection")
+                rest += data
+                answers = rest.split(b"\r\n\r\n")
+                rest = answers.pop()
+                bad = [answer for answer in answers if not answer.startswith(b"HTTP/1.1 201")]
+                if bad:
+                    sys.exit(f"not created: {bad[0]}")
+                answered += len(answers)
+
+
+def per_session(options, folder):
+    node = Node(options.stead, folder, "alone", options.shards)
+    settle([node])
+    before = node.memory()
+    n_threads = 4
+    share = options.sessions // n_threads
+    value = b"v" * options.value_bytes
+    writers = [
+        threading.Thread(target=put, args=(node, i * share, share, options.key_bytes, value))
+        for i in range(n_threads)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    metrics = node.ask("/metrics").decode()
+    counted = {
+        line.split()[0]: float(line.split()[1])
+        for line in metrics.splitlines()
+        if line.startswith("stead_session")
+    }
+    n = share * n_threads
+    if counted["stead_sessions"] != n:
+        sys.exit(f"{n} sessions were created and {counted['stead_sessions']} are there")
+    after = node.memory()
+    print(f"one node, {options.shards} shards, empty: {mib(before)}")
+    print(f"with {n} sessions, keys of {options.key_bytes} and values of {len(value)} bytes: {mib(after)}")
+    print(f"  per session: {(after[0] - before[0]) / n:.0f} bytes"
+          f" (counted by the node: {counted['stead_session_bytes'] / n:.0f})")
+    node.stop()
+
+
+def empty(options, folder):
+    nodes = [Node(options.stead, folder, "n1", options.shards)]
+    settle(nodes)
+    print(f"an empty cluster of {options.shards} shards")
+    print(f"  one node alone: {mib(nodes[0].memory())}")
+    for name in ("n2", "n3"):
+        nodes.append(Node(options.stead, folder, name, options.shards, nodes[0].gossip))
+    settle(nodes)
+    for node in nodes:
+        print(f"  {node.name} of three: {mib(node.memory())}")
+    for node in nodes:
+        node.stop()
+
+
+def mib(memory):
+    rss, anon = (part / 1024 / 1024 for part in memory)
+    return f"{rss:.1f} MiB (anon {anon:.1f})"
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--stead", default="target/release/stead")
+    options.add_argument("--sessions", type=int, default=1_000_000)
+    options.add_argument("--key-bytes", type=int, default=16)
+    options.add_argument("--value-bytes", type=int, default=100)
+    options.add_argument("--shards", type=int, default=16384)
+    options.add_argument("--only", choices=["sessions", "empty"])
+    options = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.only != "empty":
+            per_session(options, folder)
+        if options.only != "sessions":
+            empty(options, folder)
+
+
+if __name__ == "__main__":
+    main()
