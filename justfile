@@ -40,6 +40,10 @@ memory *ARGS:
     cargo build --release --bin stead
     benches/memory.py {{ARGS}}
 
+# How fast a shard is copied, beside framing, checksumming and inserting the same records.
+copy *ARGS:
+    cargo run --release --example copy_shard -- {{ARGS}}
+
 # One fuzz target for some seconds (needs cargo-fuzz and a nightly toolchain).
 fuzz TARGET SECONDS="60":
     cargo +nightly fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}
