@@ -96,6 +96,9 @@ impl Ownership {
             self.recheck = true;
             out.push(Action::OpenCopy { handoff: id, shards: open });
             debug_assert!(stale.len() <= shards.len());
+            // Members may have changed since the source chose this node: what came may have to go
+            // on, and nobody else may have news for long.
+            self.recheck = true;
             return;
         }
         // Whoever served by this grant, and be it that the shard has moved on since, remembers its
