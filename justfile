@@ -13,6 +13,10 @@ fix:
 sim SEEDS="2000":
     SEEDS={{SEEDS}} cargo test --release -p stead-node --test ownership -- --nocapture
 
+# The handoff and the takeover, state by state: so many states of each scenario.
+model STATES="300000":
+    STATES={{STATES}} cargo test --release --test model -- --nocapture --test-threads=1
+
 # The placement table for every size and factor.
 placement:
     cargo run --release --example placement_table

@@ -15,10 +15,10 @@ use super::trace::Trace;
 /// What an exploration came to.
 #[derive(Debug)]
 pub(crate) struct Explored {
-    /// Names of properties that failed, and of those that came about.
+    /// Names of what must hold and does not.
+    pub(crate) violated: Vec<&'static str>,
+    /// Names of what came about.
     pub(crate) found: BTreeSet<&'static str>,
-    /// No state is left to be seen.
-    pub(crate) exhausted: bool,
 }
 
 fn checker(
@@ -39,21 +39,23 @@ pub(crate) fn explore(scenario: Scenario, states_max: usize) -> Explored {
     let threads = std::thread::available_parallelism().map_or(1, Into::into);
     let started = tokio::time::Instant::now();
     let checker = checker(scenario, states_max, until).threads(threads).spawn_bfs().join();
-    let mut found: BTreeSet<&'static str> = checker.discoveries().into_keys().collect();
-    let exhausted = !found.remove(ENOUGH) && ALWAYS.iter().all(|name| !found.contains(name));
+    let found: BTreeSet<&'static str> = checker.discoveries().into_keys().collect();
+    let violated: Vec<&'static str> =
+        ALWAYS.into_iter().filter(|name| found.contains(name)).collect();
+    let exhausted = violated.is_empty() && !found.contains(ENOUGH);
     println!(
-        "{:<12} {:>9} unique states, {:>9} checked, depth {:>2}, {}, {:.1} s",
+        "{:<21} {:>8} unique states, {:>8} checked, depth {:>2}, {}, {:.1} s",
         scenario.name,
         checker.unique_state_count(),
-        checker.model().n_checked.load(Ordering::Relaxed).min(checker.unique_state_count()),
+        checker.model().n_checked.load(Ordering::Relaxed),
         checker.max_depth(),
         if exhausted { "exhausted" } else { "not exhausted" },
         started.elapsed().as_secs_f64(),
     );
-    for name in ALWAYS.iter().filter(|name| found.contains(*name)) {
-        println!("VIOLATED: {name}\n{}", counterexample(scenario, name).unwrap_or_default());
+    for name in &violated {
+        println!("it fails that {name}:\n{}", counterexample(scenario, name).unwrap_or_default());
     }
-    Explored { found, exhausted }
+    Explored { violated, found }
 }
 
 /// A shortest run to a state where the property called `name` fails, as text.
@@ -74,7 +76,11 @@ pub(crate) fn counterexample(scenario: Scenario, name: &'static str) -> Option<S
         let mut trace = Trace::of(path);
         if name == HEALS {
             trace.say("everything on its way is lost, and nothing goes wrong any more:");
-            recover(&scenario, &last, &mut |state, step| trace.add(state, step));
+            recover(&scenario, &last, &mut |state, step| {
+                let waits = matches!(step, Some(Step::Wait { .. }));
+                trace.add(state, step.filter(|_| !waits));
+            });
+            trace.say("and so it stays, however long all wait.");
         }
         trace.into_text()
     })

@@ -1,10 +1,10 @@
 //! One process: the production machine, and the little of the shell around it that matters.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use stead_node::logic::ownership::{Action, Event, Ownership};
@@ -135,6 +135,18 @@ fn round_times(machine: &mut Ownership) {
         };
         *at = (NOW + rounded) - after;
     });
+}
+
+/// Processes that differ from each other: most states are new arrangements of old ones.
+static KNOWN: LazyLock<Mutex<HashMap<u64, Shared<Node>>>> = LazyLock::new(Mutex::default);
+
+impl Shared<Node> {
+    /// The one copy of this process.
+    pub(crate) fn known(node: Node) -> Self {
+        let node = Self::new(node);
+        let mut known = KNOWN.lock().expect("nobody panics while holding it");
+        known.entry(node.fingerprint).or_insert(node).clone()
+    }
 }
 
 /// A value that is shared between states, with its fingerprint.

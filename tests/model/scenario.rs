@@ -36,12 +36,10 @@ pub(crate) struct Scenario {
     pub(crate) questions: u64,
     /// The highest epoch.
     pub(crate) epochs: u64,
-    /// Whether to look, from every state, whether it ends well.
-    pub(crate) heals: bool,
     pub(crate) rules: Rules,
 }
 
-pub(crate) const NOTHING: Budget = Budget {
+const WRITE: Budget = Budget {
     writes: 1,
     moves: 0,
     drains: 0,
@@ -53,35 +51,60 @@ pub(crate) const NOTHING: Budget = Budget {
     losses: 0,
 };
 
-/// Nobody dies: the shard moves for balance and because its node leaves.
+/// The shard moves once for balance, and one message comes twice.
+pub(crate) const MOVE: Scenario = Scenario {
+    name: "move",
+    budget: Budget { moves: 1, repeats: 1, ..WRITE },
+    handoffs: 1,
+    questions: 1,
+    epochs: 3,
+    rules: Rules::ALL,
+};
+
+/// Placement changes its mind twice; claims are lost.
 pub(crate) const MOVES: Scenario = Scenario {
     name: "moves",
-    budget: Budget { moves: 1, drains: 1, breaks: 1, ..NOTHING },
+    budget: Budget { moves: 2, losses: 1, ..WRITE },
     handoffs: 2,
-    questions: 1,
-    epochs: 4,
-    heals: false,
+    questions: 2,
+    epochs: 5,
     rules: Rules::ALL,
 };
 
-/// One process dies, and may be started again; whoever is taken for dead is dead.
-pub(crate) const DEATHS: Scenario = Scenario {
-    name: "deaths",
-    budget: Budget { moves: 1, kills: 1, restarts: 1, ..NOTHING },
+/// A node leaves; streams break.
+pub(crate) const DRAIN: Scenario = Scenario {
+    name: "drain",
+    budget: Budget { writes: 2, drains: 1, breaks: 1, ..WRITE },
     handoffs: 2,
     questions: 2,
-    epochs: 4,
-    heals: false,
+    epochs: 5,
     rules: Rules::ALL,
 };
 
-/// The others take one node for dead that is not, and learn better.
-pub(crate) const SLANDERS: Scenario = Scenario {
-    name: "slanders",
-    budget: Budget { moves: 1, slanders: 1, ..NOTHING },
+/// A process dies, and is started again.
+pub(crate) const DEATH: Scenario = Scenario {
+    name: "death",
+    budget: Budget { kills: 1, restarts: 1, ..WRITE },
     handoffs: 2,
     questions: 2,
-    epochs: 4,
-    heals: false,
+    epochs: 5,
     rules: Rules::ALL,
+};
+
+/// The same while the shard moves.
+pub(crate) const DEATH_IN_MOVE: Scenario = Scenario {
+    name: "death in a move",
+    budget: Budget { moves: 1, kills: 1, restarts: 1, ..WRITE },
+    ..DEATH
+};
+
+/// The others take a node for dead that is not, and learn better.
+pub(crate) const SLANDER: Scenario =
+    Scenario { name: "false death", budget: Budget { slanders: 1, ..WRITE }, ..DEATH };
+
+/// The same while the shard moves.
+pub(crate) const SLANDER_IN_MOVE: Scenario = Scenario {
+    name: "false death in a move",
+    budget: Budget { moves: 1, slanders: 1, ..WRITE },
+    ..DEATH
 };

@@ -109,9 +109,7 @@ impl State {
         }
         state.letters.clear();
         state.claims.clear();
-        let mut first = View::FIRST;
-        first.preferred = 0;
-        state.views = Arc::new(vec![first]);
+        state.views = Arc::new(vec![View::FIRST]);
         for node in 0..NODES {
             state.edit(node, |node| {
                 node.seen = 0;
@@ -135,9 +133,10 @@ impl State {
         let mut config = OwnershipConfig::new(me, 1, forming);
         config.rules = scenario.rules;
         config.balance_quiet = Duration::ZERO;
+        config.recheck_every = Duration::ZERO;
         let (members, targets) = (view.members(me), view.target_table());
         let machine = Ownership::new(config, members, targets, Node::start_time());
-        self.nodes[node] = Some(Shared::new(Node::new(machine, me, MemberState::Joining, seen)));
+        self.nodes[node] = Some(Shared::known(Node::new(machine, me, MemberState::Joining, seen)));
     }
 
     pub(crate) fn view(&self) -> View {
@@ -160,7 +159,7 @@ impl State {
         if let Some(shared) = &self.nodes[node] {
             let mut edited = Node::clone(shared);
             change(&mut edited);
-            self.nodes[node] = Some(Shared::new(edited));
+            self.nodes[node] = Some(Shared::known(edited));
         }
     }
 
@@ -178,7 +177,7 @@ impl State {
         for action in node.feed(after, event) {
             self.act(scenario, i, &mut node, action);
         }
-        self.nodes[i] = Some(Shared::new(node));
+        self.nodes[i] = Some(Shared::known(node));
     }
 
     fn act(&mut self, scenario: &Scenario, i: usize, node: &mut Node, action: Action) {
@@ -236,10 +235,7 @@ impl State {
                 node.aside.extend(node.gate.take().into_iter().flat_map(|gate| gate.entries));
             }
             Action::Drained => node.drained = true,
-            Action::Throttle { .. }
-            | Action::Certain { .. }
-            | Action::Publish
-            | Action::Note(_) => {}
+            Action::Throttle { .. } | Action::Certain { .. } | Action::Publish | Action::Note(_) => {}
             Action::GiveUp(_) => self.is_beyond = true,
         }
     }

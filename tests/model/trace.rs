@@ -32,7 +32,7 @@ impl Trace {
     /// A state, and what happens then.
     pub(crate) fn add(&mut self, state: &State, step: Option<&Step>) {
         for (i, before) in self.before.iter_mut().enumerate() {
-            let now = state.node(i).map_or("not running".to_owned(), gate);
+            let now = state.node(i).map_or_else(|| "not running".to_owned(), gate);
             if now != *before {
                 let _ = writeln!(self.text, "{:>8}{}: {now}", "", name(i));
                 *before = now;
@@ -111,7 +111,7 @@ fn describe(step: &Step, state: &State) -> String {
 fn members(view: &super::members::View) -> String {
     let states: Vec<String> =
         (0..NODES).map(|i| format!("{} {}", name(i), view.nodes[i].1)).collect();
-    let target = view.target().map_or("nobody".to_owned(), name);
+    let target = view.target().map_or_else(|| "nobody".to_owned(), name);
     format!("{}; target {target}", states.join(", "))
 }
 
