@@ -301,8 +301,12 @@ impl Handle {
     /// Says who answered, of which shard, in which epoch.
     pub(crate) fn stamp(&self, meta: Option<&ResponseMeta>, headers: &mut http::HeaderMap) {
         let Some(ResponseMeta { shard, epoch, .. }) = meta else { return };
-        let owner = self.view().members.find(epoch.node).map(Member::name);
-        let owner = owner.unwrap_or_else(|| epoch.node.to_string());
+        let owner = if epoch.node == self.inner.me {
+            self.name().to_owned()
+        } else {
+            let owner = self.view().members.find(epoch.node).map(Member::name);
+            owner.unwrap_or_else(|| epoch.node.to_string())
+        };
         let texts = [(NODE, owner), (SHARD, shard.to_string()), (EPOCH, epoch.to_string())];
         for (name, text) in texts {
             if let Ok(value) = HeaderValue::from_str(&text) {

@@ -92,8 +92,6 @@ impl Ownership {
                     self.settle_in(at.shard, id.source);
                 }
             }
-            // Its target may have changed while it came.
-            self.recheck = true;
             out.push(Action::OpenCopy { handoff: id, shards: open });
             debug_assert!(stale.len() <= shards.len());
             // Members may have changed since the source chose this node: what came may have to go
