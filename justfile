@@ -48,6 +48,10 @@ memory *ARGS:
 copy *ARGS:
     cargo run --release --example copy_shard -- {{ARGS}}
 
+# How long sessions pause when their shard moves under load, and what a move costs in memory.
+pause *ARGS:
+    cargo run --release --example handoff_pause -- {{ARGS}}
+
 # One fuzz target for some seconds (needs cargo-fuzz and a nightly toolchain).
 fuzz TARGET SECONDS="60":
     cargo +nightly fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}
