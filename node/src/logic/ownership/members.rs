@@ -86,12 +86,13 @@ impl Ownership {
         }
     }
 
-    /// Live nodes that are still joining, this one included while it is.
+    /// Live nodes that are still joining, this one included while it is. Who is only suspected may
+    /// yet found, and is asked like the others.
     pub(super) fn joining(&self) -> BTreeSet<NodeBoot> {
         self.members
             .list
             .iter()
-            .filter(|m| m.role == Role::Node && m.state == MemberState::Joining)
+            .filter(|m| m.is_live_node() && m.phase == Phase::Joining)
             .map(|m| m.node_boot())
             .chain((self.stage == Stage::Joining).then_some(self.config.me))
             .collect()
@@ -106,7 +107,7 @@ impl Ownership {
             .map(|(owner, _)| owner);
         self.members
             .live_peers()
-            .filter(|m| m.role == Role::Node && m.phase != stead_shared::member::Phase::Joining)
+            .filter(|m| m.role == Role::Node && m.phase != Phase::Joining)
             .map(|m| m.node_boot())
             .chain(booked)
             .filter(|owner| *owner != self.config.me)

@@ -40,7 +40,7 @@ use stead_shared::control::{
     Control, HandoffId, Holding, NotNow, ShardEpoch, ShardRange, Token, who_holds,
 };
 use stead_shared::id::{Epoch, NodeBoot, NodeId, ShardId};
-use stead_shared::member::{MemberState, Members, Role};
+use stead_shared::member::{MemberState, Members, Phase, Role};
 use stead_shared::placement::Targets;
 use stead_shared::time::Time;
 
