@@ -128,6 +128,7 @@ impl Ownership {
     pub(super) fn serve(&mut self, at: ShardEpoch) {
         assert_eq!(at.epoch.node, self.config.me.node, "nobody serves in another's epoch");
         self.slots.insert(at.shard, Slot::Serving { epoch: at.epoch });
+        self.served.insert(at.shard, at.epoch.counter);
         self.log.claim(at.shard, at.epoch.counter);
     }
 

@@ -8,8 +8,14 @@ impl Ownership {
             Control::Propose { token, members } => self.on_propose(from, token, &members, out),
             Control::Accept { token } => self.forming.on_accept(self.now, from, token),
             Control::Reject { token, rather: _ } => self.forming.on_reject(self.now, token),
-            Control::WhoHolds { token, members_digest: _, shards } => {
-                self.on_who_holds(from, token, &shards, out);
+            Control::WhoHolds { token, members_digest, shards } => {
+                // Who is not known here yet would not be asked when this node asks: it comes again.
+                if self.members.is_live(from) {
+                    if members_digest == self.digest {
+                        self.void_copies(&shards, out);
+                    }
+                    self.on_who_holds(from, token, &shards, out);
+                }
             }
             Control::Holds { token, members_digest, holdings, highest } => {
                 self.on_doubt_answer(from, token, &holdings, out);
@@ -54,6 +60,28 @@ impl Ownership {
         let sight = Sight { me: self.config.me, joining: &joining, owner, has_peer: true };
         let message = self.forming.on_propose(self.now, from, (token, members), sight);
         out.push(Action::Send { to: from.node, message });
+    }
+
+    /// Whoever asks who holds shards may claim them on the answer: a grant of them that is still
+    /// under way, from a source that has died since, must find no copy (R8).
+    fn void_copies(&mut self, shards: &[ShardRange], out: &mut Vec<Action>) {
+        if !self.config.rules.stale_is_ignored {
+            return;
+        }
+        let asked = |at: &ShardEpoch| {
+            let covers = |range: &ShardRange| {
+                range.first <= at.shard.0 && at.shard.0 - range.first < range.len
+            };
+            shards.iter().any(covers)
+        };
+        self.incoming.retain(|&handoff, incoming| {
+            let is_void =
+                incoming.phase == incoming::Phase::CaughtUp && incoming.shards.iter().any(asked);
+            if is_void {
+                out.push(Action::DropCopy { handoff });
+            }
+            !is_void
+        });
     }
 
     pub(super) fn on_who_holds(

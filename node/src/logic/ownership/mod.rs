@@ -126,6 +126,8 @@ pub struct Ownership {
     log: ClaimLog,
     book: Book,
     slots: BTreeMap<ShardId, Slot>,
+    /// The highest counter at which this process ever served each shard.
+    served: BTreeMap<ShardId, u64>,
     outgoing: BTreeMap<u64, Outgoing>,
     incoming: BTreeMap<HandoffId, Incoming>,
     query: Option<Query>,
@@ -181,6 +183,7 @@ impl Ownership {
             log,
             book,
             slots: BTreeMap::new(),
+            served: BTreeMap::new(),
             outgoing: BTreeMap::new(),
             incoming: BTreeMap::new(),
             query: None,

@@ -84,7 +84,7 @@ impl Ownership {
             let (open, stale): (Vec<ShardEpoch>, Vec<ShardEpoch>) =
                 shards.iter().copied().partition(|at| {
                     !self.config.rules.stale_is_ignored
-                        || self.book.get(at.shard).is_none_or(|(epoch, _)| epoch < at.epoch)
+                        || self.book.get(at.shard).is_none_or(is_older(at.epoch))
                 });
             for &at in &open {
                 self.serve(at);
@@ -99,9 +99,9 @@ impl Ownership {
             self.recheck = true;
             return;
         }
-        // Whoever served by this grant, and be it that the shard has moved on since, remembers its
-        // counter: only a target that never will serve by it may decline.
-        let known = |at: &ShardEpoch| self.book.highest(at.shard) >= at.epoch.counter;
+        // Whoever served by this grant, and be it that the shard has moved on since, says so: only
+        // a target that never will serve by it may decline. What others served does not count.
+        let known = |at: &ShardEpoch| self.served.get(&at.shard) >= Some(&at.epoch.counter);
         if shards.iter().any(known) {
             out.push(Action::SendClaims { to: id.source.node, update: self.log.full() });
         } else {
@@ -111,4 +111,10 @@ impl Ownership {
             out.push(Action::Send { to: id.source.node, message });
         }
     }
+}
+
+/// Whether a claim is older than the grant of `next`. One with the same counter is of somebody who
+/// took the shard over after the source had granted it and died.
+fn is_older(next: Epoch) -> impl Fn((Epoch, NodeBoot)) -> bool {
+    move |(epoch, _)| epoch.counter < next.counter
 }

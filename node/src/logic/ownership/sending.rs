@@ -139,6 +139,8 @@ impl Ownership {
         for (next, old) in granted.iter().zip(&old) {
             let slot = Slot::Granted { epoch: old.epoch, to, next: next.epoch };
             self.slots.insert(next.shard, slot);
+            // Whoever may claim the shard after this, and be it this node, does so above the grant.
+            self.book.remember(next.shard, next.epoch.counter);
         }
         if !self.config.rules.gate_closes_first {
             let shards = old.iter().map(|at| at.shard).collect();
