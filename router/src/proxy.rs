@@ -16,6 +16,7 @@ use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use stead_shared::id::{NodeId, RequestId};
 use stead_shared::net::link::{DialError, Link, Links, OpenError};
+use stead_shared::refusal::Refusal;
 use stead_shared::view::View;
 use stead_shared::wire::http::{RequestMeta, encode_request};
 use tokio::net::TcpListener;
@@ -217,7 +218,12 @@ impl Inner {
                     Ok(answered) => return Ok(answered),
                     Err(stale) => to = Box::pin(self.recover(errand, &stale)).await?,
                 },
-                Outcome::Event(event) => to = Box::pin(self.recover(errand, &event)).await?,
+                Outcome::Event(event) => {
+                    if matches!(event, Event::Refused(Refusal::NotOwner { .. })) {
+                        self.routing.unlearn(shard, destination.epoch);
+                    }
+                    to = Box::pin(self.recover(errand, &event)).await?;
+                }
                 Outcome::BrokenBody => return Err(Undelivered::BrokenBody),
                 Outcome::HeadTooLarge => return Err(Undelivered::HeadTooLarge),
             }

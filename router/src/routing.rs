@@ -84,6 +84,16 @@ impl Routing {
         }
     }
 
+    /// Whoever was said to own `shard` in `epoch` says that it does not: a grant can come to
+    /// nothing. When it does own it a moment later, its claim tells.
+    pub(crate) fn unlearn(&self, shard: ShardId, epoch: Epoch) {
+        if self.n_ahead.load(Ordering::Relaxed) > 0
+            && self.ahead.remove_if(&shard, |_, (ahead, _)| *ahead <= epoch).is_some()
+        {
+            self.n_ahead.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// Takes note that the owner in `epoch` serves `shard`, or is said to. Whether this is news
     /// of a living member.
     pub(crate) fn learn(&self, shard: ShardId, epoch: Epoch) -> bool {
@@ -181,6 +191,18 @@ mod tests {
         views.send_replace(view([READY; 2], [6, 5]));
         assert_eq!(epoch_of(&routing), Some(epoch(6, 1)));
         assert!(routing.ahead.is_empty());
+        assert_eq!(routing.n_ahead.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_came_to_nothing_is_forgotten() {
+        let (_views, receiver) = watch::channel(view([READY; 2], [3, 0]));
+        let routing = Routing::new(receiver);
+        assert!(routing.learn(SHARD, epoch(5, 2)));
+        routing.unlearn(SHARD, epoch(4, 1));
+        assert_eq!(epoch_of(&routing), Some(epoch(5, 2)), "an older one was asked");
+        routing.unlearn(SHARD, epoch(5, 2));
+        assert_eq!(epoch_of(&routing), Some(epoch(3, 1)));
         assert_eq!(routing.n_ahead.load(Ordering::Relaxed), 0);
     }
 
