@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::client::count;
+use crate::client::{self, count};
 use crate::counting::{Counting, sessions};
-use crate::harness::{Cluster, signal};
+use crate::harness::{Cluster, Member, SOON, eventually, signal};
 
 const SHARDS: u32 = 1024;
 const N_SESSIONS: usize = 240;
@@ -83,6 +83,38 @@ async fn a_frozen_node_is_replaced_within_fifteen_seconds() {
             assert_eq!(count(front, &session).await.unwrap().counter(), Ok(expected), "{session}");
         }
     }
+}
+
+/// How often `n2` has heard nobody for too long.
+async fn doubts(node: &Member) -> Result<u64, String> {
+    let metrics = client::get(node.admin, "/metrics").await?;
+    let text = String::from_utf8_lossy(&metrics.body);
+    let line = text.lines().find_map(|line| line.strip_prefix("stead_doubts_total "));
+    line.and_then(|n| n.parse().ok()).ok_or_else(|| "no stead_doubts_total".to_owned())
+}
+
+#[tokio::test]
+async fn a_node_that_stood_still_for_a_moment_asks_who_it_is_and_goes_on() {
+    let mut cluster = Cluster::start_alone(3, SHARDS).await;
+    let all = sessions("s", N_SESSIONS);
+    let counting = Counting::start(cluster.front(), &all, 8);
+    counting.rounds(all.len(), 2).await;
+    let node = cluster.node("n2");
+    let before = doubts(node).await.unwrap();
+    signal(node.proc.pid(), "STOP");
+    // Not to wait for anything: this is how long it stands still.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    signal(node.proc.pid(), "CONT");
+    counting.rounds(all.len(), 4).await;
+    eventually("a doubt", SOON, || async {
+        let n = doubts(node).await?;
+        if before < n { Ok(()) } else { Err(format!("{n} doubts, {before} before")) }
+    })
+    .await;
+    let report = counting.stop().await;
+    println!("stopped for 1.5 s: {} requests, slowest {:?}", report.requests, report.slowest);
+    report.assert_clean("all sessions");
+    cluster.settled(3).await;
 }
 
 #[tokio::test]
