@@ -52,6 +52,11 @@ copy *ARGS:
 pause *ARGS:
     cargo run --release --example handoff_pause -- {{ARGS}}
 
+# A fourth node joins three with SESSIONS sessions of 1 KiB, under load; BUDGET per source, 0 for none.
+million SESSIONS="1000000" BUDGET="0":
+    cargo build --release --bin stead
+    cargo run --release --example join_million -- target/release/stead {{SESSIONS}} {{BUDGET}}
+
 # One fuzz target for some seconds (needs cargo-fuzz and a nightly toolchain).
 fuzz TARGET SECONDS="60":
     cargo +nightly fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}

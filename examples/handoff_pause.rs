@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Request;
 use peak_alloc::PeakAlloc;
@@ -28,6 +28,7 @@ use stead_shared::id::{NodeId, SessionKey, ShardId};
 use stead_shared::net::admin::Local;
 use stead_shared::placement::{PlacementInput, PlacementNode, place};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;
@@ -59,12 +60,8 @@ fn options(name: &str, join: Option<&str>, shards: u32) -> NodeOptions {
 
 /// The shards that a node called `b` gets from one called `a`.
 fn shards_of_b(shards: u32) -> Result<Vec<ShardId>, Error> {
-    let node = |name| PlacementNode {
-        id: NodeId::of_name(name),
-        leaving: false,
-        weight: 1,
-        zone: 0,
-    };
+    let node =
+        |name| PlacementNode { id: NodeId::of_name(name), leaving: false, weight: 1, zone: 0 };
     let nodes = vec![node("a"), node("b")];
     let targets = place(&PlacementInput::of_nodes(ShardCount::new(shards)?, nodes));
     Ok(targets.shards_of(NodeId::of_name("b")).collect())

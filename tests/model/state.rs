@@ -235,7 +235,10 @@ impl State {
                 node.aside.extend(node.gate.take().into_iter().flat_map(|gate| gate.entries));
             }
             Action::Drained => node.drained = true,
-            Action::Throttle { .. } | Action::Certain { .. } | Action::Publish | Action::Note(_) => {}
+            Action::Throttle { .. }
+            | Action::Certain { .. }
+            | Action::Publish
+            | Action::Note(_) => {}
             Action::GiveUp(_) => self.is_beyond = true,
         }
     }

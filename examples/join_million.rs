@@ -1,0 +1,342 @@
+//! A fourth node joins three that hold a million sessions of 1 KiB, under load: how fast state
+//! moves beside a plain copy over TCP, how well the budget is kept, and what it costs in memory.
+//!
+//! ```text
+//! cargo build --release --bin stead
+//! cargo run --release --example join_million -- target/release/stead            # without a budget
+//! cargo run --release --example join_million -- target/release/stead 1000000 32MiB
+//! ```
+//!
+//! Real processes on loopback. The yardstick runs first, in this process and with nothing else to
+//! do: one thread frames 1 KiB records, checksums and sends them, the other one checks them and
+//! puts them into a hash map. State sent is what the nodes count, records as they go out.
+#![expect(clippy::print_stdout, reason = "a program that prints a table")]
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::Method;
+use serde::Deserialize;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use client::{Client, Error};
+
+mod client;
+
+const VALUE_BYTES: usize = 1024;
+/// Records of the yardstick.
+const YARDSTICK_RECORDS: u32 = 400_000;
+const FILLERS: u64 = 32;
+const LOADERS: u64 = 16;
+/// Requests per second while the node joins.
+const RATE: u64 = 5_000;
+const IN_TIME: Duration = Duration::from_secs(600);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+// ---- the yardstick ----
+
+/// MB/s of a copy that frames, checksums and inserts the same records.
+fn yardstick() -> Result<f64, Error> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let to = listener.local_addr()?;
+    let receiver = std::thread::spawn(move || receive(&listener));
+    let records: HashMap<Vec<u8>, Vec<u8>> = (0..YARDSTICK_RECORDS)
+        .map(|i| (format!("s{i}").into_bytes(), vec![b'v'; VALUE_BYTES]))
+        .collect();
+    let mut stream = TcpStream::connect(to)?;
+    let began = Instant::now();
+    let mut chunk = Vec::with_capacity(80 << 10);
+    let mut bytes = 0;
+    for (key, value) in &records {
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(key);
+        crc.update(value);
+        for length in [key.len(), value.len(), crc.finalize() as usize] {
+            chunk.extend((length as u32).to_le_bytes());
+        }
+        chunk.extend(key);
+        chunk.extend(value);
+        if chunk.len() >= 64 << 10 {
+            stream.write_all(&chunk)?;
+            bytes += chunk.len();
+            chunk.clear();
+        }
+    }
+    stream.write_all(&chunk)?;
+    bytes += chunk.len();
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let n = receiver.join().map_err(|_| "the receiver panicked")??;
+    assert_eq!(n, records.len(), "all records came");
+    Ok(bytes as f64 / 1e6 / began.elapsed().as_secs_f64())
+}
+
+fn receive(listener: &TcpListener) -> Result<usize, std::io::Error> {
+    let mut stream = std::io::BufReader::with_capacity(256 << 10, listener.accept()?.0);
+    let mut records: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
+    let mut header = [0; 12];
+    while stream.read_exact(&mut header).is_ok() {
+        let number = |at: usize| {
+            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
+        let (mut key, mut value) = (vec![0; number(0) as usize], vec![0; number(4) as usize]);
+        stream.read_exact(&mut key)?;
+        stream.read_exact(&mut value)?;
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&key);
+        crc.update(&value);
+        assert_eq!(crc.finalize(), number(8), "a checksum differs");
+        records.insert(key, value);
+    }
+    Ok(records.len())
+}
+
+// ---- processes ----
+
+struct Proc {
+    child: Child,
+    gossip: SocketAddr,
+    http: SocketAddr,
+    admin: SocketAddr,
+}
+
+fn free_addr() -> Result<SocketAddr, Error> {
+    loop {
+        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        if UdpSocket::bind(addr).is_ok() {
+            return Ok(addr);
+        }
+    }
+}
+
+impl Proc {
+    fn start(stead: &str, words: &[&str], http_flag: &str, join: &str) -> Result<Self, Error> {
+        let (gossip, http, admin) = (free_addr()?, free_addr()?, free_addr()?);
+        let mut command = Command::new(stead);
+        command.args(words).arg("--exit-with-parent");
+        for (flag, addr) in [("--gossip", gossip), (http_flag, http), ("--admin", admin)] {
+            command.args([flag, &addr.to_string()]);
+        }
+        if !join.is_empty() {
+            command.args(["--join", join]);
+        }
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        Ok(Self { child, gossip, http, admin })
+    }
+
+    fn node(stead: &str, name: &str, rate: &str, join: &str) -> Result<Self, Error> {
+        let words = [
+            "node",
+            "--name",
+            name,
+            "--memory-max",
+            "8GiB",
+            "--handoff-rate",
+            rate,
+            "--log",
+            "warn",
+        ];
+        Self::start(stead, &words, "--http", join)
+    }
+
+    /// Resident memory in bytes.
+    fn resident(&self) -> Result<u64, Error> {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+        Ok(kib << 10)
+    }
+
+    async fn get(&self, path: &str) -> Result<String, Error> {
+        let mut client = Client::connect(self.admin).await?;
+        let answer = client.ask(Method::GET, path, "").await?;
+        Ok(String::from_utf8_lossy(answer.body()).into_owned())
+    }
+
+    async fn shards(&self) -> Result<Shards, Error> {
+        Ok(serde_json::from_str(&self.get("/v1/shards").await?)?)
+    }
+
+    /// Bytes of state that this node has sent.
+    async fn sent(&self) -> Result<u64, Error> {
+        let text = self.get("/metrics").await?;
+        let prefix = "stead_handoff_bytes_total{direction=\"out\"} ";
+        let value = text.lines().find_map(|line| line.strip_prefix(prefix));
+        Ok(value.map_or(Ok(0), str::parse)?)
+    }
+}
+
+impl Drop for Proc {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[derive(Deserialize)]
+struct Shards {
+    shards: u32,
+    by_node: std::collections::BTreeMap<String, u32>,
+    targets: std::collections::BTreeMap<String, u32>,
+}
+
+async fn settled(at: &Proc, n_nodes: usize) -> Result<(), Error> {
+    let until = Instant::now() + IN_TIME;
+    while Instant::now() < until {
+        if let Ok(report) = at.shards().await
+            && report.shards > 0
+            && report.by_node.len() == n_nodes
+            && report.by_node == report.targets
+        {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Err("the cluster did not settle".into())
+}
+
+// ---- load ----
+
+async fn fill(front: SocketAddr, first: u64, n_sessions: u64) -> Result<(), Error> {
+    let mut client = Client::connect(front).await?;
+    for i in (first..n_sessions).step_by(FILLERS as usize) {
+        let answer =
+            client.ask(Method::PUT, &format!("/sessions/s{i}"), vec![b'v'; VALUE_BYTES]).await?;
+        if !answer.status().is_success() {
+            return Err(format!("PUT: {}", answer.status()).into());
+        }
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Seen {
+    stop: AtomicBool,
+    n: AtomicU64,
+    failed: AtomicU64,
+    slowest_micros: AtomicU64,
+}
+
+/// Counts on sessions at a fixed rate.
+async fn load(front: SocketAddr, seed: u64, n_sessions: u64, seen: Arc<Seen>) -> Result<(), Error> {
+    let mut client = Client::connect(front).await?;
+    let mut ticks = tokio::time::interval(Duration::from_micros(1_000_000 * LOADERS / RATE));
+    let mut i = seed * 7_919;
+    while !seen.stop.load(Ordering::Relaxed) {
+        let due = ticks.tick().await;
+        i = (i + 104_729) % n_sessions;
+        let path = format!("/sessions/s{i}/counters/n");
+        let answer = client.ask(Method::POST, &path, "").await;
+        if !answer.is_ok_and(|answer| answer.status().is_success()) {
+            seen.failed.fetch_add(1, Ordering::Relaxed);
+            client = Client::connect(front).await?;
+        }
+        let micros = u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX);
+        seen.slowest_micros.fetch_max(micros, Ordering::Relaxed);
+        seen.n.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let stead = words.first().ok_or("usage: join_million STEAD [SESSIONS [BUDGET]]")?;
+    let n_sessions: u64 = words.get(1).map_or(Ok(1_000_000), |word| word.parse())?;
+    let rate = words.get(2).map_or("0", String::as_str);
+    let plain = yardstick()?;
+    println!("a plain copy over TCP, alone: {plain:.0} MB/s");
+
+    let n1 = Proc::node(stead, "n1", rate, "")?;
+    let join = n1.gossip.to_string();
+    let mut nodes = vec![n1];
+    for name in ["n2", "n3"] {
+        nodes.push(Proc::node(stead, name, rate, &join)?);
+    }
+    let words = ["router", "--key", "path:2", "--log", "warn"];
+    let router = Proc::start(stead, &words, "--listen", &join)?;
+    settled(&router, 3).await?;
+    let began = Instant::now();
+    let mut fillers = JoinSet::new();
+    for first in 0..FILLERS {
+        fillers.spawn(fill(router.http, first, n_sessions));
+    }
+    while let Some(filled) = fillers.join_next().await {
+        filled??;
+    }
+    println!("{n_sessions} sessions put in {:.1?}", began.elapsed());
+
+    let seen = Arc::new(Seen::default());
+    let mut loaders = JoinSet::new();
+    for seed in 0..LOADERS {
+        loaders.spawn(load(router.http, seed, n_sessions, Arc::clone(&seen)));
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let steady = seen.slowest_micros.swap(0, Ordering::Relaxed);
+    let before: Vec<u64> = nodes.iter().map(Proc::resident).collect::<Result<_, _>>()?;
+    let mut peaks = before.clone();
+    let target = Proc::node(stead, "n4", rate, &join)?;
+    let mut target_peak = 0;
+    let (mut first, mut last) = (None, Instant::now());
+    let mut sent = 0;
+    loop {
+        for (node, peak) in nodes.iter().zip(&mut peaks) {
+            *peak = (*peak).max(node.resident()?);
+        }
+        target_peak = target_peak.max(target.resident()?);
+        let mut now_sent = 0;
+        for node in &nodes {
+            now_sent += node.sent().await?;
+        }
+        if now_sent > sent {
+            last = Instant::now();
+            first.get_or_insert((last, sent));
+            sent = now_sent;
+        }
+        let report = router.shards().await?;
+        if report.by_node.len() == 4 && report.by_node == report.targets {
+            break;
+        }
+        if began.elapsed() > IN_TIME {
+            return Err("the join did not end".into());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    let (start, sent_before) = first.ok_or("nothing was sent")?;
+    let took = last.duration_since(start).as_secs_f64();
+    let moved = (sent - sent_before) as f64;
+    seen.stop.store(true, Ordering::Relaxed);
+    while let Some(loader) = loaders.join_next().await {
+        loader??;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let after = target.resident()?;
+    let speed = moved / 1e6 / took;
+    println!("moved {:.0} MB in {took:.1} s under {RATE} requests/s, budget {rate}", moved / 1e6);
+    println!("  {speed:.0} MB/s = {:.2} x the plain copy", speed / plain);
+    if rate != "0" {
+        println!("  {:.1} MiB/s on all three sources together", moved / took / f64::from(1 << 20));
+    }
+    for ((name, before), peak) in ["n1", "n2", "n3"].into_iter().zip(&before).zip(&peaks) {
+        println!("  {name}: {} MiB, at most {} MiB more", before >> 20, (peak - before) >> 20);
+    }
+    println!(
+        "  n4: {} MiB at the end, at most {} MiB more before",
+        after >> 20,
+        target_peak.saturating_sub(after) >> 20
+    );
+    println!(
+        "  {} requests, {} failed, slowest {:.0} ms (before the join {:.0} ms)",
+        seen.n.load(Ordering::Relaxed),
+        seen.failed.load(Ordering::Relaxed),
+        seen.slowest_micros.load(Ordering::Relaxed) as f64 / 1e3,
+        steady as f64 / 1e3
+    );
+    Ok(())
+}
