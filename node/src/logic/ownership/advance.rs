@@ -40,10 +40,16 @@ impl Ownership {
             self.become_ready(Note::Joined, out);
             return;
         }
+        self.ask_counters(out);
         if self.now.since(self.started) >= self.config.join_max && !owners.is_empty() {
             out.push(Action::GiveUp(GiveUp::JoinTimeout));
             return;
         }
+        if self.founds_by.is_some() && owners.is_empty() {
+            self.found_in_time(out);
+            return;
+        }
+        self.founds_by = None;
         let joining = self.joining();
         let sight = Sight {
             me: self.config.me,
@@ -59,7 +65,54 @@ impl Ownership {
         out.extend(messages.into_iter().map(|(to, message)| Action::Send { to, message }));
         match step {
             Step::Wait => {}
-            Step::Found { alone } => self.found(alone, out),
+            Step::Found { alone } => {
+                self.founds_by = Some((self.now + COUNTERS_MAX, alone));
+                self.found_in_time(out);
+            }
+        }
+    }
+
+    /// Founds as was decided, once the counters that others remember are known.
+    fn found_in_time(&mut self, out: &mut Vec<Action>) {
+        let Some((by, alone)) = self.founds_by else { return };
+        if by <= self.now || self.all_counters_are_known() {
+            self.found(alone, out);
+        }
+    }
+
+    /// Asks every live member for the highest counters that it remembers: a cluster that is founded
+    /// after another one must not use its epochs again (R0).
+    fn ask_counters(&mut self, out: &mut Vec<Action>) {
+        let members = Arc::clone(&self.members);
+        for peer in members.live_peers() {
+            if !self.is_connected(peer.node_boot()) {
+                continue;
+            }
+            let asked = self.counters_of.get(&peer.id);
+            if asked.is_some_and(|(at, known)| *known || self.now.since(*at) < ASK_EVERY) {
+                continue;
+            }
+            self.counters_of.insert(peer.id, (self.now, false));
+            let shards = vec![ShardRange { first: 0, len: self.config.n_shards }];
+            let message = Control::WhoHolds { token: JOIN_TOKEN, members_digest: NO_CLAIM, shards };
+            out.push(Action::Send { to: peer.id, message });
+        }
+    }
+
+    fn all_counters_are_known(&self) -> bool {
+        let known = |id: &NodeId| self.counters_of.get(id).is_some_and(|(_, known)| *known);
+        self.members.live_peers().all(|peer| known(&peer.id))
+    }
+
+    pub(super) fn on_counters(&mut self, from: NodeId, highest: &[ClaimRange]) {
+        if let Some((_, known)) = self.counters_of.get_mut(&from) {
+            *known = true;
+        }
+        for range in highest {
+            let end = range.first.saturating_add(range.len).min(self.config.n_shards);
+            for shard in (range.first..end).map(ShardId) {
+                self.book.remember(shard, range.counter);
+            }
         }
     }
 
@@ -79,6 +132,8 @@ impl Ownership {
 
     pub(super) fn become_ready(&mut self, note: Note, out: &mut Vec<Action>) {
         self.stage = Stage::Ready;
+        self.counters_of.clear();
+        self.founds_by = None;
         self.recheck = true;
         out.push(Action::BecomeReady);
         out.push(Action::Note(note));

@@ -71,7 +71,8 @@ impl Ownership {
             doubt.ask_at = now + DOUBT_ASK_EVERY;
             let message = Control::WhoHolds {
                 token: doubt.token,
-                members_digest: self.digest,
+                // It asks for no right to claim anything.
+                members_digest: NO_CLAIM,
                 shards: ShardRange::pack(self.slots.keys().copied()),
             };
             for peer in self.members.live_peers() {

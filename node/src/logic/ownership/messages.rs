@@ -97,8 +97,7 @@ impl Ownership {
             for shard in range.shards(self.config.n_shards) {
                 if let Some(Slot::Granted { to, next, .. }) = self.slots.get(&shard) {
                     let counter = next.counter;
-                    let range =
-                        stead_shared::claims::ClaimRange { first: shard.0, len: 1, counter };
+                    let range = ClaimRange { first: shard.0, len: 1, counter };
                     holdings.push(Holding { owner: *to, range });
                 }
             }
@@ -113,12 +112,15 @@ impl Ownership {
         from: NodeBoot,
         token: Token,
         digest: u64,
-        answer: (&[Holding], &[stead_shared::claims::ClaimRange]),
+        answer: (&[Holding], &[ClaimRange]),
     ) {
         let binding = self
             .members
             .find(from.node)
             .is_some_and(|m| m.role == Role::Node && m.state == MemberState::Ready);
+        if token == JOIN_TOKEN && self.stage == Stage::Joining {
+            self.on_counters(from.node, answer.1);
+        }
         if let Some(query) = self.query.as_mut().filter(|query| query.token == token) {
             query.answer(from.node, digest, binding, answer);
         }

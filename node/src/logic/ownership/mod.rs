@@ -35,7 +35,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use stead_shared::claims::{Applied, Book, ClaimLog, ClaimsUpdate};
+use stead_shared::claims::{Applied, Book, ClaimLog, ClaimRange, ClaimsUpdate};
 use stead_shared::control::{
     Control, HandoffId, Holding, NotNow, ShardEpoch, ShardRange, Token, who_holds,
 };
@@ -105,6 +105,12 @@ struct Death {
     confirmed: bool,
 }
 
+/// The digest of a question that asks for no right to claim what nobody holds.
+const NO_CLAIM: u64 = 0;
+/// The token of a newcomer's question after counters.
+const JOIN_TOKEN: Token = 0;
+/// How long a founder waits for counters that others remember.
+const COUNTERS_MAX: Duration = Duration::from_millis(300);
 /// Most shards for which debug builds check all invariants after each event.
 const CHECKED_MAX: u32 = 1024;
 /// The first version of the link's protocol whose targets take a copy while its source serves.
@@ -146,6 +152,11 @@ pub struct Ownership {
     recent_deaths: Vec<Time>,
     frozen_since: Option<Time>,
     waiting: moves::Waiting,
+    /// Whom this newcomer has asked for the counters that they remember, when last, and whether
+    /// they have answered.
+    counters_of: BTreeMap<NodeId, (Time, bool)>,
+    /// It was decided to found, alone or not: when that happens even if not all have answered.
+    founds_by: Option<(Time, bool)>,
     next_number: u64,
     next_token: Token,
     recheck: bool,
@@ -199,6 +210,8 @@ impl Ownership {
             recent_deaths: Vec::new(),
             frozen_since: None,
             waiting: moves::Waiting::default(),
+            counters_of: BTreeMap::new(),
+            founds_by: None,
             next_number: 1,
             next_token: 1,
             recheck: true,

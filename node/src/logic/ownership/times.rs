@@ -43,6 +43,10 @@ impl Ownership {
         if let Some(at) = &mut self.frozen_since {
             visit(at, Duration::ZERO);
         }
+        self.counters_of.values_mut().for_each(|(at, _)| visit(at, ASK_EVERY));
+        if let Some((at, _)) = &mut self.founds_by {
+            visit(at, Duration::ZERO);
+        }
         visit(&mut self.rechecked, self.config.recheck_every);
         if let Some(at) = &mut self.recheck_at {
             visit(at, Duration::ZERO);
