@@ -9,9 +9,9 @@ fix:
     cargo fmt --all
     cargo clippy --fix --allow-dirty --workspace --all-targets --all-features
 
-# Ownership machines against each other, more seeds than the gate runs.
-sim SEEDS="2000":
-    SEEDS={{SEEDS}} cargo test --release -p stead-node --test ownership -- --nocapture
+# Whole clusters in virtual time, more seeds than the gate runs. `SEED=n` in the environment: one, with its log.
+sim SEEDS="20000":
+    SEEDS={{SEEDS}} cargo test --release -p stead --test cluster_sim -- --nocapture
 
 # The handoff and the takeover, state by state: so many states of each scenario.
 model STATES="300000":

@@ -1,0 +1,311 @@
+//! The judge. It sees what machines decide and what clients are told, and nothing else.
+//!
+//! A change is *excused* when it may be gone: its shard's owner died with it, for there are no
+//! copies in this mode; or two nodes that took each other for dead had both changed the session,
+//! which the merge tells of.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stead_shared::control::{HandoffId, ShardEpoch};
+use stead_shared::id::{Epoch, NodeBoot, ShardId, Version};
+use stead_shared::time::Time;
+
+use crate::ctx::{BALANCE_STAY, N_SHARDS};
+use crate::history::{Done, Op};
+
+/// What can be found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Violation {
+    /// I1: two gates of a shard are open at once, and nobody was taken for dead wrongly.
+    TwoServers,
+    /// I2: a shard is served in an epoch that its node had sealed or granted away.
+    PromiseBroken,
+    /// I2: a node acknowledged a change though it knew a newer epoch.
+    BehindClaim,
+    /// I3: two changes have the same shard, epoch and number.
+    TwoEntries,
+    /// I4: an acknowledged change is gone.
+    LostChange,
+    /// I5: long after the last fault a shard has no server, or more than one.
+    NotSettled,
+    /// I5: a request got no answer.
+    Unanswered,
+    /// Clients see values that no counter gives.
+    NotLinearizable,
+    /// A client was told that its request had not been executed, and it had.
+    RefusedAndRun,
+    /// A request was executed twice.
+    RanTwice,
+    /// R9: a request was answered in an older epoch than the one it named.
+    ServedOlder,
+    /// R10: a shard moved for balance though the cluster was not calm, or too soon.
+    MovedTooSoon,
+}
+
+/// What was found out, and when.
+#[derive(Clone, Debug)]
+pub(crate) struct Finding {
+    pub(crate) at: Time,
+    pub(crate) what: Violation,
+    pub(crate) text: String,
+}
+
+type At = (NodeBoot, ShardId);
+
+/// See the module's page.
+#[derive(Debug, Default)]
+pub(crate) struct Oracle {
+    pub(crate) findings: Vec<Finding>,
+    /// Only dead nodes are declared dead, and no cut isolates anybody.
+    pub(crate) is_honest: bool,
+    /// Open gates.
+    open: BTreeMap<ShardId, BTreeMap<NodeBoot, Epoch>>,
+    /// Gates that are open or closed over state.
+    here: BTreeMap<ShardId, BTreeMap<NodeBoot, Epoch>>,
+    /// Epochs up to which a process never opens a gate again.
+    promised: BTreeMap<At, Epoch>,
+    /// Epochs up to which it acknowledges nothing any more.
+    ended: BTreeMap<At, Epoch>,
+    entries: BTreeMap<(ShardId, Version), (u32, NodeBoot)>,
+    acked: BTreeMap<u32, (ShardId, u8)>,
+    excused: BTreeSet<u32>,
+    /// Shards whose histories have a gap.
+    torn: BTreeSet<ShardId>,
+    /// Until when shards stay that came for balance.
+    stays: BTreeMap<At, Time>,
+    for_balance: BTreeMap<HandoffId, NodeBoot>,
+    pub(crate) n_moves: u32,
+    pub(crate) ops: Vec<Op>,
+    /// The requests that must succeed: the first, and the one after the last.
+    pub(crate) first_probe: usize,
+    pub(crate) after_probe: usize,
+}
+
+impl Oracle {
+    pub(crate) fn new(is_honest: bool) -> Self {
+        Self { is_honest, ..Self::default() }
+    }
+
+    pub(crate) fn find(&mut self, at: Time, what: Violation, text: String) {
+        self.findings.push(Finding { at, what, text });
+    }
+
+    pub(crate) fn opened(&mut self, now: Time, who: NodeBoot, at: ShardEpoch) {
+        let promised = self.promised.get(&(who, at.shard)).copied();
+        if Some(at.epoch) <= promised {
+            let text =
+                format!("{} opens at {} after a promise up to {promised:?}", who.node, at.epoch);
+            self.find(now, Violation::PromiseBroken, text);
+        }
+        let open = self.open.entry(at.shard).or_default();
+        open.insert(who, at.epoch);
+        self.here.entry(at.shard).or_default().insert(who, at.epoch);
+        if self.is_honest && open.len() > 1 {
+            let text = format!("shard {}: {open:?}", at.shard);
+            self.find(now, Violation::TwoServers, text);
+        }
+    }
+
+    pub(crate) fn sealed(&mut self, who: NodeBoot, shard: ShardId, epoch: Epoch) {
+        self.promise(who, ShardEpoch { shard, epoch });
+        self.close(who, shard);
+    }
+
+    fn promise(&mut self, who: NodeBoot, at: ShardEpoch) {
+        let promised = self.promised.entry((who, at.shard)).or_insert(at.epoch);
+        *promised = (*promised).max(at.epoch);
+    }
+
+    /// Everything of this epoch has been sent to somebody else.
+    pub(crate) fn ended(&mut self, who: NodeBoot, at: ShardEpoch) {
+        let ended = self.ended.entry((who, at.shard)).or_insert(at.epoch);
+        *ended = (*ended).max(at.epoch);
+    }
+
+    pub(crate) fn granted(&mut self, who: NodeBoot, shards: &[ShardEpoch]) {
+        for &at in shards {
+            self.promise(who, at);
+            self.ended(who, at);
+        }
+    }
+
+    fn close(&mut self, who: NodeBoot, shard: ShardId) {
+        if let Some(open) = self.open.get_mut(&shard) {
+            open.remove(&who);
+        }
+    }
+
+    /// A gate is closed and its state is not here any more.
+    pub(crate) fn dropped(&mut self, who: NodeBoot, shard: ShardId) {
+        self.close(who, shard);
+        if let Some(here) = self.here.get_mut(&shard) {
+            here.remove(&who);
+        }
+    }
+
+    /// A process dies with the changes of `ops` behind a gate of `shard`. When it is not the last
+    /// owner, somebody who was taken it for dead has opened another gate, or it had granted the
+    /// shard away: then what others hold as well, behind gates of theirs, must not be lost.
+    pub(crate) fn died(
+        &mut self,
+        who: NodeBoot,
+        shard: ShardId,
+        ops: impl Iterator<Item = u32>,
+        elsewhere: &BTreeSet<u32>,
+    ) {
+        let here = self.here.entry(shard).or_default();
+        let mine = here.get(&who).copied();
+        let is_owner = here.values().max().copied() == mine;
+        self.dropped(who, shard);
+        let gone: Vec<u32> = ops.filter(|op| is_owner || !elsewhere.contains(op)).collect();
+        if !gone.is_empty() {
+            self.excuse(shard, gone.into_iter());
+        }
+    }
+
+    /// Changes may be gone from now on.
+    pub(crate) fn excuse(&mut self, shard: ShardId, ops: impl Iterator<Item = u32>) {
+        self.torn.insert(shard);
+        self.excused.extend(ops);
+    }
+
+    /// A node has executed a request.
+    pub(crate) fn ran(
+        &mut self,
+        now: Time,
+        who: NodeBoot,
+        (op, shard, session): (u32, ShardId, u8),
+        version: Version,
+        newest: Option<Epoch>,
+    ) {
+        if let Some((other, _)) = self.entries.insert((shard, version), (op, who)) {
+            let text = format!("shard {shard}: {version:?} is of {other} and of {op}");
+            self.find(now, Violation::TwoEntries, text);
+        }
+        if self.acked.insert(op, (shard, session)).is_some() {
+            self.find(now, Violation::RanTwice, format!("request {op}"));
+        }
+        if Some(version.epoch) <= self.ended.get(&(who, shard)).copied() {
+            let text =
+                format!("{} changes shard {shard} at {} after its end", who.node, version.epoch);
+            self.find(now, Violation::PromiseBroken, text);
+        }
+        if Some(version.epoch) < newest {
+            let text = format!(
+                "{} changes shard {shard} at {}, knows {newest:?}",
+                who.node, version.epoch
+            );
+            self.find(now, Violation::BehindClaim, text);
+        }
+    }
+
+    /// An answer as it comes to a router that had named this epoch.
+    pub(crate) fn answered(&mut self, now: Time, shard: ShardId, named: Epoch, served: Epoch) {
+        if served < named {
+            let text = format!("shard {shard}: named {named}, served {served}");
+            self.find(now, Violation::ServedOlder, text);
+        }
+    }
+
+    // ---- moves ------------------------------------------------------------------------------
+
+    /// A source asks a target. `why_not`: why the cluster is not calm in its eyes.
+    pub(crate) fn asked(
+        &mut self,
+        now: Time,
+        (handoff, drain): (HandoffId, bool),
+        shards: &[ShardEpoch],
+        why_not: Option<String>,
+    ) {
+        if drain {
+            return;
+        }
+        self.for_balance.insert(handoff, handoff.source);
+        if let Some(why) = why_not {
+            self.find(now, Violation::MovedTooSoon, why);
+        }
+        for at in shards {
+            if let Some(until) = self.stays.get(&(handoff.source, at.shard)).filter(|t| now < **t) {
+                let text = format!("shard {} moves on before {until:?}", at.shard);
+                self.find(now, Violation::MovedTooSoon, text);
+            }
+        }
+    }
+
+    /// A shard has come to `who` by a handoff.
+    pub(crate) fn moved(&mut self, now: Time, who: NodeBoot, handoff: HandoffId, shard: ShardId) {
+        self.n_moves += 1;
+        let Some(source) = self.for_balance.get(&handoff) else { return };
+        // Not while a cluster is only just being founded.
+        if 10_000_000 <= who.boot.0.abs_diff(source.boot.0) {
+            self.stays.insert((who, shard), now + BALANCE_STAY);
+        }
+    }
+
+    // ---- the end ----------------------------------------------------------------------------
+
+    pub(crate) fn is_answered(&self) -> bool {
+        self.ops.iter().all(|op| op.done.is_some())
+    }
+
+    pub(crate) fn is_served(&self) -> bool {
+        (0..N_SHARDS).all(|s| self.open.get(&ShardId(s)).is_some_and(|open| open.len() == 1))
+    }
+
+    /// Long after the faults: `state` gives the changes of a session at a server of its shard.
+    pub(crate) fn check_end(
+        &mut self,
+        now: Time,
+        state: impl Fn(NodeBoot, ShardId, u8) -> Vec<u32>,
+    ) {
+        let mut kept: BTreeSet<u32> = BTreeSet::new();
+        for shard in (0..N_SHARDS).map(ShardId) {
+            let open: Vec<NodeBoot> =
+                self.open.get(&shard).into_iter().flat_map(|open| open.keys().copied()).collect();
+            if open.len() != 1 {
+                let text = format!("shard {shard} is served by {open:?}");
+                self.find(now, Violation::NotSettled, text);
+            }
+            for who in open {
+                for session in 0..crate::ctx::SESSIONS {
+                    kept.extend(state(who, shard, session));
+                }
+            }
+        }
+        let gone =
+            |(op, _): &(&u32, &(ShardId, u8))| !kept.contains(op) && !self.excused.contains(op);
+        let lost: Vec<String> = self
+            .acked
+            .iter()
+            .filter(gone)
+            .filter(|(op, _)| matches!(self.ops[**op as usize].done, Some((_, Done::Value(_)))))
+            .map(|(op, (shard, session))| format!("{op} of shard {shard} session {session}"))
+            .collect();
+        if !lost.is_empty() {
+            self.find(now, Violation::LostChange, lost.join(", "));
+        }
+        self.check_answers(now);
+    }
+
+    fn check_answers(&mut self, now: Time) {
+        let mut found = Vec::new();
+        for (n, op) in (0..).zip(&self.ops) {
+            match op.done {
+                None => found.push((Violation::Unanswered, format!("{n}: {op:?}"))),
+                Some((_, Done::Refused(why))) if self.acked.contains_key(&n) => {
+                    found.push((Violation::RefusedAndRun, format!("{n}: {why:?}")));
+                }
+                Some((_, Done::Refused(_) | Done::Value(_) | Done::Unknown)) => {}
+            }
+        }
+        if self.is_honest {
+            let whole = self.ops.iter().filter(|op| !self.torn.contains(&op.shard));
+            if let Err(text) = crate::history::check(whole.copied()) {
+                found.push((Violation::NotLinearizable, text));
+            }
+        }
+        for (what, text) in found {
+            self.find(now, what, text);
+        }
+    }
+}

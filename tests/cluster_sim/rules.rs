@@ -1,0 +1,82 @@
+//! The rules that can be switched off, and what their absence leads to.
+
+use stead_node::logic::ownership::Rules;
+
+use crate::oracle::Violation;
+use crate::plan::Luck;
+
+/// A rule.
+///
+/// `newest_serves` (R9) is not among them: the other rules let no node serve in an older epoch than
+/// one in which it is said to serve, so no run reaches what the gate would refuse. Its own table of
+/// cases tests it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rule {
+    GenesisAsks,
+    FormingAgrees,
+    ClaimsRaiseEpoch,
+    GateClosesFirst,
+    SealIsPromise,
+    GrantIsFinal,
+    GrantIsResent,
+    StaleIsIgnored,
+    BalanceWaits,
+}
+
+impl Rule {
+    pub(crate) const ALL: [Self; 9] = [
+        Self::GenesisAsks,
+        Self::FormingAgrees,
+        Self::ClaimsRaiseEpoch,
+        Self::GateClosesFirst,
+        Self::SealIsPromise,
+        Self::GrantIsFinal,
+        Self::GrantIsResent,
+        Self::StaleIsIgnored,
+        Self::BalanceWaits,
+    ];
+
+    /// All rules but this one.
+    pub(crate) fn off(self) -> Rules {
+        let mut rules = Rules::ALL;
+        match self {
+            Self::GenesisAsks => rules.genesis_asks = false,
+            Self::FormingAgrees => rules.forming_agrees = false,
+            Self::ClaimsRaiseEpoch => rules.claims_raise_epoch = false,
+            Self::GateClosesFirst => rules.gate_closes_first = false,
+            Self::SealIsPromise => rules.seal_is_promise = false,
+            Self::GrantIsFinal => rules.grant_is_final = false,
+            Self::GrantIsResent => rules.grant_is_resent = false,
+            Self::StaleIsIgnored => rules.stale_is_ignored = false,
+            Self::BalanceWaits => rules.balance_waits = false,
+        }
+        rules
+    }
+
+    /// The bad luck that brings it out.
+    pub(crate) fn luck(self) -> Luck {
+        match self {
+            Self::GenesisAsks | Self::ClaimsRaiseEpoch => Luck::Deaths,
+            Self::FormingAgrees => Luck::Forming,
+            Self::GateClosesFirst
+            | Self::SealIsPromise
+            | Self::GrantIsFinal
+            | Self::GrantIsResent => Luck::Handoffs,
+            Self::StaleIsIgnored => Luck::LateGrants,
+            Self::BalanceWaits => Luck::Unrest,
+        }
+    }
+
+    /// What it is there against.
+    pub(crate) fn violation(self) -> Violation {
+        match self {
+            Self::GenesisAsks | Self::FormingAgrees | Self::StaleIsIgnored | Self::GrantIsFinal => {
+                Violation::TwoServers
+            }
+            Self::ClaimsRaiseEpoch => Violation::TwoEntries,
+            Self::GateClosesFirst | Self::SealIsPromise => Violation::PromiseBroken,
+            Self::GrantIsResent => Violation::NotSettled,
+            Self::BalanceWaits => Violation::MovedTooSoon,
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! State on its way between nodes: copies of shards that are served meanwhile, and offers of
+//! sessions that were given up.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use stead_node::logic::copying::Progress;
+use stead_node::logic::gate::Gate;
+use stead_node::logic::ownership::Event;
+use stead_shared::control::{HandoffId, ShardEpoch};
+use stead_shared::id::{NodeBoot, ShardId};
+
+use crate::ctx::{Ctx, Happens, SESSIONS, ms};
+use crate::host::Session;
+use crate::links::{Kind, Msg};
+use crate::node::NodeModel;
+
+/// An offer is made so many times.
+const ATTEMPTS: u32 = 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Over all sessions.
+    Walk,
+    /// Over what has changed.
+    Rounds,
+    /// Behind a closed gate.
+    Last,
+}
+
+/// A copy, seen from its source.
+#[derive(Debug)]
+pub(crate) struct CopyTask {
+    conn: u64,
+    shards: Vec<ShardEpoch>,
+    queue: VecDeque<(ShardId, u8)>,
+    dirty: BTreeSet<(ShardId, u8)>,
+    stage: Stage,
+    n_sent: u32,
+}
+
+impl CopyTask {
+    pub(crate) fn changed(&mut self, shard: ShardId, session: u8) {
+        if self.shards.iter().any(|at| at.shard == shard) {
+            self.dirty.insert((shard, session));
+        }
+    }
+}
+
+/// A copy, seen from its target.
+#[derive(Debug, Default)]
+pub(crate) struct Copy {
+    conn: u64,
+    is_whole: bool,
+    sessions: BTreeMap<(ShardId, u8), Session>,
+    seqs: BTreeMap<ShardId, u64>,
+}
+
+/// Sessions of a shard that was given up.
+#[derive(Debug)]
+pub(crate) struct Aside {
+    pub(crate) at: ShardEpoch,
+    to: NodeBoot,
+    seq: u64,
+    pub(crate) sessions: Vec<Session>,
+    attempt: u32,
+    conn: u64,
+}
+
+impl NodeModel {
+    // ---- the source ------------------------------------------------------------------------
+
+    pub(crate) fn begin_copy(
+        &mut self,
+        ctx: &mut Ctx,
+        handoff: HandoffId,
+        to: NodeBoot,
+        shards: Vec<ShardEpoch>,
+        serves: bool,
+    ) {
+        let conn =
+            ctx.host_of(to.node).and_then(|host| ctx.connect(self.at, host, to.boot, Kind::Bulk));
+        let Some(conn) = conn else {
+            ctx.after(self.at, ms(50), Happens::CopyFailed(handoff));
+            return;
+        };
+        ctx.send(conn, self.at, Msg::Begin(handoff));
+        let mut queue = VecDeque::new();
+        for at in &shards {
+            let sessions = self.host.shards.get(&at.shard).map_or(&[][..], |s| &s.sessions);
+            let there = (0..SESSIONS).zip(sessions).filter(|(_, session)| session.is_there());
+            queue.extend(there.map(|(session, _)| (at.shard, session)));
+        }
+        let stage = if serves { Stage::Walk } else { Stage::Last };
+        let task = CopyTask { conn, shards, queue, dirty: BTreeSet::new(), stage, n_sent: 0 };
+        self.tasks.insert(handoff, task);
+        ctx.after(self.at, Duration::from_micros(200), Happens::CopyStep(handoff));
+    }
+
+    pub(crate) fn copy_step(&mut self, ctx: &mut Ctx, handoff: HandoffId) {
+        let (bytes, rate) = (ctx.knobs.session_bytes, ctx.knobs.copy_rate);
+        let Some(task) = self.tasks.get_mut(&handoff) else { return };
+        let conn = task.conn;
+        if let Some((shard, session)) = task.queue.pop_front() {
+            task.n_sent += 1;
+            let n_left = task.queue.len() as u64;
+            let reports = task.stage == Stage::Walk && task.n_sent.is_multiple_of(4);
+            if let Some(here) = self.host.shards.get(&shard) {
+                let state = here.sessions[usize::from(session)].clone();
+                ctx.send(conn, self.at, Msg::Record { handoff, shard, session, state });
+            }
+            if reports {
+                let progress =
+                    Progress { walking: true, lag: 0, left: n_left * bytes, rate, overflow: false };
+                ctx.after(self.at, Duration::ZERO, Happens::Copied(handoff, progress));
+            }
+            let takes = Duration::from_micros(100 + bytes * 1_000_000 / rate);
+            ctx.after(self.at, takes, Happens::CopyStep(handoff));
+            return;
+        }
+        match task.stage {
+            Stage::Walk | Stage::Rounds => {
+                task.stage = Stage::Rounds;
+                let lag = task.dirty.len() as u64 * bytes;
+                let progress = Progress { walking: false, lag, left: 0, rate, overflow: false };
+                task.queue.extend(std::mem::take(&mut task.dirty));
+                ctx.after(self.at, Duration::ZERO, Happens::Copied(handoff, progress));
+                let pause = if task.queue.is_empty() { ms(10) } else { Duration::from_micros(10) };
+                ctx.after(self.at, pause, Happens::CopyStep(handoff));
+            }
+            Stage::Last if !task.dirty.is_empty() => {
+                task.queue.extend(std::mem::take(&mut task.dirty));
+                ctx.after(self.at, Duration::ZERO, Happens::CopyStep(handoff));
+            }
+            Stage::Last => {
+                let shards = std::mem::take(&mut task.shards);
+                let seq = |at: &ShardEpoch| {
+                    self.host.shards.get(&at.shard).map(|shard| (at.shard, shard.seq))
+                };
+                let seqs = shards.iter().filter_map(seq).collect();
+                self.tasks.remove(&handoff);
+                ctx.send(conn, self.at, Msg::End { handoff, seqs });
+            }
+        }
+    }
+
+    /// Nothing changes any more: this is the end of what is sent.
+    pub(crate) fn send_last(&mut self, ctx: &mut Ctx, handoff: HandoffId) {
+        if let Some(task) = self.tasks.get_mut(&handoff) {
+            for &at in &task.shards {
+                ctx.oracle.ended(self.me, at);
+            }
+            // A round sends the rest of the last one, and once what has changed since.
+            task.queue.extend(std::mem::take(&mut task.dirty));
+            task.stage = Stage::Last;
+        }
+    }
+
+    pub(crate) fn stop_copy(&mut self, ctx: &mut Ctx, handoff: HandoffId) {
+        if let Some(task) = self.tasks.remove(&handoff) {
+            ctx.break_conn(task.conn);
+        }
+    }
+
+    pub(crate) fn copy_failed(&mut self, ctx: &mut Ctx, handoff: HandoffId) {
+        self.tasks.remove(&handoff);
+        self.feed(ctx, Event::SendFailed(handoff));
+    }
+
+    pub(crate) fn on_stream_broken(&mut self, ctx: &mut Ctx, conn: u64) {
+        let sent = self.tasks.iter().find(|(_, task)| task.conn == conn).map(|(id, _)| *id);
+        if let Some(handoff) = sent {
+            self.copy_failed(ctx, handoff);
+        }
+        let here = self.copies.iter().find(|(_, copy)| copy.conn == conn && !copy.is_whole);
+        if let Some(handoff) = here.map(|(id, _)| *id) {
+            self.copies.remove(&handoff);
+            self.feed(ctx, Event::ReceiveFailed(handoff));
+        }
+        let offered = self.asides.iter().find(|(_, aside)| aside.conn == conn).map(|(n, _)| *n);
+        if let Some(number) = offered {
+            self.offer_later(ctx, number);
+        }
+    }
+
+    // ---- the target ------------------------------------------------------------------------
+
+    pub(crate) fn on_state(&mut self, ctx: &mut Ctx, conn: u64, from: NodeBoot, msg: Msg) {
+        match msg {
+            Msg::Begin(handoff) => {
+                self.copies.insert(handoff, Copy { conn, ..Copy::default() });
+                self.feed(ctx, Event::Receiving(handoff));
+            }
+            Msg::Record { handoff, shard, session, state } => {
+                if let Some(copy) = self.copies.get_mut(&handoff) {
+                    copy.sessions.insert((shard, session), state);
+                }
+            }
+            Msg::End { handoff, seqs } => {
+                if let Some(copy) = self.copies.get_mut(&handoff) {
+                    copy.seqs = seqs.into_iter().collect();
+                    copy.is_whole = true;
+                    self.feed(ctx, Event::Received(handoff));
+                }
+            }
+            Msg::Offer { number, at, seq, sessions } => {
+                let all = self.merge(ctx, at, seq, sessions);
+                ctx.send(conn, self.at, Msg::Settled { number, all });
+            }
+            Msg::Settled { number, all: true } => {
+                self.asides.remove(&number);
+            }
+            Msg::Settled { number, all: false } => self.offer_later(ctx, number),
+            Msg::Control(_)
+            | Msg::Claims(_)
+            | Msg::ClaimsWanted
+            | Msg::Request(_)
+            | Msg::Answer { .. } => unreachable!("{from:?} sends no such thing as state"),
+        }
+    }
+
+    pub(crate) fn drop_copy(&mut self, ctx: &mut Ctx, handoff: HandoffId) {
+        if let Some(copy) = self.copies.remove(&handoff)
+            && !copy.is_whole
+        {
+            ctx.break_conn(copy.conn);
+        }
+    }
+
+    pub(crate) fn open_copy(&mut self, ctx: &mut Ctx, handoff: HandoffId, shards: &[ShardEpoch]) {
+        let mut copy = self.copies.remove(&handoff).unwrap_or_default();
+        for &at in shards {
+            let mut take = |session| copy.sessions.remove(&(at.shard, session)).unwrap_or_default();
+            let sessions = (0..SESSIONS).map(&mut take).collect();
+            self.take_out(ctx, at.shard);
+            self.host.activate(at, copy.seqs.get(&at.shard).copied().unwrap_or(0), sessions);
+            ctx.oracle.opened(ctx.sim.now(), self.me, at);
+            if self.is_granted {
+                ctx.oracle.moved(ctx.sim.now(), self.me, handoff, at.shard);
+            }
+        }
+    }
+
+    // ---- offers ----------------------------------------------------------------------------
+
+    pub(crate) fn yield_to(&mut self, ctx: &mut Ctx, to: NodeBoot, shards: &[ShardEpoch]) {
+        for &at in shards {
+            let Some((seq, sessions)) = self.take_out(ctx, at.shard) else { continue };
+            if sessions.iter().any(Session::is_there) {
+                self.next_aside += 1;
+                let aside = Aside { at, to, seq, sessions, attempt: 0, conn: 0 };
+                self.asides.insert(self.next_aside, aside);
+                ctx.after(self.at, Duration::from_micros(100), Happens::Offer(self.next_aside));
+            }
+        }
+    }
+
+    pub(crate) fn offer(&mut self, ctx: &mut Ctx, number: u64) {
+        let Some(aside) = self.asides.get(&number) else { return };
+        let claim = self.machine.book().get(aside.at.shard);
+        let claim = claim.filter(|(epoch, owner)| {
+            aside.at.epoch <= *epoch && self.sight.members.is_live(*owner)
+        });
+        let (epoch, owner) = claim.unwrap_or((aside.at.epoch, aside.to));
+        let at = ShardEpoch { epoch, ..aside.at };
+        let (seq, sessions) = (aside.seq, aside.sessions.clone());
+        if owner == self.me {
+            if self.merge(ctx, at, seq, sessions) {
+                self.asides.remove(&number);
+            } else {
+                self.offer_later(ctx, number);
+            }
+            return;
+        }
+        let host = ctx.host_of(owner.node);
+        match host.and_then(|host| ctx.connect(self.at, host, owner.boot, Kind::Bulk)) {
+            Some(conn) => {
+                if let Some(aside) = self.asides.get_mut(&number) {
+                    aside.conn = conn;
+                }
+                ctx.send(conn, self.at, Msg::Offer { number, at, seq, sessions });
+            }
+            None => self.offer_later(ctx, number),
+        }
+    }
+
+    fn offer_later(&mut self, ctx: &mut Ctx, number: u64) {
+        let Some(aside) = self.asides.get_mut(&number) else { return };
+        aside.attempt += 1;
+        aside.conn = 0;
+        if aside.attempt < ATTEMPTS {
+            let pause = ms(200 << aside.attempt.min(6)).min(ms(10_000));
+            ctx.after(self.at, pause, Happens::Offer(number));
+        }
+    }
+
+    /// Takes in what is not here. Whether every session was dealt with.
+    fn merge(&mut self, ctx: &mut Ctx, at: ShardEpoch, seq: u64, sessions: Vec<Session>) -> bool {
+        let busy = (0..SESSIONS).any(|session| self.host.is_busy(at.shard, session));
+        let Some(here) = self.host.shards.get_mut(&at.shard) else { return false };
+        let is_served = matches!(here.gate, Gate::Serving(epoch) if at.epoch <= epoch);
+        if !is_served || busy {
+            return false;
+        }
+        here.seq = here.seq.max(seq);
+        for (mine, theirs) in here.sessions.iter_mut().zip(sessions) {
+            if mine.is_there() && theirs.is_there() {
+                ctx.oracle.excuse(at.shard, theirs.ops.into_iter());
+            } else if theirs.is_there() {
+                *mine = theirs;
+            }
+        }
+        for session in 0..SESSIONS {
+            for task in self.tasks.values_mut() {
+                task.changed(at.shard, session);
+            }
+        }
+        true
+    }
+}
