@@ -212,6 +212,11 @@ impl Host {
         self.inner.core.doubts.listen(heard);
     }
 
+    /// Counts a request that came here for a shard that has moved on.
+    pub(crate) fn count_late_request(&self) {
+        self.inner.core.metrics.late_requests.increment(1);
+    }
+
     /// Whether nothing begins here, because nobody was heard lately.
     pub(crate) fn is_in_doubt(&self) -> bool {
         self.inner.core.doubts.is_in_doubt()

@@ -16,6 +16,10 @@ pub(crate) struct Metrics {
     pub(crate) turns_delayed: Counter,
     pub(crate) timers_fired: Counter,
     pub(crate) memory_full: Counter,
+    /// Requests that name a newer epoch than the one that is served here.
+    pub(crate) stale_epochs: Counter,
+    /// Requests for a shard that has moved on, answered with its owner.
+    pub(crate) late_requests: Counter,
     unreadable_newer: Counter,
     unreadable_undecodable: Counter,
     refused_not_owner: Counter,
@@ -42,6 +46,8 @@ impl Metrics {
             turns_delayed: counter!("stead_turns_delayed_total"),
             timers_fired: counter!("stead_timers_fired_total"),
             memory_full: counter!("stead_memory_full_total"),
+            stale_epochs: counter!("stead_stale_epoch_refusals_total"),
+            late_requests: counter!("stead_late_requests_total"),
             unreadable_newer: unreadable("newer"),
             unreadable_undecodable: unreadable("undecodable"),
             refused_not_owner: refused("not-owner"),
@@ -99,6 +105,14 @@ fn describe() {
     describe_counter!(
         "stead_sessions_unreadable_total",
         "Times that a session's state was found unreadable and left alone"
+    );
+    describe_counter!(
+        "stead_stale_epoch_refusals_total",
+        "Requests refused because they name a newer epoch than the one served here"
+    );
+    describe_counter!(
+        "stead_late_requests_total",
+        "Requests for a shard that has moved on, answered with its new owner as a hint"
     );
     describe_counter!("stead_refusals_total", "Requests refused before they were executed");
 }

@@ -163,14 +163,19 @@ impl Server {
             | Refusal::DeadlinePassed => return refusal,
         }
         if let Some(epoch) = self.granted.get(&shard).map(|epoch| *epoch) {
-            return Refusal::NotOwner { claim: Some(Claim { epoch }) };
+            return self.hint(epoch);
         }
         let view = self.views.borrow();
         let claim = view.live_claim(shard).filter(|(_, owner)| owner.node != view.members.me);
         match claim {
-            Some((epoch, _)) => Refusal::NotOwner { claim: Some(Claim { epoch }) },
+            Some((epoch, _)) => self.hint(epoch),
             None => refusal,
         }
+    }
+
+    fn hint(&self, epoch: Epoch) -> Refusal {
+        self.host.count_late_request();
+        Refusal::NotOwner { claim: Some(Claim { epoch }) }
     }
 
     async fn answer_upgrade(

@@ -1,9 +1,12 @@
 //! Requests that wait at a node: their order, their bounds, and how waiting ends.
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::header::RETRY_AFTER;
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use stead_shared::config::NodeOptions;
 use stead_shared::id::{BootId, ClusterId, NodeId};
 use stead_shared::member::Role;
@@ -13,6 +16,7 @@ use stead_shared::net::link::{
 use stead_shared::net::parking::NotSent;
 use stead_shared::net::sock;
 use stead_shared::park::Limits;
+use stead_shared::refusal::Claim;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
@@ -260,6 +264,64 @@ async fn a_routed_request_that_is_here_before_its_shard_waits_for_it() {
     assert!(matches!(answered, Some(StreamEvent::Head(_))), "{answered:?}");
     assert!(soon(second).await.unwrap().is_ok());
     assert_eq!(*log.lock().unwrap(), in_order(2));
+}
+
+/// Keeps counters by their names.
+#[derive(Default)]
+struct Counters(Mutex<HashMap<String, Arc<AtomicU64>>>);
+
+impl Counters {
+    fn named(&self, name: &str) -> Arc<AtomicU64> {
+        Arc::clone(self.0.lock().unwrap().entry(name.to_owned()).or_default())
+    }
+
+    fn get(&self, name: &str) -> u64 {
+        self.named(name).load(Ordering::Relaxed)
+    }
+}
+
+impl Recorder for Counters {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(self.named(key.name()))
+    }
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+async fn refused(mut stream: ClientStream) -> Refusal {
+    let event = soon(stream.recv.next()).await;
+    let Some(StreamEvent::Refused(refusal)) = event else { panic!("{event:?}") };
+    decode_refusal(&refusal).unwrap()
+}
+
+#[tokio::test]
+async fn who_knows_less_and_who_knows_more_is_counted() {
+    let counters = Counters::default();
+    let _here = metrics::set_default_local_recorder(&counters);
+    let (node, _log) = start("a", None).await;
+    let handle = node.handle();
+    let shard = handle.inner.params.shard_of(&key());
+    let Some(Gate::Serving(epoch)) = handle.inner.host.gate(shard) else { panic!("not served") };
+    let link = router_to(&handle).await;
+    let newer = epoch.next(NodeId(77));
+    let refusal = refused(send(&link, &handle, "/newer", newer)).await;
+    assert_eq!(refusal, Refusal::NotOwner { claim: None });
+    assert_eq!(counters.get("stead_stale_epoch_refusals_total"), 1);
+    assert_eq!(counters.get("stead_late_requests_total"), 0);
+
+    handle.inner.host.seal(shard).await;
+    handle.inner.server.granted.insert(shard, newer);
+    let refusal = refused(send(&link, &handle, "/late", epoch)).await;
+    assert_eq!(refusal, Refusal::NotOwner { claim: Some(Claim { epoch: newer }) });
+    assert_eq!(counters.get("stead_stale_epoch_refusals_total"), 1);
+    assert_eq!(counters.get("stead_late_requests_total"), 1);
 }
 
 #[tokio::test]

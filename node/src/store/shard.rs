@@ -124,7 +124,15 @@ impl Shard {
     /// Refuses a request that nothing here can serve. A newer epoch than the one served here
     /// means that somebody else owns the shard.
     pub(crate) fn check_epoch(&self, named: Option<Epoch>) -> Result<(), Refusal> {
-        self.peek().gate().open_for(named, &Rules::ALL)
+        self.open_for(self.gate(), named)
+    }
+
+    fn open_for(&self, gate: Gate, named: Option<Epoch>) -> Result<(), Refusal> {
+        let opened = gate.open_for(named, &Rules::ALL);
+        if opened.is_err() && matches!(gate, Gate::Serving(_)) {
+            self.core.metrics.stale_epochs.increment(1);
+        }
+        opened
     }
 
     /// How full the mailbox is: 0 empty, 255 full.
@@ -166,7 +174,7 @@ impl Shard {
         asker: Asker,
     ) -> Result<Admission, Refusal> {
         let mut inner = self.lock();
-        inner.gate.open_for(asker.epoch(), &Rules::ALL)?;
+        self.open_for(inner.gate, asker.epoch())?;
         if self.core.doubts.is_in_doubt() {
             return Err(Refusal::Moving);
         }
