@@ -47,7 +47,7 @@ pub(crate) fn properties() -> Vec<Property<Exploration>> {
             state.history.slandered || nothing_lost(state)
         }),
         Property::always(NOTHING_GONE, |_, state| owed(state).all(|entry| is_kept(state, entry))),
-        Property::always(HEALS, |model, state| heals(&model.scenario, state)),
+        Property::always(HEALS, |model, state| heals(&model.scenario, state, &model.well)),
         Property::sometimes(HANDED_OFF, |_, state| handed_off(state)),
         Property::sometimes(ABORTED, |_, state| opened_at(state, 0).is_some_and(|c| c > 1)),
         Property::sometimes(TAKEN_OVER, |_, state| taken_over(state)),

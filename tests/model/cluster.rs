@@ -1,5 +1,7 @@
 //! The model: what may happen next, and what must hold.
 
+use std::collections::HashSet;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
@@ -211,6 +213,8 @@ pub(crate) struct Exploration {
     pub(crate) scenario: Scenario,
     pub(crate) states_max: usize,
     pub(crate) n_checked: AtomicUsize,
+    /// States from which the cluster is known to recover.
+    pub(crate) well: Mutex<HashSet<u64>>,
 }
 
 impl Model for Exploration {

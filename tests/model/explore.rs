@@ -1,6 +1,7 @@
 //! Runs of the checker, and what they print.
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use stateright::{Checker, CheckerBuilder, HasDiscoveries, Model, Path};
@@ -26,8 +27,8 @@ fn checker(
     states_max: usize,
     until: BTreeSet<&'static str>,
 ) -> CheckerBuilder<Exploration> {
-    let n_checked = AtomicUsize::new(0);
-    Exploration { scenario, states_max, n_checked }
+    let (n_checked, well) = (AtomicUsize::new(0), Mutex::default());
+    Exploration { scenario, states_max, n_checked, well }
         .checker()
         .finish_when(HasDiscoveries::AnyOf(until))
 }

@@ -149,6 +149,13 @@ impl Shared<Node> {
     }
 }
 
+/// The same for equal values, in every run.
+pub(crate) fn fingerprint(value: &impl Hash) -> u64 {
+    let mut hasher = Xxh3::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// A value that is shared between states, with its fingerprint.
 #[derive(Clone)]
 pub(crate) struct Shared<T> {
@@ -158,9 +165,7 @@ pub(crate) struct Shared<T> {
 
 impl<T: Hash> Shared<T> {
     pub(crate) fn new(value: T) -> Self {
-        let mut hasher = Xxh3::new();
-        value.hash(&mut hasher);
-        Self { fingerprint: hasher.finish(), value: Arc::new(value) }
+        Self { fingerprint: fingerprint(&value), value: Arc::new(value) }
     }
 
     pub(crate) fn fingerprint(&self) -> u64 {

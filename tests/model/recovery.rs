@@ -1,5 +1,7 @@
 //! I5: once nothing goes wrong any more, one node serves again.
 
+use std::collections::HashSet;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use stead_node::logic::ownership::Event;
@@ -8,8 +10,8 @@ use stead_shared::member::MemberState;
 use super::checks::nothing_lost;
 use super::cluster::Step;
 use super::members::NODES;
-use super::node::{LONG, Node, SHORT};
-use super::scenario::Scenario;
+use super::node::{LONG, Node, SHORT, fingerprint};
+use super::scenario::{Budget, Scenario};
 use super::state::{Letter, State, pairs};
 
 /// Looks at everything, each after a wait at every node.
@@ -18,20 +20,30 @@ const ROUNDS: usize = 12;
 const STEPS_MAX: usize = 300;
 
 /// Whether one node, and the right one, serves soon after the worst moment for everything on its
-/// way to be lost.
-pub(crate) fn heals(scenario: &Scenario, state: &State) -> bool {
-    recover(scenario, state, &mut |_, _| {})
+/// way to be lost. `well` are the fingerprints of states that did: without what was on its way,
+/// most states are one that has been tried.
+pub(crate) fn heals(scenario: &Scenario, state: &State, well: &Mutex<HashSet<u64>>) -> bool {
+    let lost = lose_everything(scenario, state);
+    let fingerprint = fingerprint(&lost);
+    let is_known = well.lock().expect("nobody panics while holding it").contains(&fingerprint);
+    if is_known {
+        return true;
+    }
+    let heals = recover(scenario, state, &mut |_, _| {});
+    if heals {
+        well.lock().expect("nobody panics while holding it").insert(fingerprint);
+    }
+    heals
 }
 
-/// The same, and tells `see` of each step and the state before it.
+/// Lets everything on its way be lost and nothing go wrong any more, and tells `see` of each step
+/// and the state before it.
 pub(crate) fn recover(
     scenario: &Scenario,
     state: &State,
     see: &mut dyn FnMut(&State, Option<&Step>),
 ) -> bool {
-    let mut state = state.clone();
-    lose_everything(scenario, &mut state);
-    clear_names(&mut state);
+    let mut state = lose_everything(scenario, state);
     for round in 0..ROUNDS {
         if !settle(scenario, &mut state, see) {
             return false;
@@ -51,8 +63,11 @@ pub(crate) fn recover(
     false
 }
 
-/// Every link breaks and is there again.
-fn lose_everything(scenario: &Scenario, state: &mut State) {
+/// Every link breaks and is there again, whoever lives is known to, and what might yet have gone
+/// wrong will not.
+fn lose_everything(scenario: &Scenario, state: &State) -> State {
+    let mut state = state.clone();
+    state.left = Budget::default();
     state.claims.clear();
     let letters: Vec<_> = state.letters.values().cloned().collect();
     for letter in letters {
@@ -65,6 +80,9 @@ fn lose_everything(scenario: &Scenario, state: &mut State) {
         }
         state.letters.remove(&letter.fingerprint());
     }
+    clear_names(&mut state);
+    state.is_beyond = false;
+    state
 }
 
 /// Whoever lives is known to.
