@@ -76,6 +76,19 @@ fn equal_seeds_give_equal_runs() {
     }
 }
 
+/// A source was cut off and drained after the heal, while another node had taken its shards over:
+/// the claim that met its grant was taken for the target's, and what it held was dropped.
+#[test]
+fn who_claims_what_was_granted_to_another_is_offered_what_is_there() {
+    assert_clean(Luck::of_seed(2499), 2499);
+}
+
+/// Two clusters were founded apart, and one granted shards at a counter that the other had used.
+#[test]
+fn a_grant_at_a_counter_that_was_used_is_void() {
+    assert_clean(Luck::of_seed(6527), 6527);
+}
+
 /// Goal: each rule is needed, and the judge can tell. Method: with the rule off, one of few seeds
 /// shows the violation that the rule is there against; with it on, none of these seeds does.
 #[test]

@@ -55,6 +55,12 @@ impl Ownership {
                 continue;
             }
             match slot {
+                // Somebody who was not granted it claimed it meanwhile: what is here never went there.
+                Slot::Granted { next, to, .. }
+                    if epoch >= next && epoch.counter == next.counter && owner != to =>
+                {
+                    yielded.entry(owner).or_default().push(ShardEpoch { shard, epoch });
+                }
                 Slot::Granted { next, .. } if epoch >= next => dropped.push(shard),
                 Slot::Serving { epoch: mine } | Slot::Sealed { epoch: mine } if epoch > mine => {
                     yielded.entry(owner).or_default().push(ShardEpoch { shard, epoch });

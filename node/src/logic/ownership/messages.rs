@@ -118,7 +118,7 @@ impl Ownership {
             .members
             .find(from.node)
             .is_some_and(|m| m.role == Role::Node && m.state == MemberState::Ready);
-        if token == JOIN_TOKEN && self.stage == Stage::Joining {
+        if token == JOIN_TOKEN {
             self.on_counters(from.node, answer.1);
         }
         if let Some(query) = self.query.as_mut().filter(|query| query.token == token) {

@@ -79,21 +79,20 @@ impl Ownership {
         }
         let caught_up =
             self.incoming.get(&id).is_some_and(|i| i.phase == incoming::Phase::CaughtUp);
-        if caught_up {
+        // A counter that was used already is of somebody who took a shard over after the source had
+        // granted it and died, or of a cluster that was founded apart. Such a grant is void as a
+        // whole: its answer is for all of its shards.
+        let is_void = self.config.rules.stale_is_ignored
+            && shards.iter().any(|at| at.epoch.counter <= self.book.highest(at.shard));
+        if caught_up && !is_void {
             let for_balance = self.incoming.remove(&id).is_some_and(|i| i.for_balance);
-            let (open, stale): (Vec<ShardEpoch>, Vec<ShardEpoch>) =
-                shards.iter().copied().partition(|at| {
-                    !self.config.rules.stale_is_ignored
-                        || self.book.get(at.shard).is_none_or(is_older(at.epoch))
-                });
-            for &at in &open {
+            for &at in shards {
                 self.serve(at);
                 if for_balance {
                     self.settle_in(at.shard, id.source);
                 }
             }
-            out.push(Action::OpenCopy { handoff: id, shards: open });
-            debug_assert!(stale.len() <= shards.len());
+            out.push(Action::OpenCopy { handoff: id, shards: shards.to_vec() });
             // Members may have changed since the source chose this node: what came may have to go
             // on, and nobody else may have news for long.
             self.recheck = true;
@@ -111,10 +110,4 @@ impl Ownership {
             out.push(Action::Send { to: id.source.node, message });
         }
     }
-}
-
-/// Whether a claim is older than the grant of `next`. One with the same counter is of somebody who
-/// took the shard over after the source had granted it and died.
-fn is_older(next: Epoch) -> impl Fn((Epoch, NodeBoot)) -> bool {
-    move |(epoch, _)| epoch.counter < next.counter
 }
