@@ -26,9 +26,10 @@ use stead_shared::net::link::Links;
 use stead_shared::net::mesh::MeshEvent;
 use stead_shared::net::parking::Parking;
 use stead_shared::net::pinning::{Order, Pinning};
+use stead_shared::net::watch;
 use stead_shared::time::Time;
 use stead_shared::view::View;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::doubt::DoubtMeters;

@@ -10,8 +10,8 @@ use stead_shared::member::{Member, Members, Role};
 use stead_shared::net::disk::{self, DiskError};
 use stead_shared::net::process::StartError;
 use stead_shared::net::sock::SockError;
+use stead_shared::net::watch;
 use stead_shared::swim::FatalReason;
-use tokio::sync::watch;
 
 /// Why a node did not start, or could not go on.
 #[derive(Debug, thiserror::Error)]

@@ -23,10 +23,11 @@ use stead_shared::net::parking::Parking;
 use stead_shared::net::pinning::{PinDesk, Pinning};
 use stead_shared::net::process::{self, Process, ProcessConfig};
 use stead_shared::net::sock;
+use stead_shared::net::watch;
 use stead_shared::swim::SwimConfig;
 use stead_shared::time::Time;
 use stead_shared::view::{ClusterParams, View};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 

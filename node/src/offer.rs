@@ -33,8 +33,9 @@ use serde::{Deserialize, Serialize};
 use stead_shared::control::{self, ShardEpoch};
 use stead_shared::id::{Epoch, NodeBoot, ShardId};
 use stead_shared::net::link::{Links, RecvHalf, ServerStream, StreamEvent};
+use stead_shared::net::watch;
 use stead_shared::view::View;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::host::Host;

@@ -15,6 +15,7 @@ use http_body_util::BodyExt;
 use stead_shared::id::{Epoch, NodeId, ShardId};
 use stead_shared::net::link::{RecvHalf, ResetCode, SendError, ServerSend, ServerStream};
 use stead_shared::net::parking::{NotSent, Parking, Turn};
+use stead_shared::net::watch;
 use stead_shared::park::{Cause, Wait};
 use stead_shared::refusal::{Claim, Refusal};
 use stead_shared::view::View;
@@ -22,7 +23,6 @@ use stead_shared::wire::http::{
     RequestMeta, ResponseMeta, decode_request, encode_refusal, encode_response, encode_trailers,
 };
 use stead_shared::wire::link::REPLAY_BYTES;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::body::Body;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use stead_shared::id::{Epoch, SessionKey, ShardId, Version};
+use stead_shared::net::watch;
 use stead_shared::refusal::Refusal;
-use tokio::sync::watch;
 
 use crate::state::State;
 use crate::store::core::{Core, Unreadable, UnreadableReason};
@@ -459,7 +459,7 @@ impl Attached {
     pub async fn gone(&mut self) -> Why {
         let why: &mut watch::Receiver<Option<Why>> = self.attachment.gone();
         match why.wait_for(Option::is_some).await {
-            Ok(why) => (*why).unwrap_or(Why::Lost),
+            Ok(why) => why.unwrap_or(Why::Lost),
             Err(_) => Why::Lost,
         }
     }

@@ -31,9 +31,9 @@ use stead_shared::id::{NodeBoot, ShardId};
 use stead_shared::net::link::{
     DialError, Links, OpenError, RecvHalf, SendError, SendHalf, ServerStream, StreamEvent,
 };
+use stead_shared::net::watch;
 use stead_shared::time::Time;
 
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::host::{Host, Incoming};
@@ -372,7 +372,7 @@ impl<R: Fn(Progress) + Send> Copier<R> {
     }
 
     fn is_called_off(&self) -> Result<(), TransferError> {
-        self.command.has_changed().map(|_| ()).map_err(|_| TransferError::CalledOff)
+        if self.command.is_closed() { Err(TransferError::CalledOff) } else { Ok(()) }
     }
 }
 

@@ -17,10 +17,10 @@ use hyper::body::{Body, Incoming};
 use stead_shared::id::{NodeId, RequestId};
 use stead_shared::net::link::{DialError, Link, Links, OpenError};
 use stead_shared::refusal::Refusal;
+use stead_shared::net::watch;
 use stead_shared::view::View;
 use stead_shared::wire::http::{RequestMeta, encode_request};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

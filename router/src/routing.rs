@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use stead_shared::id::{Epoch, NodeBoot, ShardId};
+use stead_shared::net::watch;
 use stead_shared::route::{Route, route};
 use stead_shared::view::View;
-use tokio::sync::watch;
 
 /// The owner of a shard, and how to reach it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,8 +2,9 @@
 
 use std::io::Read as _;
 
+use stead_shared::net::watch;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::exit::Exit;
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use metrics::{Counter, counter, gauge, histogram};
 use stead_shared::net::parking::{self, Parking};
+use stead_shared::net::watch;
 use stead_shared::park::Limits;
 use stead_shared::route::{Route, route};
 use stead_shared::view::View;
-use tokio::sync::watch;
 
 use crate::host::Host;
 use crate::logic::gate::Gate;

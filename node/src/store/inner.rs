@@ -5,9 +5,10 @@ use std::ops::{Deref, DerefMut};
 use std::sync::MutexGuard;
 
 use stead_shared::id::{Epoch, SessionKey, Version};
+use stead_shared::net::watch;
 use stead_shared::refusal::Refusal;
 use stead_shared::time::Time;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::clock::NEVER;
 use super::core::Core;

@@ -18,9 +18,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stead_shared::id::{Epoch, SessionKey, ShardId};
+use stead_shared::net::watch;
 use stead_shared::refusal::Refusal;
 use stead_shared::time::Time;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::arriving::Arriving;
 use super::aside::SetAside;

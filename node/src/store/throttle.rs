@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use stead_shared::id::SessionKey;
+use stead_shared::net::watch;
 use stead_shared::refusal::Refusal;
 use stead_shared::time::Time;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::data::{RECORD_OVERHEAD, Stored};

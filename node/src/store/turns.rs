@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use stead_shared::id::{Epoch, SessionKey, Version};
+use stead_shared::net::watch;
 use stead_shared::refusal::Refusal;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::core::Core;

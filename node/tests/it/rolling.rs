@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::{Method, StatusCode};
 use stead_node::Handle;
-use tokio::sync::watch;
+use stead_shared::net::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 

@@ -16,6 +16,7 @@ use stead_shared::net::link::{
     ServerSend, ServerStream, StreamEvent,
 };
 use stead_shared::net::sock;
+use stead_shared::net::watch;
 use stead_shared::refusal::{Claim, Refusal};
 use stead_shared::session_key::parse_list;
 use stead_shared::view::{ClusterParams, View};
@@ -24,7 +25,7 @@ use stead_shared::wire::http::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;

@@ -22,7 +22,7 @@ use std::{io, thread};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use self::inbox::Inbox;
 use self::meters::Meters;
@@ -32,6 +32,7 @@ use crate::id::{BootId, ClusterId, NodeBoot, NodeId};
 use crate::keys::Keyring;
 use crate::member::{Members, Phase};
 use crate::net::heard::Heard;
+use crate::net::watch;
 use crate::swim::{FatalReason, SelfDescription, SwimConfig, SwimState};
 
 mod inbox;
@@ -319,7 +320,7 @@ impl Agent {
     pub async fn ended(&self) -> End {
         let mut end = self.end.clone();
         match end.wait_for(Option::is_some).await {
-            Ok(end) => end.clone().unwrap_or(End::Lost),
+            Ok(end) => end.unwrap_or(End::Lost),
             Err(_) => End::Lost,
         }
     }

@@ -7,9 +7,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
-
 use crate::heard::{Change, Ear, Lift, SILENCE_MAX};
+use crate::net::watch;
 use crate::time::Time;
 
 /// Nothing has to be heard.

@@ -11,3 +11,4 @@ pub mod peers;
 pub mod pinning;
 pub mod process;
 pub mod sock;
+pub mod watch;

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use metrics::{Counter, Gauge, Histogram};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::id::{Epoch, ShardId};
+use crate::net::watch;
 use crate::park::{Cause, Limits, Lot, Release, Ticket, Verdict, Wait};
 use crate::time::Time;
 use crate::view::View;

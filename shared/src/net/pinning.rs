@@ -8,11 +8,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use metrics::{Gauge, counter, describe_counter, describe_gauge, gauge};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::link::Links;
 use crate::control::{self, kind};
 use crate::id::{NodeId, ShardId};
+use crate::net::watch;
 use crate::pins::{Change, PinEntry, PinError, PinKind, PinOrder, Pins, PinsNote};
 use crate::view::View;
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::net::watch;
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use super::{
     AdminSource, ClusterMoves, DrainError, DrainReport, Later, MembersReport, MovesReport,

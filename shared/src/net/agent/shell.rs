@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::net::UdpSocket;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
@@ -23,6 +23,7 @@ use crate::id::{BootId, NodeBoot};
 use crate::member::Members;
 use crate::net::disk;
 use crate::net::heard::Heard;
+use crate::net::watch;
 use crate::swim::{FatalReason, Swim, SwimAction, SwimEvent};
 use crate::time::Time;
 use crate::wire::datagram::{DATAGRAM_BYTES_MAX, Envelope, NONCE_BYTES, PAYLOAD_BYTES_MAX};
