@@ -5,7 +5,7 @@
 //! that are late. So a request costs a few stores and no timer: setting, moving and dropping one
 //! per request is measurable at this rate, and nobody needs these bounds to the millisecond.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -228,7 +228,8 @@ pub(crate) struct Clients {
     limits: Limits,
     origin: Instant,
     now_ms: AtomicU64,
-    open: Mutex<HashMap<u64, Arc<ClientState>>>,
+    /// In the order in which they came: so they are told.
+    open: Mutex<BTreeMap<u64, Arc<ClientState>>>,
     room: Arc<Semaphore>,
     /// Connections, upgraded ones and what is left of uploads.
     pub(crate) tasks: TaskTracker,
@@ -243,7 +244,7 @@ impl Clients {
             limits,
             origin: Instant::now(),
             now_ms: AtomicU64::new(0),
-            open: Mutex::new(HashMap::new()),
+            open: Mutex::new(BTreeMap::new()),
             room: Arc::new(Semaphore::new(room)),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),

@@ -82,9 +82,12 @@ impl Inner {
         }
     }
 
-    /// Refuses all who wait and tells all who are attached.
+    /// Refuses all who wait and tells all who are attached, session by session in the order of
+    /// their keys.
     pub(super) fn turn_away(&mut self, core: &Core, refusal: &Refusal, why: Why) {
-        for active in self.active.values_mut() {
+        let mut all: Vec<_> = self.active.iter_mut().collect();
+        all.sort_unstable_by_key(|(key, _)| *key);
+        for (_, active) in all {
             for waiter in active.waiting.drain(..) {
                 core.metrics.turns_waiting.decrement(1.0);
                 // It may have stopped waiting.

@@ -482,11 +482,13 @@ impl Links {
         all
     }
 
+    /// In the order of their nodes, for the map has none that is the same in the next run.
     fn links_of(&self, kind: ConnectionKind) -> Vec<Link> {
         let mut links = Vec::new();
         for peer in &self.shared.peers {
             links.extend(peer.links(kind).iter().cloned());
         }
+        links.sort_by_key(|link| link.peer().node);
         links
     }
 

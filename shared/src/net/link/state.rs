@@ -1,6 +1,6 @@
 //! Everything of a connection that is behind its lock: the queue, the streams, the books.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::task::Waker;
 
 use bytes::Bytes;
@@ -28,7 +28,8 @@ pub(super) struct State {
     pub(super) pong_queued: bool,
     pub(super) writer: Option<Waker>,
     pub(super) slots: Slots,
-    pub(super) calls: HashMap<u32, oneshot::Sender<Option<Bytes>>>,
+    /// Sorted: when the connection ends, callers are woken in this order.
+    pub(super) calls: BTreeMap<u32, oneshot::Sender<Option<Bytes>>>,
     pub(super) calls_in: u32,
     pub(super) next_call: u32,
     pub(super) send: SendWindow,
@@ -53,7 +54,7 @@ impl State {
             pong_queued: false,
             writer: None,
             slots: Slots::new(dialer),
-            calls: HashMap::new(),
+            calls: BTreeMap::new(),
             calls_in: 0,
             next_call: 0,
             send: windows.0,
