@@ -5,7 +5,7 @@ use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use http::header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
@@ -19,9 +19,9 @@ use stead_shared::border::hardening::{self, Malformed};
 use stead_shared::border::headers::{self, EPOCH, NODE, SHARD};
 use stead_shared::id::{BootId, RequestId, SessionKey};
 use stead_shared::member::Member;
+use stead_shared::net::sock::{TcpListener, TcpStream};
 use stead_shared::session_key::extract;
 use stead_shared::wire::http::{RequestMeta, ResponseMeta};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -280,14 +280,13 @@ fn offered(response: &Response<Body>) -> Option<HeaderValue> {
 impl Handle {
     pub(crate) fn meta(&self, key: SessionKey, client: IpAddr, upgrade: bool) -> RequestMeta {
         let counter = self.inner.requests.fetch_add(1, Ordering::Relaxed);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         RequestMeta {
             shard: self.inner.params.shard_of(&key),
             epoch: None,
             key,
             id: RequestId { boot: self.boot(), counter },
             attempt: 1,
-            first_sent_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            first_sent_ms: self.inner.platform.unix_micros() / 1000,
             deadline_ms: REQUEST_MS,
             client,
             upgrade,

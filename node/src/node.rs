@@ -21,6 +21,7 @@ use stead_shared::net::link::{ConnectionKind, Links, PeerInfo, Reply, ServerStre
 use stead_shared::net::mesh::Hooks;
 use stead_shared::net::parking::Parking;
 use stead_shared::net::pinning::{PinDesk, Pinning};
+use stead_shared::net::platform::Platform;
 use stead_shared::net::process::{self, Process, ProcessConfig};
 use stead_shared::net::sock;
 use stead_shared::net::watch;
@@ -64,6 +65,7 @@ pub struct NodeBuilder {
     swim: SwimConfig,
     host: HostConfig,
     service: Option<SharedService>,
+    platform: Platform,
 }
 
 impl NodeBuilder {
@@ -74,6 +76,7 @@ impl NodeBuilder {
             swim: SwimConfig::default(),
             host: HostConfig::default(),
             service: None,
+            platform: Platform::system(),
         }
     }
 
@@ -150,6 +153,13 @@ impl NodeBuilder {
         self
     }
 
+    /// The system beneath, for simulations.
+    #[must_use]
+    pub fn platform(mut self, platform: Platform) -> Self {
+        self.platform = platform;
+        self
+    }
+
     /// The service that answers requests. Without one the built-in session service does.
     #[must_use]
     pub fn service(mut self, service: impl Service) -> Self {
@@ -190,7 +200,8 @@ impl NodeBuilder {
             memory_max: config.memory_max,
             ..self.host
         };
-        Node::start(config, self.swim, Host::new(host, service)).await
+        let beneath = (self.swim, self.platform);
+        Node::start(config, beneath, Host::new(host, service)).await
     }
 }
 
@@ -311,6 +322,7 @@ pub(crate) struct Inner {
     pub(crate) config: NodeConfig,
     pub(crate) requests: std::sync::atomic::AtomicU64,
     pub(crate) forwarding: Forwarding,
+    pub(crate) platform: Platform,
 }
 
 impl std::fmt::Debug for Inner {
@@ -326,7 +338,11 @@ impl Node {
         NodeBuilder::new()
     }
 
-    async fn start(config: NodeConfig, swim: SwimConfig, host: Host) -> Result<Self, NodeError> {
+    async fn start(
+        config: NodeConfig,
+        (swim, platform): (SwimConfig, Platform),
+        host: Host,
+    ) -> Result<Self, NodeError> {
         refuse_a_second_cluster(&config)?;
         let http = sock::tcp_listener(config.http, "http")?;
         let http_addr = http.local_addr().unwrap_or(config.http);
@@ -340,7 +356,7 @@ impl Node {
             progress: progress_out.clone(),
             name: config.name.clone(),
         });
-        let process_config = process_config(&config, http_addr, swim);
+        let process_config = process_config(&config, http_addr, (swim, platform.clone()));
         let process = process::start(process_config, Arc::clone(&hooks) as Arc<dyn Hooks>).await?;
         let params = Arc::new(ClusterParams {
             shards: config.shards,
@@ -362,7 +378,8 @@ impl Node {
         // Set once: `start` made the hooks.
         let _ = hooks.server.set(server.clone());
         let stop = process.stop.clone();
-        let (pinning, pins) = Pinning::new(process.me.node, process.links.clone());
+        let (pinning, pins) =
+            Pinning::new(process.me.node, process.links.clone(), platform.clone());
         let inner = Inner {
             name: config.name.clone(),
             me: process.me.node,
@@ -379,6 +396,7 @@ impl Node {
             config: config.clone(),
             requests: std::sync::atomic::AtomicU64::new(1),
             forwarding,
+            platform,
         };
         let handle = Handle { inner: Arc::new(inner) };
         host.listen(Arc::clone(&process.heard));
@@ -586,7 +604,11 @@ impl Wiring<'_> {
     }
 }
 
-fn process_config(config: &NodeConfig, http: SocketAddr, swim: SwimConfig) -> ProcessConfig {
+fn process_config(
+    config: &NodeConfig,
+    http: SocketAddr,
+    (swim, platform): (SwimConfig, Platform),
+) -> ProcessConfig {
     let data_dir: Option<PathBuf> = config.data_dir.clone();
     ProcessConfig {
         member: config.member.clone(),
@@ -599,6 +621,7 @@ fn process_config(config: &NodeConfig, http: SocketAddr, swim: SwimConfig) -> Pr
         balance_permille: config.balance_permille,
         data_dir,
         swim,
+        platform,
     }
 }
 

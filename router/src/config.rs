@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use stead_shared::config::OnNoKey;
 use stead_shared::id::BootId;
+use stead_shared::net::platform::Platform;
 use stead_shared::session_key::KeySource;
 
 use crate::sessions::Sessions;
@@ -30,6 +31,8 @@ pub struct ProxyConfig {
     pub park: park::Limits,
     /// Bounds of what clients may take.
     pub limits: Limits,
+    /// The system beneath.
+    pub platform: Platform,
 }
 
 impl ProxyConfig {
@@ -45,6 +48,7 @@ impl ProxyConfig {
             replay: Replay::default(),
             park: park::Limits::default(),
             limits: Limits::default(),
+            platform: Platform::system(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use http::header::CONNECTION;
 use http::{Request, Response};
@@ -17,10 +17,10 @@ use hyper::body::{Body, Incoming};
 use stead_shared::id::{NodeId, RequestId};
 use stead_shared::net::link::{DialError, Link, Links, OpenError};
 use stead_shared::refusal::Refusal;
+use stead_shared::net::sock::TcpListener;
 use stead_shared::net::watch;
 use stead_shared::view::View;
 use stead_shared::wire::http::{RequestMeta, encode_request};
-use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -91,7 +91,7 @@ impl Proxy {
         let (for_parking, limits) = (Arc::clone(&routing), config.park.clone());
         let owner_epoch = Box::new(move |shard| for_parking.destination(shard).map(|to| to.epoch));
         let parking = Parking::new(limits, routing.views(), owner_epoch, metrics::parking());
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = Duration::from_micros(config.platform.unix_micros());
         let inner = Inner {
             sessions: Sessions::new(&config)?,
             parking: Arc::new(parking),

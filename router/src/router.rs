@@ -20,12 +20,12 @@ use stead_shared::net::agent::{Agent, AgentEvent, End};
 use stead_shared::net::link::{Links, PeerInfo, Reply, ServerStream};
 use stead_shared::net::mesh::{Hooks, MeshEvent};
 use stead_shared::net::pinning::{PinDesk, Pinning};
+use stead_shared::net::platform::Platform;
 use stead_shared::net::process::{self, Process, ProcessConfig, StartError};
-use stead_shared::net::sock::{self, SockError};
+use stead_shared::net::sock::{self, SockError, TcpListener};
 use stead_shared::net::watch;
 use stead_shared::swim::{FatalReason, SwimConfig};
 use stead_shared::view::{ClusterParams, View};
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -82,6 +82,7 @@ pub struct RouterBuilder {
     options: RouterOptions,
     config: Option<RouterConfig>,
     swim: SwimConfig,
+    platform: Platform,
 }
 
 impl RouterBuilder {
@@ -143,6 +144,13 @@ impl RouterBuilder {
         self
     }
 
+    /// The system beneath, for simulations.
+    #[must_use]
+    pub fn platform(mut self, platform: Platform) -> Self {
+        self.platform = platform;
+        self
+    }
+
     /// Starts the router; clients are served from when it knows the cluster, see
     /// [`Router::ready`].
     ///
@@ -153,7 +161,7 @@ impl RouterBuilder {
             Some(config) => config,
             None => RouterConfig::try_from(&self.options)?,
         };
-        Router::start(config, self.swim).await
+        Router::start(config, self.swim, self.platform).await
     }
 }
 
@@ -217,7 +225,11 @@ impl Router {
         RouterBuilder::default()
     }
 
-    async fn start(config: RouterConfig, swim: SwimConfig) -> Result<Self, RouterError> {
+    async fn start(
+        config: RouterConfig,
+        swim: SwimConfig,
+        platform: Platform,
+    ) -> Result<Self, RouterError> {
         crate::metrics::describe();
         let listener = sock::tcp_listener(config.listen, "listen")?;
         let listen = listener.local_addr().unwrap_or(config.listen);
@@ -234,16 +246,18 @@ impl Router {
             balance_permille: 0,
             data_dir: None,
             swim,
+            platform: platform.clone(),
         };
         let process = process::start(process_config, Arc::new(NoHooks)).await?;
-        let proxy_config = proxy_config(&config, &process);
+        let proxy_config =
+            ProxyConfig { platform: platform.clone(), ..proxy_config(&config, &process) };
         proxy_config.check()?;
         process.agent.set_phase(Phase::Ready);
         let (knowledge, knowledge_out) = watch::channel(Knowledge::default());
         let (first, first_out) = tokio::sync::oneshot::channel();
         let view = Arc::new(OnceLock::new());
         let stop = process.stop.clone();
-        let (pinning, pins) = Pinning::new(process.me.node, process.links.clone());
+        let (pinning, pins) = Pinning::new(process.me.node, process.links.clone(), platform);
         let inner = Inner {
             name,
             agent: process.agent.clone(),

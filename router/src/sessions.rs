@@ -7,6 +7,7 @@ use http::HeaderValue;
 use http::request::Parts;
 use stead_shared::config::OnNoKey;
 use stead_shared::id::SessionKey;
+use stead_shared::net::platform::Platform;
 use stead_shared::session_key::{CookieName, KeyError, KeySource, cookie, extract};
 
 use crate::config::{ProxyConfig, ProxyConfigError};
@@ -38,6 +39,7 @@ struct Issuer {
     signer: Signer,
     name: CookieName,
     secure: Secure,
+    platform: Platform,
 }
 
 /// What was found.
@@ -67,7 +69,7 @@ impl Sessions {
             OnNoKey::IssueCookie { name, secure } => {
                 let key = config.cookie_key.ok_or(ProxyConfigError::NoCookieKey)?;
                 sources.push(format!("issued cookie {}", name.as_str()));
-                NoKey::Issue(Box::new(Issuer::new(name, *secure, &key)))
+                NoKey::Issue(Box::new(Issuer::new(name, *secure, &key, &config.platform)))
             }
         };
         // A source that names the issued cookie means that cookie, signature and all: an id that
@@ -129,16 +131,15 @@ impl Sessions {
 }
 
 impl Issuer {
-    fn new(name: &CookieName, secure: bool, key: &[u8; 32]) -> Self {
+    fn new(name: &CookieName, secure: bool, key: &[u8; 32], platform: &Platform) -> Self {
         let secure = if secure { Secure::Yes } else { Secure::No };
         let full = cookie::full_name(name.as_str(), secure);
         let name = full.parse().expect("a prefix of letters keeps a name a name");
-        Self { signer: Signer::new(key), name, secure }
+        Self { signer: Signer::new(key), name, secure, platform: platform.clone() }
     }
 
     fn issue(&self, now: u64) -> Found {
-        let mut id = [0; 16];
-        getrandom::fill(&mut id).expect("the system gives random bytes");
+        let id = self.platform.random();
         let value = self.signer.issue(id, now);
         let set_cookie = cookie::set_cookie(self.name.as_str(), &value, self.secure);
         Found { key: cookie::key_of(id), set_cookie: Some(set_cookie) }

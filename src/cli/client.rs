@@ -161,8 +161,8 @@ impl AdminClient {
         }
     }
 
-    async fn connect(&self) -> Result<tokio::net::TcpStream, ClientError> {
-        let addresses = tokio::net::lookup_host(&self.authority)
+    async fn connect(&self) -> Result<sock::TcpStream, ClientError> {
+        let addresses = sock::lookup(&self.authority)
             .await
             .map_err(|error| self.unreachable(format!("cannot resolve it: {error}")))?;
         let mut last = "its name has no address".to_owned();

@@ -11,7 +11,6 @@ use stead_shared::config::MemberConfig;
 use stead_shared::net::admin::{self, Admin, AdminSource, AdminToken, Render};
 use stead_shared::net::process::StartError;
 use stead_shared::net::sock;
-use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -26,7 +25,7 @@ const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Everything around a member that is there before it starts.
 pub(super) struct Outside {
     pub(super) stop: Stop,
-    listener: TcpListener,
+    listener: sock::TcpListener,
     token: Option<AdminToken>,
     metrics: Render,
 }

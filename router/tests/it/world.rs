@@ -24,7 +24,7 @@ use stead_shared::wire::http::{
     RequestMeta, ResponseMeta, decode_request, encode_refusal, encode_response,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -72,7 +72,7 @@ fn boot(name: &str) -> NodeBoot {
     NodeBoot { node: NodeId::of_name(name), boot: BootId(1) }
 }
 
-fn any_port() -> TcpListener {
+fn any_port() -> sock::TcpListener {
     sock::tcp_listener("127.0.0.1:0".parse().unwrap(), "test").unwrap()
 }
 

@@ -15,7 +15,7 @@
 //! binds to loopback only, unless it is told to be insecure.
 
 use std::future::Future;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::{io, thread};
@@ -32,6 +32,8 @@ use crate::id::{BootId, ClusterId, NodeBoot, NodeId};
 use crate::keys::Keyring;
 use crate::member::{Members, Phase};
 use crate::net::heard::Heard;
+use crate::net::platform::Platform;
+use crate::net::sock::UdpSocket;
 use crate::net::watch;
 use crate::swim::{FatalReason, SelfDescription, SwimConfig, SwimState};
 
@@ -63,6 +65,8 @@ pub struct AgentConfig {
     pub swim: SwimConfig,
     /// Where the boot id is remembered when it has to change while the process runs.
     pub data_dir: Option<PathBuf>,
+    /// The system beneath.
+    pub platform: Platform,
 }
 
 /// An agent that cannot start. Nothing was started.

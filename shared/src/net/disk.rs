@@ -147,13 +147,13 @@ pub fn replace_keys(path: &Path, keys: &KeyFile) -> Result<(), DiskError> {
     replace(path, keys.render().as_bytes()).map_err(io_error("replace the key file", path))
 }
 
-/// The id of this start of the process: the time in microseconds, or one more than the last one
-/// that `data_dir` remembers where the clock has gone back. It is on disk before this returns.
+/// The id of this start of the process: `now`, the time in microseconds, or one more than the
+/// last one that `data_dir` remembers where the clock has gone back. It is on disk before this
+/// returns.
 ///
 /// # Errors
 /// [`DiskError`] when the directory cannot be read or written.
-pub fn next_boot(data_dir: Option<&Path>) -> Result<BootId, DiskError> {
-    let now = unix_micros();
+pub fn next_boot(data_dir: Option<&Path>, now: u64) -> Result<BootId, DiskError> {
     let Some(dir) = data_dir else { return Ok(BootId(now)) };
     fs::create_dir_all(dir).map_err(io_error("create the data directory", dir))?;
     let path = dir.join(BOOT_FILE);
@@ -309,13 +309,13 @@ mod tests {
     fn boot_ids_grow_even_when_the_clock_goes_back() {
         let scratch = Scratch::new("boot");
         let dir = scratch.0.join("data");
-        let first = next_boot(Some(&dir)).unwrap();
-        let second = next_boot(Some(&dir)).unwrap();
+        let first = next_boot(Some(&dir), unix_micros()).unwrap();
+        let second = next_boot(Some(&dir), unix_micros()).unwrap();
         assert!(first < second);
         let far = BootId(second.0 + 1_000_000_000_000);
         remember_boot(&dir, far).unwrap();
-        assert_eq!(next_boot(Some(&dir)).unwrap(), BootId(far.0 + 1));
+        assert_eq!(next_boot(Some(&dir), unix_micros()).unwrap(), BootId(far.0 + 1));
         fs::write(dir.join(BOOT_FILE), "torn").unwrap();
-        assert!(matches!(next_boot(Some(&dir)), Err(DiskError::BootFile { .. })));
+        assert!(matches!(next_boot(Some(&dir), unix_micros()), Err(DiskError::BootFile { .. })));
     }
 }

@@ -21,6 +21,7 @@ use super::agent::Agent;
 use super::heard::Heard;
 use super::link::{DialError, Link, LinkConfig, LinkHandler, Links, PeerInfo, Reply, ServerStream};
 use super::peers::{LinkPeers, answer_push_pull};
+use super::platform::Platform;
 use crate::control::kind;
 use crate::id::{NodeBoot, NodeId};
 use crate::member::Members;
@@ -144,6 +145,7 @@ impl Mesh {
     #[must_use]
     pub fn new(
         config: LinkConfig,
+        platform: Platform,
         hooks: Arc<dyn Hooks>,
         heard: Arc<Heard>,
     ) -> (Self, mpsc::Receiver<MeshEvent>) {
@@ -158,7 +160,8 @@ impl Mesh {
         let agent = OnceLock::new();
         let handler = Handler { hooks, agent, heard, events, broken: broken_in, dropped };
         let handler = Arc::new(handler);
-        let links = Links::new(config, Arc::clone(&handler) as Arc<dyn LinkHandler>);
+        let for_links = Arc::clone(&handler) as Arc<dyn LinkHandler>;
+        let links = Links::on(platform, config, for_links);
         (Self { me, links, handler, broken }, events_out)
     }
 

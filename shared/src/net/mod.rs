@@ -9,6 +9,9 @@ pub mod mesh;
 pub mod parking;
 pub mod peers;
 pub mod pinning;
+pub mod platform;
 pub mod process;
 pub mod sock;
 pub mod watch;
+#[cfg(feature = "turmoil")]
+pub use turmoil;

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::link::Links;
 use crate::control::{self, kind};
 use crate::id::{NodeId, ShardId};
+use crate::net::platform::Platform;
 use crate::net::watch;
 use crate::pins::{Change, PinEntry, PinError, PinKind, PinOrder, Pins, PinsNote};
 use crate::view::View;
@@ -83,6 +84,7 @@ impl PinDesk {
 pub struct Pinning {
     me: NodeId,
     links: Links,
+    platform: Platform,
     book: Pins,
     orders: mpsc::Receiver<Order>,
     published: watch::Sender<Arc<Pins>>,
@@ -95,7 +97,7 @@ pub struct Pinning {
 impl Pinning {
     /// No pins yet, for the process `me`.
     #[must_use]
-    pub fn new(me: NodeId, links: Links) -> (Self, PinDesk) {
+    pub fn new(me: NodeId, links: Links, platform: Platform) -> (Self, PinDesk) {
         describe_gauge!("stead_pins", "Pins in force that this process knows, by kind");
         describe_counter!(
             "stead_pin_notes_unreadable_total",
@@ -106,6 +108,7 @@ impl Pinning {
         let pinning = Self {
             me,
             links,
+            platform,
             book: Pins::default(),
             orders,
             published,
@@ -114,6 +117,10 @@ impl Pinning {
             by_heat: gauge!("stead_pins", "kind" => "heat"),
         };
         (pinning, PinDesk { orders: orders_in, book })
+    }
+
+    fn unix_ms(&self) -> u64 {
+        self.platform.unix_micros() / 1000
     }
 
     /// The next order. Waits for ever when no desk is left.
@@ -128,7 +135,7 @@ impl Pinning {
     pub fn carry_out(&mut self, order: Order) {
         match order.0 {
             What::Pin(order, reply) => {
-                let pinned = self.book.pin(self.me, order, unix_ms());
+                let pinned = self.book.pin(self.me, order, self.unix_ms());
                 let answer = pinned.map(|written| {
                     self.tell_everybody(&written);
                     written.last().copied()
@@ -139,7 +146,7 @@ impl Pinning {
                 }
             }
             What::Unpin(shard, reply) => {
-                let written = self.book.unpin(self.me, shard, unix_ms());
+                let written = self.book.unpin(self.me, shard, self.unix_ms());
                 self.tell_everybody(&written);
                 // Whoever asked may have gone: the pin has too.
                 let _ = reply.send(!written.is_empty());
@@ -171,7 +178,7 @@ impl Pinning {
             }
             Ok(PinsNote::Wanted) => self.send_all(from),
             Ok(PinsNote::Changed(entries)) => {
-                if self.book.apply(&entries, unix_ms()) == Change::Changed {
+                if self.book.apply(&entries, self.unix_ms()) == Change::Changed {
                     self.publish();
                 }
             }
@@ -183,7 +190,7 @@ impl Pinning {
     pub fn tick(&mut self) {
         // What is in force may have changed without an entry going.
         self.changed |= !self.book.is_empty();
-        if self.book.expire(unix_ms()) == Change::Changed {
+        if self.book.expire(self.unix_ms()) == Change::Changed {
             self.publish();
         }
     }
@@ -193,7 +200,7 @@ impl Pinning {
         if !std::mem::take(&mut self.changed) {
             return None;
         }
-        let now_ms = unix_ms();
+        let now_ms = self.unix_ms();
         let in_force = self.book.in_force(now_ms);
         let by_hand = in_force.iter().filter(|entry| entry.kind == PinKind::Hand).count();
         self.by_hand.set(by_hand as f64);

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::agent::{Agent, AgentConfig, AgentError, AgentEvent, on_own_thread};
+use super::agent::{Agent, AgentConfig, AgentError, AgentEvent};
 use super::disk::{self, DiskError};
-use super::heard::{Heard, boottime};
+use super::heard::Heard;
 use super::link::{LinkConfig, LinkLimits, Links};
 use super::mesh::{Hooks, Mesh, MeshEvent};
+use super::platform::Platform;
 use super::sock::{self, SockError};
 use crate::config::MemberConfig;
 use crate::hash::HashSecret;
@@ -43,6 +44,8 @@ pub struct ProcessConfig {
     pub data_dir: Option<PathBuf>,
     /// Tuning of the membership protocol.
     pub swim: SwimConfig,
+    /// The system beneath.
+    pub platform: Platform,
 }
 
 /// Why a process did not start. Nothing was started.
@@ -113,8 +116,8 @@ pub fn hash_secret(keys: Option<&KeyFile>) -> HashSecret {
 async fn advertised(config: &MemberConfig, bound: SocketAddr) -> Result<SocketAddr, StartError> {
     let Some(text) = &config.advertise else { return Ok(bound) };
     let error = |why: String| StartError::Advertise { text: text.clone(), why };
-    let mut found = tokio::net::lookup_host(text).await.map_err(|e| error(e.to_string()))?;
-    found.next().ok_or_else(|| error("no address".to_owned()))
+    let found = sock::lookup(text).await.map_err(|e| error(e.to_string()))?;
+    found.first().copied().ok_or_else(|| error("no address".to_owned()))
 }
 
 /// Binds the gossip address, reads the keys and joins the gossip in phase joining.
@@ -129,7 +132,7 @@ pub async fn start(config: ProcessConfig, hooks: Arc<dyn Hooks>) -> Result<Proce
     let (udp, tcp) = sock::udp_and_tcp(config.member.gossip, "gossip")?;
     let bound = tcp.local_addr().unwrap_or(config.member.gossip);
     let gossip = advertised(&config.member, bound).await?;
-    let boot = disk::next_boot(config.data_dir.as_deref())?;
+    let boot = disk::next_boot(config.data_dir.as_deref(), config.platform.unix_micros())?;
     let me = NodeBoot { node: NodeId::of_name(&config.name), boot };
     let secret = hash_secret(keys.as_ref());
     let card = Card {
@@ -159,6 +162,7 @@ pub async fn start(config: ProcessConfig, hooks: Arc<dyn Hooks>) -> Result<Proce
         cluster,
         swim: config.swim,
         data_dir: config.data_dir.clone(),
+        platform: config.platform.clone(),
     };
     let (agent, run, agent_events) = Agent::prepare(agent_config, udp)?;
     let link_keys = keys.as_ref().map(KeyFile::link_keys);
@@ -169,14 +173,15 @@ pub async fn start(config: ProcessConfig, hooks: Arc<dyn Hooks>) -> Result<Proce
         keys: link_keys.map_or_else(Vec::new, |keys| keys.secrets()),
         limits: LinkLimits::default(),
     };
-    let heard = Arc::new(Heard::new(true, Box::new(boottime)));
-    let (mesh, mesh_events) = Mesh::new(link_config, hooks, Arc::clone(&heard));
+    let heard = Arc::new(Heard::new(true, config.platform.awake_clock()));
+    let (mesh, mesh_events) =
+        Mesh::new(link_config, config.platform.clone(), hooks, Arc::clone(&heard));
     let (links, peers) = (mesh.links(), mesh.peers());
     let stop = CancellationToken::new();
     let (serving, stopped) = (links.clone(), stop.clone());
     tokio::spawn(async move { serving.serve(tcp, stopped.cancelled()).await });
     tokio::spawn(mesh.run(agent.clone()));
-    on_own_thread(run.noting(Arc::clone(&heard)), peers)?;
+    config.platform.gossip(run.noting(Arc::clone(&heard)), peers)?;
     let name = config.name;
     Ok(Process { me, name, agent, agent_events, links, mesh_events, heard, keys, secret, stop })
 }

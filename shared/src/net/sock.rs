@@ -4,15 +4,34 @@
 //!   bind fails even when the other process sets it, and UDP sockets do without `SO_REUSEADDR`,
 //!   with which Linux would let two processes share a port.
 //! - TCP goes out at once (`TCP_NODELAY`): whoever writes has already batched.
-//! - UDP sockets are [`std::net::UdpSocket`]s in non-blocking mode, because the runtime that uses
-//!   one is rarely the one that is current while it is bound.
+//! - With the feature `turmoil` a process inside a turmoil simulation gets sockets of its network.
+//!   That is decided anew for each socket, by the thread that opens it, so that one build serves
+//!   simulations and the system. Without the feature there are only the system's.
 
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+
+pub use self::datagram::{Datagrams, UdpSocket};
+pub use self::stream::{ReadHalf, TcpListener, TcpStream, WriteHalf};
+
+/// Does the same with a socket of either kind. For the modules below.
+macro_rules! whichever {
+    ($of:expr, $socket:ident => $work:expr) => {
+        match $of {
+            Self::Real($socket) => $work,
+            #[cfg(feature = "turmoil")]
+            Self::Simulated($socket) => $work,
+        }
+    };
+}
+
+mod datagram;
+#[cfg(feature = "turmoil")]
+mod simulated;
+mod stream;
 
 /// Bytes asked of the kernel for datagrams that wait for us. Linux grants no more than
 /// `net.core.rmem_max`; at 1,400 bytes a datagram this is a burst of about 3,000.
@@ -109,13 +128,17 @@ impl SockError {
 /// [`SockError`] when the address cannot be bound.
 pub fn udp(addr: SocketAddr, what: &'static str) -> Result<UdpSocket, SockError> {
     let open = || {
+        #[cfg(feature = "turmoil")]
+        if simulated::is_here() {
+            return simulated::Datagrams::bind(addr).map(UdpSocket::Simulated);
+        }
         let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
         accept_both_families(&socket, addr)?;
         socket.set_nonblocking(true)?;
         socket.bind(&addr.into())?;
         // Less than asked for is no reason not to start.
         let _ = socket.set_recv_buffer_size(UDP_RECEIVE_BYTES);
-        Ok(socket.into())
+        Ok(UdpSocket::Real(socket.into()))
     };
     open().map_err(|source| SockError::bind(what, addr, source))
 }
@@ -131,6 +154,10 @@ pub fn udp(addr: SocketAddr, what: &'static str) -> Result<UdpSocket, SockError>
 /// Outside a tokio runtime with I/O enabled.
 pub fn tcp_listener(addr: SocketAddr, what: &'static str) -> Result<TcpListener, SockError> {
     let open = || {
+        #[cfg(feature = "turmoil")]
+        if simulated::is_here() {
+            return simulated::Listener::bind(addr).map(TcpListener::Simulated);
+        }
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         accept_both_families(&socket, addr)?;
         if cfg!(unix) {
@@ -139,7 +166,7 @@ pub fn tcp_listener(addr: SocketAddr, what: &'static str) -> Result<TcpListener,
         socket.set_nonblocking(true)?;
         socket.bind(&addr.into())?;
         socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into())
+        tokio::net::TcpListener::from_std(socket.into()).map(TcpListener::Real)
     };
     open().map_err(|source| SockError::bind(what, addr, source))
 }
@@ -182,7 +209,7 @@ fn accept_both_families(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
 /// # Errors
 /// [`SockError::Refused`], [`SockError::Timeout`] or [`SockError::Connect`].
 pub async fn connect(addr: SocketAddr, timeout: Duration) -> Result<TcpStream, SockError> {
-    let stream = match tokio::time::timeout(timeout, TcpStream::connect(addr)).await {
+    let stream = match tokio::time::timeout(timeout, dial(addr)).await {
         Err(_) => return Err(SockError::Timeout { addr, after: timeout }),
         Ok(Err(source)) if source.kind() == io::ErrorKind::ConnectionRefused => {
             return Err(SockError::Refused { addr });
@@ -197,6 +224,35 @@ pub async fn connect(addr: SocketAddr, timeout: Duration) -> Result<TcpStream, S
     Ok(stream)
 }
 
+async fn dial(addr: SocketAddr) -> io::Result<TcpStream> {
+    #[cfg(feature = "turmoil")]
+    if simulated::is_here() {
+        return simulated::dial(addr).await;
+    }
+    tokio::net::TcpStream::connect(addr).await.map(TcpStream::Real)
+}
+
+/// The addresses of `name`, `HOST:PORT`, as the resolver gives them. An address stands for itself.
+///
+/// # Errors
+/// What the resolver says.
+pub async fn lookup(name: &str) -> io::Result<Vec<SocketAddr>> {
+    #[cfg(feature = "turmoil")]
+    if simulated::is_here() {
+        return simulated::lookup(name).await;
+    }
+    tokio::net::lookup_host(name).await.map(Iterator::collect)
+}
+
+/// The system's socket beneath a stream, if there is one.
+fn system_socket(stream: &TcpStream) -> Option<SockRef<'_>> {
+    match stream {
+        TcpStream::Real(stream) => Some(SockRef::from(stream)),
+        #[cfg(feature = "turmoil")]
+        TcpStream::Simulated(_) => None,
+    }
+}
+
 /// Bytes that a link leaves in the kernel before it stops writing, so that what goes first is
 /// decided in our queue and not in the socket's buffer.
 pub const LINK_NOTSENT_BYTES: u32 = 64 << 10;
@@ -209,9 +265,9 @@ pub const LINK_NOTSENT_BYTES: u32 = 64 << 10;
 pub fn tune_link(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    SockRef::from(stream).set_tcp_notsent_lowat(LINK_NOTSENT_BYTES)?;
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    let _ = SockRef::from(stream);
+    if let Some(socket) = system_socket(stream) {
+        socket.set_tcp_notsent_lowat(LINK_NOTSENT_BYTES)?;
+    }
     Ok(())
 }
 
@@ -230,11 +286,13 @@ pub fn tune_client(stream: &TcpStream) -> io::Result<()> {
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(CLIENT_KEEPALIVE)
         .with_interval(CLIENT_KEEPALIVE_EVERY);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+    system_socket(stream).map_or(Ok(()), |socket| socket.set_tcp_keepalive(&keepalive))
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWrite;
+
     use super::*;
 
     const ANY_PORT: SocketAddr =
@@ -284,7 +342,8 @@ mod tests {
         let listener = tcp_listener(ANY_PORT, "test").unwrap();
         let addr = listener.local_addr().unwrap();
         let stream = connect(addr, Duration::from_secs(5)).await.unwrap();
-        assert!(stream.nodelay().unwrap());
+        assert!(system_socket(&stream).unwrap().tcp_nodelay().unwrap());
+        assert!(stream.is_write_vectored(), "many buffers go out in one system call");
         tune_link(&stream).unwrap();
         drop((stream, listener));
         let error = connect(addr, Duration::from_secs(5)).await.unwrap_err();

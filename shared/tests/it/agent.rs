@@ -12,6 +12,7 @@ use stead_shared::member::{Card, MemberState, Members, Phase, Role};
 use stead_shared::net::agent::{
     Agent, AgentConfig, AgentError, AgentEvent, End, PeerError, PushPuller, on_own_thread,
 };
+use stead_shared::net::platform::Platform;
 use stead_shared::net::{disk, sock};
 use stead_shared::swim::{FatalReason, SelfDescription, SwimConfig};
 use stead_shared::wire::datagram::{DATAGRAM_BYTES_MAX, Envelope};
@@ -162,6 +163,7 @@ pub(crate) fn config(start: &Start<'_>) -> AgentConfig {
     };
     let phase = Phase::Ready;
     AgentConfig {
+        platform: Platform::system(),
         me: SelfDescription { card, role: Role::Node, weight: 1, zone: 0, gossip: ANY_PORT, phase },
         seeds: start.seeds.iter().map(ToString::to_string).collect(),
         keys: start.keys.clone(),

@@ -16,7 +16,6 @@ use stead_shared::wire::link::{
     Dialer, FrameType, LocalHello, PAYLOAD_MAX, REPLAY_BYTES, StreamId, flag, put_frame,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -598,7 +597,7 @@ async fn a_member_that_breaks_the_rules_is_cut_off() {
 }
 
 /// A raw connection that has said hello as a member would.
-async fn member(addr: SocketAddr) -> TcpStream {
+async fn member(addr: SocketAddr) -> sock::TcpStream {
     let local = LocalHello {
         cluster: ClusterId::of_name("test"),
         who: who("raw", 1),
@@ -619,7 +618,7 @@ async fn member(addr: SocketAddr) -> TcpStream {
     socket
 }
 
-async fn frame_payload(socket: &mut TcpStream) -> Vec<u8> {
+async fn frame_payload(socket: &mut sock::TcpStream) -> Vec<u8> {
     let mut header = [0; 8];
     soon(socket.read_exact(&mut header)).await.unwrap();
     let mut payload = vec![0; usize::from(u16::from_be_bytes([header[2], header[3]]))];

@@ -14,6 +14,7 @@ use stead_shared::net::link::{
     CallError, LinkConfig, LinkLimits, Links, PeerInfo, Reply, ServerStream,
 };
 use stead_shared::net::mesh::{Hooks, Mesh};
+use stead_shared::net::platform::Platform;
 use stead_shared::net::{disk, sock};
 use stead_shared::swim::FatalReason;
 use tokio::sync::mpsc;
@@ -57,7 +58,7 @@ impl Process {
             limits: LinkLimits::default(),
         };
         let heard = Arc::new(Heard::new(false, Box::new(boottime)));
-        let (mesh, _) = Mesh::new(link_config, Arc::new(Quiet), heard);
+        let (mesh, _) = Mesh::new(link_config, Platform::system(), Arc::new(Quiet), heard);
         let (links, peers) = (mesh.links(), mesh.peers());
         let mesh = tokio::spawn(mesh.run(agent.clone()));
         let serving = links.clone();

@@ -1,9 +1,8 @@
 //! Which ports the demo's processes get.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use stead_shared::net::sock;
-use tokio::net::TcpListener;
 
 use crate::cli::exit::Exit;
 
@@ -61,8 +60,8 @@ impl DemoNode<'_> {
 /// Holds the ports until all are chosen, so that none is chosen twice.
 #[derive(Default)]
 struct Held {
-    _tcp: Vec<TcpListener>,
-    _udp: Vec<UdpSocket>,
+    _tcp: Vec<sock::TcpListener>,
+    _udp: Vec<sock::UdpSocket>,
 }
 
 impl Ports {

@@ -17,11 +17,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::{Admin, DrainError, Problem, Readiness, auth};
 use crate::id::SessionKey;
+use crate::net::sock::{TcpListener, TcpStream};
 use crate::session_key::{KeyError, KeySource, extract};
 
 mod placing;

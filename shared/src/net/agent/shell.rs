@@ -9,7 +9,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::net::UdpSocket;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::{Id, JoinError, JoinSet};
@@ -23,6 +22,8 @@ use crate::id::{BootId, NodeBoot};
 use crate::member::Members;
 use crate::net::disk;
 use crate::net::heard::Heard;
+use crate::net::platform::Platform;
+use crate::net::sock::Datagrams;
 use crate::net::watch;
 use crate::swim::{FatalReason, Swim, SwimAction, SwimEvent};
 use crate::time::Time;
@@ -53,10 +54,11 @@ enum Wake {
 pub(super) struct Shell<P> {
     pub(super) swim: Swim,
     envelope: Envelope,
-    socket: UdpSocket,
+    socket: Datagrams,
     local: SocketAddr,
     buffer: Box<[u8; DATAGRAM_BYTES_MAX + 1]>,
     rest_until: Instant,
+    platform: Platform,
     rng: StdRng,
     origin: Instant,
 
@@ -87,9 +89,9 @@ impl<P: PushPuller> Shell<P> {
     pub(super) fn new(run: AgentRun, peers: Arc<P>, helpers: Handle) -> Result<Self, AgentError> {
         let AgentRun { config, socket, inbox, meters, ends, heard } = run;
         let mut seed = [0; 32];
-        getrandom::fill(&mut seed).map_err(AgentError::Random)?;
+        config.platform.fill(&mut seed).map_err(AgentError::Random)?;
         let mut rng = StdRng::from_seed(seed);
-        let socket = UdpSocket::from_std(socket).map_err(AgentError::Socket)?;
+        let socket = socket.attach().map_err(AgentError::Socket)?;
         let local = socket.local_addr().map_err(AgentError::Socket)?;
         if config.keys.is_none() && !local.ip().is_loopback() {
             tracing::warn!("gossip is not authenticated: whoever reaches {local} controls us");
@@ -105,6 +107,7 @@ impl<P: PushPuller> Shell<P> {
             local,
             buffer: Box::new([0; DATAGRAM_BYTES_MAX + 1]),
             rest_until: now,
+            platform: config.platform,
             rng,
             origin: now,
             peers,
@@ -189,7 +192,7 @@ impl<P: PushPuller> Shell<P> {
         self.meters.swim(self.swim.stats());
         if let Some(keys) = self.envelope.keys() {
             let made = keys.newest().made_unix_s;
-            self.meters.key_age((disk::unix_micros() / 1_000_000).saturating_sub(made));
+            self.meters.key_age((self.platform.unix_micros() / 1_000_000).saturating_sub(made));
         }
         self.step(SwimEvent::Tick);
     }
@@ -246,7 +249,7 @@ impl<P: PushPuller> Shell<P> {
     fn datagram(&mut self, length: usize, source: SocketAddr) {
         self.meters.bytes_in.add(length);
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-        let unix_ms = disk::unix_micros() / 1000;
+        let unix_ms = self.platform.unix_micros() / 1000;
         match self.envelope.open(&self.buffer[..length], unix_ms) {
             Ok(opened) => {
                 self.meters.packets_in.add(1);
@@ -263,7 +266,7 @@ impl<P: PushPuller> Shell<P> {
     fn send(&mut self, to: NodeBoot, addr: SocketAddr, payload: &Bytes) {
         let mut nonce = [0; NONCE_BYTES];
         self.rng.fill_bytes(&mut nonce);
-        let unix_ms = disk::unix_micros() / 1000;
+        let unix_ms = self.platform.unix_micros() / 1000;
         let datagram = match self.envelope.seal(to, payload, unix_ms, nonce) {
             Ok(datagram) => datagram,
             Err(error) => {

@@ -11,6 +11,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use super::shell::Shell;
 use super::{End, PeerError, PushPuller};
 use crate::id::{NodeBoot, NodeId};
+use crate::net::sock;
 use crate::swim::{SwimEvent, SwimState};
 
 /// Calls, dials and look-ups under way at once; more fail at once and come again.
@@ -151,9 +152,9 @@ async fn resolve(seeds: Arc<[String]>) -> TaskDone {
     let mut lookups = JoinSet::new();
     for seed in seeds.iter().cloned() {
         lookups.spawn(async move {
-            let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(&seed));
+            let found = tokio::time::timeout(RESOLVE_TIMEOUT, sock::lookup(&seed));
             let addrs: Vec<SocketAddr> = match found.await {
-                Ok(Ok(found)) => found.take(SEED_ADDRS_MAX).collect(),
+                Ok(Ok(found)) => found.into_iter().take(SEED_ADDRS_MAX).collect(),
                 Ok(Err(_)) | Err(_) => Vec::new(),
             };
             (seed, addrs)

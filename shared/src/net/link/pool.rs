@@ -10,7 +10,6 @@ use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use dashmap::DashMap;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -27,7 +26,8 @@ use super::{
     CloseReason, ConnectionKind, DialError, Link, LinkConfig, LinkHandler, LinkStats, PeerInfo,
 };
 use crate::id::{BootId, NodeBoot, NodeId};
-use crate::net::sock::{self, SockError};
+use crate::net::platform::Platform;
+use crate::net::sock::{self, SockError, TcpListener, TcpStream};
 use crate::wire::link::{Agreed, KEYS_MAX, LocalHello};
 
 /// Connections of one kind between two processes. Two when both dial at once; a few more while
@@ -48,6 +48,7 @@ impl std::fmt::Debug for Links {
 
 struct Shared {
     config: LinkConfig,
+    platform: Platform,
     hello: ArcSwap<LocalHello>,
     handler: Arc<dyn LinkHandler>,
     peers: DashMap<NodeId, Arc<Peer>>,
@@ -62,6 +63,12 @@ impl Links {
     /// No links yet.
     #[must_use]
     pub fn new(config: LinkConfig, handler: Arc<dyn LinkHandler>) -> Self {
+        Self::on(Platform::system(), config, handler)
+    }
+
+    /// As [`new`](Self::new), with nonces from `platform`.
+    #[must_use]
+    pub fn on(platform: Platform, config: LinkConfig, handler: Arc<dyn LinkHandler>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 hello: ArcSwap::from_pointee(config.hello()),
@@ -73,6 +80,7 @@ impl Links {
                 tasks: TaskTracker::new(),
                 meters: Arc::new(Meters::new()),
                 config,
+                platform,
             }),
         }
     }
@@ -138,7 +146,7 @@ impl Links {
         addr: SocketAddr,
     ) -> Result<Link, CloseReason> {
         let mut buffer = BytesMut::new();
-        let hello = hello_as_acceptor(&mut socket, &mut buffer, self.hello(), nonce());
+        let hello = hello_as_acceptor(&mut socket, &mut buffer, self.hello(), self.nonce());
         let outcome = timeout(self.shared.config.limits.hello_timeout, hello).await;
         let agreed = match outcome {
             Ok(Ok(agreed)) if agreed.peer.who.node == self.shared.config.me.node => {
@@ -255,7 +263,7 @@ impl Links {
         kind: ConnectionKind,
     ) -> Result<Link, DialError> {
         let mut buffer = BytesMut::new();
-        let hello = hello_as_dialer(&mut socket, &mut buffer, self.hello(), kind, nonce());
+        let hello = hello_as_dialer(&mut socket, &mut buffer, self.hello(), kind, self.nonce());
         let agreed = match timeout(self.shared.config.limits.hello_timeout, hello).await {
             Ok(Ok(agreed)) => agreed,
             Ok(Err(HelloFailure::Theirs(reason))) => {
@@ -291,6 +299,10 @@ impl Links {
 
     fn hello(&self) -> LocalHello {
         LocalHello::clone(&self.shared.hello.load())
+    }
+
+    fn nonce(&self) -> [u8; 32] {
+        self.shared.platform.random()
     }
 
     fn peer(&self, node: NodeId) -> Arc<Peer> {
@@ -530,10 +542,4 @@ fn dial_error(error: SockError) -> DialError {
         SockError::Timeout { .. } => DialError::Timeout,
         other => DialError::Io(other.to_string()),
     }
-}
-
-fn nonce() -> [u8; 32] {
-    let mut nonce = [0; 32];
-    getrandom::fill(&mut nonce).expect("the system has randomness");
-    nonce
 }

@@ -1,7 +1,8 @@
 //! What a link runs over.
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+
+use crate::net::sock::{ReadHalf, TcpStream, WriteHalf};
 
 /// What a link can run over: TCP, or a pipe in tests.
 pub trait LinkSocket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
@@ -14,8 +15,8 @@ pub trait LinkSocket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 }
 
 impl LinkSocket for TcpStream {
-    type Reader = tokio::net::tcp::OwnedReadHalf;
-    type Writer = tokio::net::tcp::OwnedWriteHalf;
+    type Reader = ReadHalf;
+    type Writer = WriteHalf;
 
     fn halves(self) -> (Self::Reader, Self::Writer) {
         self.into_split()
