@@ -68,6 +68,8 @@ pub(crate) enum Happens {
     Sealed(HandoffId),
     Sizes,
     Compare,
+    /// A packet of gossip that was due then.
+    Gossip(Time),
     Offer(u64),
     Drain,
     /// A router looks at its queues and at deadlines.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use stead_node::logic::ownership::{Action, Event, Ownership};
 use stead_shared::control::{Control, HandoffId, ShardEpoch};
+use stead_shared::heard::{self, Ear, Lift};
 use stead_shared::id::{Epoch, NodeBoot, NodeId, ShardId};
 use stead_shared::member::{MemberState, Members, Phase};
 use stead_shared::refusal::{Claim, Refusal};
@@ -46,7 +47,14 @@ pub(crate) struct NodeModel {
     unheard: Option<Vec<News>>,
     /// What happens now comes of a grant.
     pub(crate) is_granted: bool,
+    /// Whether anybody was heard lately (R11).
+    ear: Ear,
+    /// Answers that wait for the end of a doubt, each with its shard's life and epoch.
+    held: Vec<(Ask, u64, Epoch, Answer)>,
 }
+
+/// Between two packets of gossip that a process hears from anybody.
+const GOSSIP_EVERY: Duration = Duration::from_millis(300);
 
 impl NodeModel {
     pub(crate) fn new(ctx: &mut Ctx, at: Host) -> Self {
@@ -57,6 +65,8 @@ impl NodeModel {
         ctx.after(at, ms(1), Happens::Tick(1));
         ctx.after(at, ms(450), Happens::Sizes);
         ctx.after(at, ms(10_000), Happens::Compare);
+        let due = ctx.now() + GOSSIP_EVERY;
+        ctx.after(at, GOSSIP_EVERY, Happens::Gossip(due));
         Self {
             at,
             me,
@@ -79,6 +89,8 @@ impl NodeModel {
             dialling: BTreeSet::new(),
             unheard: Some(Vec::new()),
             is_granted: false,
+            ear: Ear::new(ctx.knobs.rules.heard_lately),
+            held: Vec::new(),
         }
     }
 
@@ -94,6 +106,7 @@ impl NodeModel {
             Happens::Delivered { conn, msg } => {
                 if let Some((from, boot, msg)) = ctx.arrived(conn, self.at, msg) {
                     let from = NodeBoot { node: ctx.name_of(from), boot };
+                    self.hear(ctx);
                     self.on_message(ctx, conn, from, msg);
                 }
             }
@@ -130,6 +143,7 @@ impl NodeModel {
                 }
                 ctx.after(self.at, ms(10_000), Happens::Compare);
             }
+            Happens::Gossip(due) => self.on_gossip(ctx, due),
             Happens::Offer(number) => self.offer(ctx, number),
             Happens::Drain => {
                 let news = ctx.set_phase(self.at, Phase::Leaving);
@@ -241,6 +255,11 @@ impl NodeModel {
         let (members, targets) = (Arc::clone(&self.sight.members), Arc::clone(&self.sight.targets));
         let digest = self.sight.digest;
         self.told = Arc::clone(&members);
+        let has_peers = members.live_peers().next().is_some();
+        self.ear.peers(has_peers, ctx.now());
+        if !has_peers {
+            ctx.oracle.is_alone(self.me);
+        }
         if digest != self.digest {
             (self.digest, self.digest_since) = (digest, ctx.now());
         }
@@ -282,6 +301,68 @@ impl NodeModel {
         }
     }
 
+    // ---- who is heard ----------------------------------------------------------------------
+
+    /// A packet of gossip comes from whoever can reach this process. It was sent when it was due;
+    /// a process that was stopped reads it late.
+    fn on_gossip(&mut self, ctx: &mut Ctx, due: Time) {
+        let is_heard = (0..ctx.n_hosts()).map(Host).any(|other| {
+            other != self.at && ctx.sim.is_running(other) && !ctx.sim.is_cut(other, self.at)
+        });
+        if is_heard && self.told.live_peers().next().is_some() {
+            ctx.oracle.heard(self.me, due);
+            self.hear(ctx);
+        }
+        let next = ctx.now() + GOSSIP_EVERY;
+        ctx.after(self.at, GOSSIP_EVERY, Happens::Gossip(next));
+    }
+
+    fn hear(&mut self, ctx: &mut Ctx) {
+        let change = self.ear.note(ctx.now());
+        self.on_ear(ctx, change);
+    }
+
+    fn on_ear(&mut self, ctx: &mut Ctx, change: heard::Change) {
+        match change {
+            heard::Change::None => {}
+            heard::Change::Doubt => self.feed(ctx, Event::Doubt(self.ear.n_doubts())),
+            heard::Change::Heard => self.feed(ctx, Event::Heard(self.ear.n_doubts())),
+        }
+    }
+
+    /// Lets an answer out, unless nobody was heard lately.
+    fn answer(&mut self, ctx: &mut Ctx, ask: &Ask, life: u64, answer: Answer) {
+        if let Answer::Done { epoch, .. } = answer {
+            let change = self.ear.check(ctx.now());
+            self.on_ear(ctx, change);
+            if self.ear.is_in_doubt() {
+                self.held.push((*ask, life, epoch, answer));
+                return;
+            }
+            ctx.oracle.let_out(ctx.sim.now(), self.me);
+        }
+        ctx.send(ask.conn, self.at, Msg::Answer { op: ask.op, attempt: ask.attempt, answer });
+    }
+
+    /// The doubt with this number is over: what waited for it goes out, if its shard is still
+    /// served as it was.
+    fn end_doubt(&mut self, ctx: &mut Ctx, number: u64, alone: bool) {
+        let how = if alone { Lift::Alone } else { Lift::Answered };
+        if !self.ear.lift(number, how, ctx.now()) {
+            return;
+        }
+        if alone {
+            ctx.oracle.is_alone(self.me);
+        } else {
+            ctx.oracle.heard(self.me, ctx.sim.now());
+        }
+        for (ask, life, epoch, answer) in std::mem::take(&mut self.held) {
+            let here = self.host.shards.get(&ask.shard);
+            let is_same = here.is_some_and(|s| s.life == life && s.gate.epoch() == Some(epoch));
+            self.answer(ctx, &ask, life, if is_same { answer } else { Answer::Unknown });
+        }
+    }
+
     // ---- messages --------------------------------------------------------------------------
 
     pub(crate) fn send(&self, ctx: &mut Ctx, to: Host, msg: Msg) {
@@ -318,6 +399,10 @@ impl NodeModel {
     // ---- requests --------------------------------------------------------------------------
 
     fn on_request(&mut self, ctx: &mut Ctx, ask: Ask) {
+        if self.ear.is_in_doubt() {
+            self.refuse(ctx, &ask, Refusal::Moving);
+            return;
+        }
         match self.host.admit(&ask, &ctx.knobs.rules) {
             Met::Refused(refusal) => self.refuse(ctx, &ask, refusal),
             Met::Queued => {}
@@ -390,7 +475,7 @@ impl NodeModel {
                 Answer::Done { epoch: version.epoch, value }
             }
         };
-        ctx.send(ask.conn, self.at, Msg::Answer { op: ask.op, attempt: ask.attempt, answer });
+        self.answer(ctx, &ask, life, answer);
         let (next, ended) = self.host.release(&ask, life);
         self.seals_ended(ctx, ended);
         if let Some(next) = next {
@@ -467,8 +552,8 @@ impl NodeModel {
                 }
             }
             Action::Yield { to, shards } => self.yield_to(ctx, to, &shards),
-            // No process of a run is told to doubt (R11).
-            Action::Publish | Action::Certain { .. } => {}
+            Action::Certain { doubt, alone } => self.end_doubt(ctx, doubt, alone),
+            Action::Publish => {}
             Action::Drained => {
                 let world = ctx.world();
                 let soon = Duration::from_micros(u64::from(ctx.below(30_000)));

@@ -5,6 +5,7 @@
 //! which the merge tells of.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use stead_shared::control::{HandoffId, ShardEpoch};
 use stead_shared::id::{Epoch, NodeBoot, ShardId, Version};
@@ -38,6 +39,8 @@ pub(crate) enum Violation {
     RanTwice,
     /// R9: a request was answered in an older epoch than the one it named.
     ServedOlder,
+    /// R11: a process that had heard nobody for too long let an answer out.
+    UnheardAnswer,
     /// R10: a shard moved for balance though the cluster was not calm, or too soon.
     MovedTooSoon,
 }
@@ -51,6 +54,10 @@ pub(crate) struct Finding {
 }
 
 type At = (NodeBoot, ShardId);
+
+/// The silence after which no answer may go out (R11), twice, for a packet may have come just
+/// before its end; and the time between two packets.
+const HEARD_MAX: Duration = Duration::from_millis(2_300);
 
 /// See the module's page.
 #[derive(Debug, Default)]
@@ -74,6 +81,8 @@ pub(crate) struct Oracle {
     /// Until when shards stay that came for balance.
     stays: BTreeMap<At, Time>,
     for_balance: BTreeMap<HandoffId, NodeBoot>,
+    /// When the last packet was sent that a process heard, while it is not alone.
+    heard: BTreeMap<NodeBoot, Time>,
     pub(crate) n_moves: u32,
     pub(crate) ops: Vec<Op>,
     /// The requests that must succeed: the first, and the one after the last.
@@ -196,6 +205,25 @@ impl Oracle {
                 who.node, version.epoch
             );
             self.find(now, Violation::BehindClaim, text);
+        }
+    }
+
+    /// A process heard a packet that was sent then.
+    pub(crate) fn heard(&mut self, who: NodeBoot, sent: Time) {
+        self.heard.insert(who, sent);
+    }
+
+    /// A process found that there may be nobody else.
+    pub(crate) fn is_alone(&mut self, who: NodeBoot) {
+        self.heard.remove(&who);
+    }
+
+    /// An answer leaves a node.
+    pub(crate) fn let_out(&mut self, now: Time, who: NodeBoot) {
+        let silence = self.heard.get(&who).map(|sent| now.since(*sent));
+        if silence.is_some_and(|silence| HEARD_MAX < silence) {
+            let text = format!("{} answers, and heard nobody for {silence:?}", who.node);
+            self.find(now, Violation::UnheardAnswer, text);
         }
     }
 

@@ -148,6 +148,7 @@ impl RouterModel {
             | Happens::Sealed(_)
             | Happens::Sizes
             | Happens::Compare
+            | Happens::Gossip(_)
             | Happens::Offer(_)
             | Happens::Drain
             | Happens::Next { .. }

@@ -21,10 +21,11 @@ pub(crate) enum Rule {
     GrantIsResent,
     StaleIsIgnored,
     BalanceWaits,
+    HeardLately,
 }
 
 impl Rule {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::GenesisAsks,
         Self::FormingAgrees,
         Self::ClaimsRaiseEpoch,
@@ -34,6 +35,7 @@ impl Rule {
         Self::GrantIsResent,
         Self::StaleIsIgnored,
         Self::BalanceWaits,
+        Self::HeardLately,
     ];
 
     /// All rules but this one.
@@ -49,6 +51,7 @@ impl Rule {
             Self::GrantIsResent => rules.grant_is_resent = false,
             Self::StaleIsIgnored => rules.stale_is_ignored = false,
             Self::BalanceWaits => rules.balance_waits = false,
+            Self::HeardLately => rules.heard_lately = false,
         }
         rules
     }
@@ -64,6 +67,7 @@ impl Rule {
             | Self::GrantIsResent => Luck::Handoffs,
             Self::StaleIsIgnored => Luck::LateGrants,
             Self::BalanceWaits => Luck::Unrest,
+            Self::HeardLately => Luck::Wild,
         }
     }
 
@@ -77,6 +81,7 @@ impl Rule {
             Self::GateClosesFirst | Self::SealIsPromise => Violation::PromiseBroken,
             Self::GrantIsResent => Violation::NotSettled,
             Self::BalanceWaits => Violation::MovedTooSoon,
+            Self::HeardLately => Violation::UnheardAnswer,
         }
     }
 }
