@@ -179,6 +179,29 @@ impl Drop for Proc {
     }
 }
 
+/// What one source sent, from its first byte to its last.
+#[derive(Default)]
+struct Flow {
+    first: Option<(Instant, u64)>,
+    last: Option<(Instant, u64)>,
+}
+
+impl Flow {
+    fn see(&mut self, sent: u64) {
+        if self.last.map_or(0, |(_, last)| last) < sent {
+            self.last = Some((Instant::now(), sent));
+            self.first = self.first.or(self.last);
+        }
+    }
+
+    fn mib_per_second(&self) -> f64 {
+        let (Some((first, before)), Some((last, sent))) = (self.first, self.last) else {
+            return 0.0;
+        };
+        (sent - before) as f64 / f64::from(1 << 20) / (last - first).as_secs_f64()
+    }
+}
+
 #[derive(Deserialize)]
 struct Shards {
     shards: u32,
@@ -285,14 +308,17 @@ async fn main() -> Result<(), Error> {
     let mut target_peak = 0;
     let (mut first, mut last) = (None, Instant::now());
     let mut sent = 0;
+    let mut of_each: Vec<Flow> = nodes.iter().map(|_| Flow::default()).collect();
     loop {
         for (node, peak) in nodes.iter().zip(&mut peaks) {
             *peak = (*peak).max(node.resident()?);
         }
         target_peak = target_peak.max(target.resident()?);
         let mut now_sent = 0;
-        for node in &nodes {
-            now_sent += node.sent().await?;
+        for (node, flow) in nodes.iter().zip(&mut of_each) {
+            let sent = node.sent().await?;
+            flow.see(sent);
+            now_sent += sent;
         }
         if now_sent > sent {
             last = Instant::now();
@@ -321,7 +347,12 @@ async fn main() -> Result<(), Error> {
     println!("moved {:.0} MB in {took:.1} s under {RATE} requests/s, budget {rate}", moved / 1e6);
     println!("  {speed:.0} MB/s = {:.2} x the plain copy", speed / plain);
     if rate != "0" {
-        println!("  {:.1} MiB/s on all three sources together", moved / took / f64::from(1 << 20));
+        for (name, flow) in ["n1", "n2", "n3"].into_iter().zip(&of_each) {
+            println!(
+                "  {name} sent {:.2} MiB/s while it had something to send",
+                flow.mib_per_second()
+            );
+        }
     }
     for ((name, before), peak) in ["n1", "n2", "n3"].into_iter().zip(&before).zip(&peaks) {
         println!("  {name}: {} MiB, at most {} MiB more", before >> 20, (peak - before) >> 20);

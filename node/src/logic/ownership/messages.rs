@@ -25,7 +25,7 @@ impl Ownership {
                 self.on_prepare(from, handoff, (members_digest, drain), shards, out);
             }
             Control::Prepared { handoff } => self.on_prepared(from, handoff, out),
-            Control::Declined { handoff, why: _ } => self.on_declined(from, handoff, out),
+            Control::Declined { handoff, why } => self.on_declined(from, handoff, why, out),
             Control::NoCopy { handoff } => self.on_no_copy(from, handoff, out),
             Control::CaughtUp { handoff } => self.on_caught_up(from, handoff, out),
             Control::Grant { handoff, shards } => self.on_grant(handoff, &shards, out),

@@ -76,6 +76,8 @@ pub use moves::Pending;
 const FOUNDING_QUIET: Duration = Duration::from_millis(50);
 /// How long "right after" is.
 const FOUNDING_FOR: Duration = Duration::from_secs(10);
+/// How long a target is left alone whose streams are all taken.
+const BUSY_FOR: Duration = Duration::from_millis(10);
 /// How long a target that declined is left alone.
 const DECLINED_FOR: Duration = Duration::from_millis(100);
 /// How often missing claim logs are asked for.
@@ -143,6 +145,7 @@ pub struct Ownership {
     /// With the version of the protocol that both speak.
     connected: BTreeMap<NodeId, (NodeBoot, u8)>,
     asked_claims: BTreeMap<NodeId, Time>,
+    /// Until when targets are left alone that declined.
     declined: BTreeMap<NodeId, Time>,
     sizes: BTreeMap<ShardId, u64>,
     /// Until when shards are not moved for balance that came for it.

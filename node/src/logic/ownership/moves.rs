@@ -82,9 +82,13 @@ impl Ownership {
         if waits {
             self.recheck_by(self.now + DECLINED_FOR);
         }
+        let most = self.copies_to_one_max(class);
         for (to, shards) in wanted {
             let mut shards = &shards[..];
-            while !shards.is_empty() && self.streams_out() < self.config.outgoing_max {
+            while !shards.is_empty()
+                && self.streams_out() < self.config.outgoing_max
+                && self.copies_to(to) < most
+            {
                 let n = self.batch_len(shards);
                 let (batch, rest) = shards.split_at(n);
                 for at in batch {
@@ -105,6 +109,23 @@ impl Ownership {
             Stage::Leaving => Class::Drain,
             Stage::Joining | Stage::Ready => Class::Balance,
         }
+    }
+
+    /// Copies for balance that this node makes to one target at a time: its share of what the
+    /// target takes, so that all sources of a joiner use their budgets, and none waits for long.
+    fn copies_to_one_max(&self, class: Class) -> usize {
+        let ready = |m: &&stead_shared::member::Member| {
+            m.role == Role::Node && m.state == MemberState::Ready
+        };
+        let n_sources = self.members.list.iter().filter(ready).count().saturating_sub(1);
+        match class {
+            Class::Drain => usize::MAX,
+            Class::Balance => (self.config.incoming_max / n_sources.max(1)).max(1),
+        }
+    }
+
+    fn copies_to(&self, to: NodeBoot) -> usize {
+        self.outgoing.values().filter(|handoff| handoff.to == to && handoff.is_open()).count()
     }
 
     fn streams_out(&self) -> usize {
@@ -184,7 +205,7 @@ impl Ownership {
         let declined = self.declined.get(&node);
         let fit = member.state == MemberState::Ready
             && self.is_connected(member.node_boot())
-            && declined.is_none_or(|at| self.now.since(*at) >= DECLINED_FOR);
+            && declined.is_none_or(|until| *until <= self.now);
         fit.then(|| member.node_boot())
     }
 

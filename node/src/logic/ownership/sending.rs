@@ -65,6 +65,8 @@ impl Ownership {
             return;
         }
         handoff.phase = outgoing::Phase::Sealing { until };
+        // The next copy to the same target may begin.
+        self.recheck = true;
         for at in &shards {
             self.slots.insert(at.shard, Slot::Sealed { epoch: at.epoch });
         }
@@ -96,13 +98,24 @@ impl Ownership {
         }
     }
 
-    pub(super) fn on_declined(&mut self, from: NodeBoot, id: HandoffId, out: &mut Vec<Action>) {
+    pub(super) fn on_declined(
+        &mut self,
+        from: NodeBoot,
+        id: HandoffId,
+        why: NotNow,
+        out: &mut Vec<Action>,
+    ) {
         let Some(handoff) = self.outgoing_from(from, id) else { return };
         let phase = handoff.phase;
         match phase {
             outgoing::Phase::Preparing { .. } => {
                 self.outgoing.remove(&id.number);
-                self.leave_alone(from.node);
+                // One that is busy has a stream free again in a moment, and others wait for it, too.
+                let pause = match why {
+                    NotNow::Busy => BUSY_FOR,
+                    NotNow::NotReady | NotNow::OtherView => DECLINED_FOR,
+                };
+                self.leave_alone(from.node, pause);
             }
             outgoing::Phase::Copying(_)
             | outgoing::Phase::Sealing { .. }
@@ -113,9 +126,9 @@ impl Ownership {
     }
 
     /// Asks a target that said no, or nothing, again only after a while.
-    fn leave_alone(&mut self, node: NodeId) {
-        self.declined.insert(node, self.now);
-        self.recheck_by(self.now + DECLINED_FOR);
+    fn leave_alone(&mut self, node: NodeId, pause: Duration) {
+        self.declined.insert(node, self.now + pause);
+        self.recheck_by(self.now + pause);
     }
 
     pub(super) fn on_no_copy(&mut self, from: NodeBoot, id: HandoffId, out: &mut Vec<Action>) {
@@ -163,7 +176,7 @@ impl Ownership {
         out.push(Action::Send { to: to.node, message: Control::Abort { handoff: id } });
         let n_shards = handoff.shards.len();
         out.push(Action::Note(Note::Aborted { handoff: id, to, n_shards, why }));
-        self.leave_alone(to.node);
+        self.leave_alone(to.node, DECLINED_FOR);
         if handoff.steps.copied.is_some() {
             out.push(Action::StopCopy { handoff: id });
             out.push(Action::Throttle { shards: handoff.ids().collect(), bytes_per_second: None });

@@ -36,7 +36,7 @@ impl Ownership {
         self.deaths.values_mut().for_each(|death| visit(&mut death.since, grace));
         self.suspects.values_mut().for_each(|at| visit(at, grace));
         self.asked_claims.values_mut().for_each(|at| visit(at, CLAIMS_EVERY));
-        self.declined.values_mut().for_each(|at| visit(at, DECLINED_FOR));
+        self.declined.values_mut().for_each(|at| visit(at, Duration::ZERO));
         self.stays.values_mut().for_each(|at| visit(at, Duration::ZERO));
         self.hot.values_mut().for_each(|at| visit(at, Duration::ZERO));
         self.recent_deaths.iter_mut().for_each(|at| visit(at, moves::MASS_WITHIN));
