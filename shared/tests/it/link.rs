@@ -308,6 +308,44 @@ async fn many_stuck_streams_leave_the_rest_of_the_connection_usable() {
     until(&a.links, |stats| stats.held_bytes == 0 && stats.streams == 0).await;
 }
 
+/// Senders that fill the queue wait for the writer, which empties it meanwhile on another thread:
+/// nobody waits for room that is there already. After the first 64 KiB no credit comes that would
+/// wake them by chance, as half a window is not exceeded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_that_fill_the_queue_all_get_through() {
+    const BODY: usize = 131_072;
+    let mut of_a = config("a");
+    of_a.limits.queue_data = 64 << 10;
+    let (a, mut b) = (Process::start(of_a), Process::named("b"));
+    let link = soon(a.links.to(b.id, None, b.addr)).await.unwrap();
+    tokio::spawn(async move {
+        while let Some(mut stream) = b.streams.recv().await {
+            tokio::spawn(async move {
+                stream.send.accepted();
+                let mut bytes = 0;
+                while let Some(StreamEvent::Data(data)) = stream.recv.next().await {
+                    bytes += data.len();
+                }
+                assert_eq!(bytes, BODY);
+                stream.send.head(&"head".into(), true)
+            });
+        }
+    });
+    let body = Bytes::from(vec![1; BODY]);
+    for _ in 0..200 {
+        let upload = || {
+            let (mut stream, body) = (link.open("head".into(), false).unwrap(), body.clone());
+            tokio::spawn(async move {
+                stream.send.send_last(body).await.unwrap();
+                read_all(stream).await
+            })
+        };
+        for upload in (0..8).map(|_| upload()).collect::<Vec<_>>() {
+            assert_eq!(soon(upload).await.unwrap(), 0);
+        }
+    }
+}
+
 /// A request of any size is kept for replay until it is accepted: 64 KiB go, the rest waits.
 #[tokio::test]
 async fn sixty_four_kilobytes_of_a_body_go_before_it_is_accepted() {

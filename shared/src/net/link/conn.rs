@@ -251,12 +251,20 @@ impl Conn {
         waker: &Waker,
     ) -> Result<bool, ResetCode> {
         let mut state = self.lock();
-        let room = self.room(&state);
-        let done = state.push_body(key, id, data, fin, room, self.body_flags);
-        if done == Ok(false) {
-            let full = self.room(&state) == 0;
-            state.wait_to_send(key, id, waker, full);
-        }
+        let done = loop {
+            let (room, before) = (self.room(&state), data.len());
+            let done = state.push_body(key, id, data, fin, room, self.body_flags);
+            if done != Ok(false) {
+                break done;
+            }
+            // The writer empties the queue meanwhile, without the lock: room that is there by now
+            // is used, for nobody would wake those who wait for it.
+            let was_full = room <= before - data.len();
+            if !was_full || self.room(&state) == 0 {
+                state.wait_to_send(key, id, waker, was_full);
+                break done;
+            }
+        };
         let writer = state.writer_if_output();
         drop(state);
         wake(writer);
