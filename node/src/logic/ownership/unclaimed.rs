@@ -89,6 +89,8 @@ impl Ownership {
             self.book.remember(shard, counter);
         }
         let still = self.unclaimed();
+        // What nobody holds only since the question was asked is asked for next.
+        self.recheck |= still.difference(&query.shards).next().is_some();
         let mut fresh = Vec::new();
         let mut lost = Vec::new();
         let mut copies: BTreeMap<HandoffId, Vec<ShardEpoch>> = BTreeMap::new();
