@@ -54,7 +54,11 @@ impl Ownership {
     ) {
         let joining = self.joining();
         let owner = match self.stage {
-            Stage::Joining => self.owners().into_iter().next(),
+            // Who has decided to found, and only asks for counters yet, is as good as an owner.
+            Stage::Joining => {
+                let founds = self.founds_by.is_some().then_some(self.config.me);
+                self.owners().into_iter().next().or(founds)
+            }
             Stage::Ready | Stage::Leaving => Some(self.config.me),
         };
         let sight = Sight { me: self.config.me, joining: &joining, owner, has_peer: true };
@@ -114,10 +118,11 @@ impl Ownership {
         digest: u64,
         answer: (&[Holding], &[ClaimRange]),
     ) {
+        // One that is only suspected may claim as well.
         let binding = self
             .members
             .find(from.node)
-            .is_some_and(|m| m.role == Role::Node && m.state == MemberState::Ready);
+            .is_some_and(|m| m.is_live_node() && m.phase == Phase::Ready);
         if token == JOIN_TOKEN {
             self.on_counters(from.node, answer.1);
         }
