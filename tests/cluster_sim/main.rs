@@ -107,6 +107,26 @@ fn a_rule_that_is_off_is_found_out() {
     }
 }
 
+/// A node that had decided to found a cluster, and asked for counters yet, agreed to another
+/// founder.
+#[test]
+fn who_is_about_to_found_agrees_to_no_other_founder() {
+    assert_clean(Luck::of_seed(11_826), 11_826);
+}
+
+/// Its members differed from the asker's, which did not mind since it was under suspicion; both
+/// claimed.
+#[test]
+fn who_is_suspected_may_disagree() {
+    assert_clean(Luck::of_seed(33_335), 33_335);
+}
+
+/// Shards that had no holder any more while the node asked for others were never asked for.
+#[test]
+fn what_is_unclaimed_after_a_question_is_asked_for_next() {
+    assert_clean(Luck::of_seed(22_289), 22_289);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

@@ -182,6 +182,8 @@ impl RouterModel {
 
     fn publish(&mut self, ctx: &mut Ctx) {
         self.view.members = Arc::clone(&self.sight.members);
+        let members = &self.sight.members;
+        let _ = self.book.set_live(|owner| members.is_live(owner));
         self.view.members_digest = self.sight.digest;
         self.view.claims = self.book.table().clone();
         self.serve_queues(ctx);

@@ -410,9 +410,7 @@ impl World {
             .iter()
             .find(|op| !matches!(op.done, Some((_, Done::Value(_)))))
             .map(|op| format!("{op:?}"));
-        // After a partition a dead owner's claim may be above a living one's: nobody is sent to the
-        // shard then until its owner claims it anew.
-        if let Some(text) = failed.filter(|_| self.ctx.knobs.honest) {
+        if let Some(text) = failed {
             self.ctx.oracle.find(now, Violation::NotSettled, text);
         }
     }
