@@ -13,7 +13,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use metrics::counter;
 use stead_shared::claims::ClaimsUpdate;
-use stead_shared::control::{self, Control, HandoffId, ShardEpoch, kind};
+use stead_shared::control::{Control, HandoffId, ShardEpoch, kind};
 use stead_shared::heard::Lift;
 use stead_shared::id::{BootId, Epoch, NodeBoot, NodeId, ShardId};
 use stead_shared::member::{Members, Phase};
@@ -332,7 +332,7 @@ impl Driver {
 
     fn on_note(&mut self, from: NodeBoot, kind: u8, payload: &Bytes, state: &mut State) {
         let event = match kind {
-            kind::CLAIMS => control::decode::<ClaimsUpdate>(payload).ok().map(Event::Claims),
+            kind::CLAIMS => ClaimsUpdate::decode(payload).ok().map(Event::Claims),
             kind::CLAIMS_WANTED => Some(Event::ClaimsWanted(from.node)),
             kind::CONTROL => {
                 Control::decode(payload).ok().map(|message| Event::Control { from, message })
@@ -396,7 +396,7 @@ impl Driver {
     }
 
     fn compare_claims(&self) {
-        let heartbeat = control::encode(&self.machine.heartbeat());
+        let heartbeat = self.machine.heartbeat().encode();
         for peer in self.links.peers() {
             self.note(peer.node, kind::CLAIMS, heartbeat.clone());
         }
@@ -416,13 +416,13 @@ impl Driver {
         match action {
             Action::Send { to, message } => self.note(to, kind::CONTROL, message.encode()),
             Action::PushClaims(update) => {
-                let update = control::encode(&update);
+                let update = update.encode();
                 for peer in self.links.peers() {
                     self.note(peer.node, kind::CLAIMS, update.clone());
                 }
             }
             Action::SendClaims { to, update } => {
-                self.note(to, kind::CLAIMS, control::encode(&update));
+                self.note(to, kind::CLAIMS, update.encode());
             }
             Action::AskClaims { to } => self.note(to, kind::CLAIMS_WANTED, Bytes::new()),
             Action::BecomeReady => {
@@ -468,6 +468,13 @@ impl Driver {
                     self.granted.remove(&shard);
                 }
             }
+            Action::SetReplicas { .. }
+            | Action::Fill { .. }
+            | Action::Adopt { .. }
+            | Action::StopFill { .. }
+            | Action::KeepCopy { .. }
+            | Action::DropReplicas { .. }
+            | Action::OpenReplica { .. } => {}
             Action::Yield { to, shards } => self.give_up_shards(to, &shards, state),
             Action::Certain { doubt, alone } => self.end_doubt(doubt, alone, state),
             Action::Publish => state.publish = true,
@@ -615,6 +622,19 @@ impl Driver {
                 state.sealed.remove(handoff);
                 counter!("stead_handoffs_total", "outcome" => why.label()).increment(1);
                 tracing::info!(to = %to.node, n_shards, %why, "handoff called off");
+            }
+            Note::Promoted { from, n_shards } => {
+                state.meters.promoted.increment(*n_shards as u64);
+                tracing::warn!(owner = %from.node, n_shards,
+                    "a node died: its shards are served from their copies here");
+            }
+            Note::Superseded { n_shards } => {
+                state.meters.yielded.increment(*n_shards as u64);
+                tracing::warn!(
+                    n_shards,
+                    "this node was taken for dead: replicas serve these shards, with all that was \
+                     acknowledged here"
+                );
             }
             Note::TookOver { n_shards } => {
                 state.meters.taken_over.increment(*n_shards as u64);

@@ -362,6 +362,7 @@ impl Node {
             shards: config.shards,
             balance_permille: config.balance_permille,
             secret: process.secret.clone(),
+            replicas: config.replicas,
         });
         let members = Arc::clone(&process.agent.members().borrow());
         let (views, views_out) = watch::channel(Arc::new(View::new(Arc::clone(&params), members)));
@@ -575,6 +576,7 @@ impl Wiring<'_> {
             ..FormingConfig::default()
         };
         let ownership = OwnershipConfig::new(process.me, self.config.shards.get(), forming);
+        let ownership = OwnershipConfig { replicas: self.config.replicas, ..ownership };
         let view = Arc::clone(&self.views.borrow());
         let (members, targets) = (Arc::clone(&view.members), Arc::clone(&view.targets));
         let (config, me) = (self.config.clone(), process.me.node);

@@ -484,7 +484,7 @@ impl Driver {
         let card = members.list.iter().filter(|m| m.is_live_node()).find_map(|m| m.card.as_deref());
         let balance_permille = card.map_or(1050, |card| card.balance_permille);
         let secret = self.secret.clone();
-        let params = Arc::new(ClusterParams { shards, balance_permille, secret });
+        let params = Arc::new(ClusterParams { shards, balance_permille, secret, replicas: 0 });
         let (views, views_out) = watch::channel(Arc::new(View::new(params, members)));
         self.known = Some(Known { book: Book::new(shards.get()), views });
         // Set once: from here on `known` is there.
@@ -514,7 +514,7 @@ impl Driver {
     fn on_note(&mut self, from: NodeBoot, kind: u8, payload: &Bytes) -> bool {
         match kind {
             kind::CLAIMS => {
-                let update = control::decode::<ClaimsUpdate>(payload);
+                let update = ClaimsUpdate::decode(payload);
                 let (Ok(update), Some(known)) = (update, &mut self.known) else { return false };
                 // A process that the members do not show may yet be sent away, for its name is
                 // taken: its empty log must not replace the real one's.

@@ -158,7 +158,12 @@ mod tests {
         };
         let list = [1, 2].into_iter().zip(states).map(member).collect();
         let shards = ShardCount::new(1).unwrap();
-        let params = ClusterParams { shards, balance_permille: 1050, secret: HashSecret::public() };
+        let params = ClusterParams {
+            shards,
+            balance_permille: 1050,
+            secret: HashSecret::public(),
+            replicas: 0,
+        };
         let mut book = Book::new(1);
         for (node, counter) in [1, 2].into_iter().zip(counters).filter(|(_, counter)| *counter > 0)
         {

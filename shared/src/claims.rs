@@ -1,7 +1,9 @@
 //! Who owns what: each owner's numbered log of its own claims, and the book that everybody keeps
 //! of everybody's.
 //!
-//! A claim says "this boot of this node serves this shard in this epoch". Only the owner writes
+//! A claim says "this boot of this node serves this shard in this epoch, and these boots hold copies
+//! of it". The position in the owner's log tells which of two sets of copies is newer. Only the owner
+//! writes
 //! its log; it pushes each batch of changes down every link it has, and the receiver applies a
 //! batch only at the position where it begins. A gap, a checksum that differs or another boot
 //! makes the receiver ask for the whole log, which is small: claims are run-length coded.
@@ -22,9 +24,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::control::{self, ControlError};
 use crate::id::{BootId, Epoch, NodeBoot, NodeId, ShardId};
+
+mod sets;
+
+pub use sets::{CLAIM_REPLICAS_MAX, Replicas, SetRange, Sets};
 
 /// Consecutive shards with the same counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -50,6 +58,37 @@ pub struct ClaimsUpdate {
     pub ranges: Vec<ClaimRange>,
     /// Sum over all claims of the owner after the changes.
     pub checksum: u64,
+    /// Who holds copies of the shards in `ranges`.
+    #[serde(skip)]
+    pub sets: Sets,
+}
+
+impl ClaimsUpdate {
+    /// Version byte and postcard; the sets come behind the rest, where readers of an older protocol
+    /// do not look.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let bytes = control::encode(self);
+        if self.sets == Sets::default() {
+            return bytes;
+        }
+        let all = postcard::to_extend(&self.sets, Vec::from(bytes));
+        Bytes::from(all.expect("plain data always encodes"))
+    }
+
+    /// The inverse of [`encode`](Self::encode). Without sets, as older versions write it, no claim
+    /// has replicas.
+    ///
+    /// # Errors
+    /// On another version, or bytes that do not decode. Never panics.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ControlError> {
+        let (update, rest): (Self, _) = control::decode_some(bytes)?;
+        let sets = match rest {
+            [] => Sets::default(),
+            _ => postcard::from_bytes(rest).map_err(|_| ControlError)?,
+        };
+        Ok(Self { sets, ..update })
+    }
 }
 
 /// What one claim adds to the checksum: order does not matter, so that it can be kept up
@@ -81,35 +120,60 @@ pub struct ClaimLog {
     me: NodeBoot,
     pos: u64,
     checksum: u64,
-    claims: BTreeMap<ShardId, u64>,
+    sets_checksum: u64,
+    claims: BTreeMap<ShardId, Claim>,
     dirty: BTreeSet<ShardId>,
+}
+
+/// What an owner claims of one shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Claim {
+    counter: u64,
+    replicas: Replicas,
 }
 
 impl ClaimLog {
     /// An empty log.
     #[must_use]
     pub fn new(me: NodeBoot) -> Self {
-        Self { me, pos: 0, checksum: 0, claims: BTreeMap::new(), dirty: BTreeSet::new() }
+        let (claims, dirty) = (BTreeMap::new(), BTreeSet::new());
+        Self { me, pos: 0, checksum: 0, sets_checksum: 0, claims, dirty }
     }
 
-    /// Claims `shard` at `counter`, or at a higher one than before.
+    /// Claims `shard` at `counter`, or at a higher one than before. Who holds copies of it stays.
     ///
     /// # Panics
     /// When the counter is 0 or lower than the one claimed: an epoch never falls.
     pub fn claim(&mut self, shard: ShardId, counter: u64) {
-        let old = self.claims.insert(shard, counter);
-        assert!(counter > 0 && old.is_none_or(|old| old <= counter), "the epoch of {shard} falls");
-        if let Some(old) = old {
+        let claim = self.claims.entry(shard).or_default();
+        let old = std::mem::replace(&mut claim.counter, counter);
+        assert!(counter > 0 && old <= counter, "the epoch of {shard} falls");
+        if old > 0 {
             self.checksum = self.checksum.wrapping_sub(weight(shard, old));
         }
         self.checksum = self.checksum.wrapping_add(weight(shard, counter));
         self.dirty.insert(shard);
     }
 
+    /// Says who holds copies of a shard that is claimed. False when that is nothing new.
+    pub fn set_replicas(&mut self, shard: ShardId, replicas: Replicas) -> bool {
+        let Some(claim) = self.claims.get_mut(&shard).filter(|it| it.replicas != replicas) else {
+            return false;
+        };
+        let old = sets::weight(shard, &claim.replicas);
+        let new = sets::weight(shard, &replicas);
+        self.sets_checksum = self.sets_checksum.wrapping_sub(old).wrapping_add(new);
+        claim.replicas = replicas;
+        self.dirty.insert(shard);
+        true
+    }
+
     /// Gives the claim to `shard` up, if there is one.
     pub fn release(&mut self, shard: ShardId) {
         if let Some(old) = self.claims.remove(&shard) {
-            self.checksum = self.checksum.wrapping_sub(weight(shard, old));
+            self.checksum = self.checksum.wrapping_sub(weight(shard, old.counter));
+            let set = sets::weight(shard, &old.replicas);
+            self.sets_checksum = self.sets_checksum.wrapping_sub(set);
             self.dirty.insert(shard);
         }
     }
@@ -117,12 +181,24 @@ impl ClaimLog {
     /// The counter under which `shard` is claimed.
     #[must_use]
     pub fn counter(&self, shard: ShardId) -> Option<u64> {
-        self.claims.get(&shard).copied()
+        self.claims.get(&shard).map(|claim| claim.counter)
+    }
+
+    /// Who holds copies of `shard`, by its claim.
+    #[must_use]
+    pub fn replicas(&self, shard: ShardId) -> Replicas {
+        self.claims.get(&shard).map_or(Replicas::NONE, |claim| claim.replicas.clone())
+    }
+
+    /// The position after the last commit.
+    #[must_use]
+    pub fn pos(&self) -> u64 {
+        self.pos
     }
 
     /// All claims, by shard.
     pub fn iter(&self) -> impl Iterator<Item = (ShardId, u64)> + '_ {
-        self.claims.iter().map(|(&shard, &counter)| (shard, counter))
+        self.claims.iter().map(|(&shard, claim)| (shard, claim.counter))
     }
 
     /// Number of claims.
@@ -145,39 +221,49 @@ impl ClaimLog {
         let base = self.pos;
         self.pos += 1;
         let dirty = std::mem::take(&mut self.dirty);
-        let changes = dirty.into_iter().map(|s| (s, self.claims.get(&s).copied().unwrap_or(0)));
+        let changes = dirty.iter().map(|s| (*s, self.claims.get(s).map_or(0, |it| it.counter)));
         let ranges = ranges_of(changes);
-        Some(self.update(Some(base), ranges))
+        let sets = dirty.iter().filter_map(|s| Some((*s, &self.claims.get(s)?.replicas)));
+        let sets = Sets::pack(sets, self.sets_checksum);
+        Some(self.update(Some(base), ranges, sets))
     }
 
     /// All claims as they were at the last commit or later.
     #[must_use]
     pub fn full(&self) -> ClaimsUpdate {
-        self.update(None, ranges_of(self.iter()))
+        let sets = self.claims.iter().map(|(shard, claim)| (*shard, &claim.replicas));
+        self.update(None, ranges_of(self.iter()), Sets::pack(sets, self.sets_checksum))
     }
 
     /// Position and checksum alone: what anti-entropy compares.
     #[must_use]
     pub fn heartbeat(&self) -> ClaimsUpdate {
-        self.update(Some(self.pos), Vec::new())
+        let sets = Sets { checksum: self.sets_checksum, ..Sets::default() };
+        self.update(Some(self.pos), Vec::new(), sets)
     }
 
-    fn update(&self, base: Option<u64>, ranges: Vec<ClaimRange>) -> ClaimsUpdate {
-        ClaimsUpdate { owner: self.me, base, pos: self.pos, ranges, checksum: self.checksum }
+    fn update(&self, base: Option<u64>, ranges: Vec<ClaimRange>, sets: Sets) -> ClaimsUpdate {
+        let (owner, pos, checksum) = (self.me, self.pos, self.checksum);
+        ClaimsUpdate { owner, base, pos, ranges, checksum, sets }
     }
 }
 
 /// One entry of the published table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableEntry {
     /// Epoch counter; 0 when nobody claims the shard.
     pub counter: u64,
     /// Owner.
     pub owner: NodeBoot,
+    /// Who holds copies.
+    pub replicas: Replicas,
 }
 
-const NOBODY: TableEntry =
-    TableEntry { counter: 0, owner: NodeBoot { node: NodeId(0), boot: BootId(0) } };
+const NOBODY: TableEntry = TableEntry {
+    counter: 0,
+    owner: NodeBoot { node: NodeId(0), boot: BootId(0) },
+    replicas: Replicas::NONE,
+};
 const CHUNK: usize = 256;
 
 /// An immutable table of the best claim for each shard. Cheap to clone: chunks are shared
@@ -190,7 +276,7 @@ pub struct ClaimTable {
 
 impl ClaimTable {
     fn new(n_shards: u32) -> Self {
-        let empty = Arc::new([NOBODY; CHUNK]);
+        let empty = Arc::new([const { NOBODY }; CHUNK]);
         let n_chunks = (n_shards as usize).div_ceil(CHUNK);
         Self { chunks: vec![empty; n_chunks], n_shards }
     }
@@ -204,10 +290,20 @@ impl ClaimTable {
     /// The best claim for `shard`: its epoch and the boot of its owner.
     #[must_use]
     pub fn get(&self, shard: ShardId) -> Option<(Epoch, NodeBoot)> {
+        let entry = self.entry(shard)?;
+        let epoch = Epoch { counter: entry.counter, node: entry.owner.node };
+        (entry.counter > 0).then_some((epoch, entry.owner))
+    }
+
+    /// Who holds copies of `shard`, by the best claim for it.
+    #[must_use]
+    pub fn replicas(&self, shard: ShardId) -> &[NodeBoot] {
+        self.entry(shard).map_or(&[], |entry| entry.replicas.as_slice())
+    }
+
+    fn entry(&self, shard: ShardId) -> Option<&TableEntry> {
         let chunk = self.chunks.get(shard.0 as usize / CHUNK)?;
-        let entry = chunk[shard.0 as usize % CHUNK];
-        (entry.counter > 0)
-            .then_some((Epoch { counter: entry.counter, node: entry.owner.node }, entry.owner))
+        Some(&chunk[shard.0 as usize % CHUNK])
     }
 
     fn set(&mut self, shard: ShardId, entry: TableEntry) {
@@ -234,11 +330,43 @@ struct OwnerClaims {
     boot: BootId,
     pos: u64,
     checksum: u64,
-    claims: BTreeMap<ShardId, u64>,
+    sets_checksum: u64,
+    claims: BTreeMap<ShardId, Claim>,
     /// A checksum differed: only the whole log helps.
     broken: bool,
     /// Its claims count only where no living owner claims.
     dead: bool,
+}
+
+impl OwnerClaims {
+    /// Takes a claim in without replicas; counter 0 takes it out.
+    fn put(&mut self, shard: ShardId, counter: u64) {
+        let old = match counter {
+            0 => self.claims.remove(&shard),
+            _ => self.claims.insert(shard, Claim { counter, replicas: Replicas::NONE }),
+        };
+        if let Some(old) = old {
+            self.checksum = self.checksum.wrapping_sub(weight(shard, old.counter));
+            let set = sets::weight(shard, &old.replicas);
+            self.sets_checksum = self.sets_checksum.wrapping_sub(set);
+        }
+        if counter > 0 {
+            self.checksum = self.checksum.wrapping_add(weight(shard, counter));
+        }
+    }
+
+    /// Says who holds copies of claims that are in. Others are not looked at.
+    fn put_sets(&mut self, sets: &Sets) {
+        for (range, replicas) in sets.unpack() {
+            let end = range.first.saturating_add(range.len);
+            for (&shard, claim) in self.claims.range_mut(ShardId(range.first)..ShardId(end)) {
+                let old = sets::weight(shard, &claim.replicas);
+                let new = sets::weight(shard, &replicas);
+                self.sets_checksum = self.sets_checksum.wrapping_sub(old).wrapping_add(new);
+                claim.replicas = replicas.clone();
+            }
+        }
+    }
 }
 
 /// Everything known of everybody's claims.
@@ -279,6 +407,41 @@ impl Book {
     #[must_use]
     pub fn get(&self, shard: ShardId) -> Option<(Epoch, NodeBoot)> {
         self.table.get(shard)
+    }
+
+    /// Who holds copies of `shard`, by the best claim for it.
+    #[must_use]
+    pub fn replicas(&self, shard: ShardId) -> &[NodeBoot] {
+        self.table.replicas(shard)
+    }
+
+    /// Whom this owner names as holders of copies of `shard`; none when it does not claim it, or
+    /// another boot of it is known.
+    #[must_use]
+    pub fn replicas_of(&self, owner: NodeBoot, shard: ShardId) -> Option<&Replicas> {
+        let known = self.owners.get(&owner.node).filter(|known| known.boot == owner.boot)?;
+        known.claims.get(&shard).map(|claim| &claim.replicas)
+    }
+
+    /// How far the log of this boot is known; 0 when nothing is.
+    #[must_use]
+    pub fn pos_of(&self, owner: NodeBoot) -> u64 {
+        let known = self.owners.get(&owner.node).filter(|known| known.boot == owner.boot);
+        known.filter(|known| !known.broken).map_or(0, |known| known.pos)
+    }
+
+    /// The whole log of this boot, as far as it is known: for one who knows less of it.
+    #[must_use]
+    pub fn log_of(&self, owner: NodeBoot) -> Option<ClaimsUpdate> {
+        let known = self.owners.get(&owner.node)?;
+        if known.boot != owner.boot || known.broken {
+            return None;
+        }
+        let ranges = ranges_of(known.claims.iter().map(|(&shard, claim)| (shard, claim.counter)));
+        let sets = known.claims.iter().map(|(&shard, claim)| (shard, &claim.replicas));
+        let sets = Sets::pack(sets, known.sets_checksum);
+        let (pos, checksum) = (known.pos, known.checksum);
+        Some(ClaimsUpdate { owner, base: None, pos, ranges, checksum, sets })
     }
 
     /// The highest epoch counter ever heard of for `shard`; 0 for none.
@@ -368,15 +531,15 @@ impl Book {
         let mut new =
             OwnerClaims { boot: update.owner.boot, pos: update.pos, ..Default::default() };
         for (shard, counter) in pairs(&update.ranges).filter(|&(_, counter)| counter > 0) {
-            new.claims.insert(shard, counter);
-            new.checksum = new.checksum.wrapping_add(weight(shard, counter));
+            new.put(shard, counter);
         }
+        new.put_sets(&update.sets);
         let same_boot = old.boot == new.boot;
         let touched: BTreeSet<ShardId> = old
             .claims
             .iter()
-            .filter(|&(shard, counter)| !same_boot || new.claims.get(shard) != Some(counter))
-            .chain(new.claims.iter().filter(|&(s, counter)| old.claims.get(s) != Some(counter)))
+            .filter(|&(shard, claim)| !same_boot || new.claims.get(shard) != Some(claim))
+            .chain(new.claims.iter().filter(|&(s, claim)| old.claims.get(s) != Some(claim)))
             .map(|(&shard, _)| shard)
             .collect();
         self.owners.insert(update.owner.node, new);
@@ -389,20 +552,13 @@ impl Book {
             return Applied::WantFull;
         };
         for (shard, counter) in pairs(&update.ranges) {
-            let old = match counter {
-                0 => known.claims.remove(&shard),
-                _ => known.claims.insert(shard, counter),
-            };
-            if let Some(old) = old {
-                known.checksum = known.checksum.wrapping_sub(weight(shard, old));
-            }
-            if counter > 0 {
-                known.checksum = known.checksum.wrapping_add(weight(shard, counter));
-            }
+            known.put(shard, counter);
             touched.insert(shard);
         }
+        known.put_sets(&update.sets);
         known.pos = update.pos;
-        known.broken = known.checksum != update.checksum;
+        known.broken =
+            (known.checksum, known.sets_checksum) != (update.checksum, update.sets.checksum);
         let broken = known.broken;
         let applied = self.settle(touched);
         if broken { Applied::WantFull } else { applied }
@@ -416,18 +572,20 @@ impl Book {
                 .owners
                 .iter()
                 .filter_map(|(&node, known)| {
-                    let counter = *known.claims.get(&shard)?;
+                    let claim = known.claims.get(&shard)?;
                     let owner = NodeBoot { node, boot: known.boot };
-                    Some((!known.dead, Epoch { counter, node }, owner))
+                    let epoch = Epoch { counter: claim.counter, node };
+                    Some((!known.dead, epoch, owner, claim))
                 })
-                .max_by_key(|&(lives, epoch, _)| (lives, epoch))
-                .map(|(_, epoch, owner)| (epoch, owner));
-            let entry =
-                best.map_or(NOBODY, |(epoch, owner)| TableEntry { counter: epoch.counter, owner });
-            let counters = self.owners.values().filter_map(|known| known.claims.get(&shard));
-            let highest = counters.copied().max().unwrap_or(0);
+                .max_by_key(|&(lives, epoch, ..)| (lives, epoch));
+            let entry = best.map_or(NOBODY, |(_, _, owner, claim)| {
+                let Claim { counter, replicas } = claim.clone();
+                TableEntry { counter, owner, replicas }
+            });
+            let claims = self.owners.values().filter_map(|known| known.claims.get(&shard));
+            let highest = claims.map(|claim| claim.counter).max().unwrap_or(0);
             self.remember(shard, highest);
-            if self.table.get(shard) != best {
+            if self.table.entry(shard) != Some(&entry) {
                 self.table.set(shard, entry);
                 changed.push(shard);
             }
@@ -556,11 +714,49 @@ mod tests {
     }
 
     #[test]
+    fn who_holds_copies_travels_with_the_claims_and_old_readers_do_not_see_it() {
+        let mut log = log(A, 0..4, 1);
+        let mut book = Book::new(8);
+        let _ = book.apply(&ClaimsUpdate::decode(&log.full().encode()).unwrap());
+        assert!(log.set_replicas(ShardId(1), Replicas::new([B])));
+        assert!(!log.set_replicas(ShardId(1), Replicas::new([B])), "nothing new");
+        assert!(!log.set_replicas(ShardId(7), Replicas::new([B])), "not claimed");
+        let update = log.commit().unwrap();
+        let bytes = update.encode();
+        assert_eq!(ClaimsUpdate::decode(&bytes), Ok(update.clone()));
+        let old: ClaimsUpdate = control::decode(&bytes).unwrap();
+        assert_eq!(old, ClaimsUpdate { sets: Sets::default(), ..update.clone() });
+        assert_eq!(book.apply(&update), Applied::Changed(vec![ShardId(1)]));
+        assert_eq!(book.replicas(ShardId(1)), [B]);
+        assert_eq!(book.apply(&log.heartbeat()), Applied::Same);
+        // A change of the counter alone says who holds copies again.
+        log.claim(ShardId(1), 2);
+        assert_eq!(book.apply(&log.commit().unwrap()), Applied::Changed(vec![ShardId(1)]));
+        assert_eq!(book.replicas_of(A, ShardId(1)), Some(&Replicas::new([B])));
+        let mut other = Book::new(8);
+        let _ = other.apply(&book.log_of(A).unwrap());
+        assert_eq!(other.apply(&log.heartbeat()), Applied::Same);
+        assert_eq!((other.pos_of(A), other.pos_of(B)), (log.pos(), 0));
+        log.release(ShardId(1));
+        let mut missed = log.commit().unwrap();
+        missed.sets.checksum ^= 1;
+        assert_eq!(book.apply(&missed), Applied::WantFull);
+        assert_eq!(book.apply(&log.full()), Applied::Changed(vec![ShardId(1)]));
+    }
+
+    #[test]
     fn ranges_outside_the_shards_are_refused() {
         let mut book = Book::new(4);
         for (first, len) in [(4, 1), (0, 5), (u32::MAX, 2), (0, 0)] {
             let ranges = vec![ClaimRange { first, len, counter: 1 }];
-            let update = ClaimsUpdate { owner: A, base: None, pos: 1, ranges, checksum: 0 };
+            let update = ClaimsUpdate {
+                owner: A,
+                base: None,
+                pos: 1,
+                ranges,
+                checksum: 0,
+                sets: Sets::default(),
+            };
             assert_eq!(book.apply(&update), Applied::WantFull, "{first}+{len}");
         }
     }

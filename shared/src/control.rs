@@ -199,6 +199,39 @@ pub enum Control {
         /// The move.
         handoff: HandoffId,
     },
+    /// Takeover: may I serve these from my copies, now that their owner is dead? Whoever has what
+    /// the dead owner handed off to it, and has no grant yet, forgets it.
+    TakeOver {
+        /// Ties the answer to the question.
+        token: Token,
+        /// The dead owner.
+        owner: NodeBoot,
+        /// How far the asker knows its claim log.
+        pos: u64,
+        /// The shards.
+        shards: Vec<ShardRange>,
+    },
+    /// Takeover: what stands against it. Who knows more of the dead owner's log has sent it first.
+    Takeable {
+        /// The question's token.
+        token: Token,
+        /// How far the answerer knows the dead owner's claim log.
+        pos: u64,
+        /// Claims with a live owner.
+        holdings: Vec<Holding>,
+        /// The highest counters it remembers.
+        highest: Vec<ClaimRange>,
+    },
+    /// Do you know my claim log up to here?
+    SeeClaims {
+        /// A position in the sender's log.
+        pos: u64,
+    },
+    /// Yes, the log of the one that asked is known up to here.
+    SeenClaims {
+        /// A position in the receiver's log.
+        pos: u64,
+    },
 }
 
 /// Answers `WhoHolds` from a book: the same for routers and nodes.
@@ -272,8 +305,15 @@ pub fn encode<T: Serialize>(value: &T) -> Bytes {
 /// # Errors
 /// On another version, or bytes that do not decode. Never panics.
 pub fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, ControlError> {
+    decode_some(bytes).map(|(value, _)| value)
+}
+
+/// The same, with the bytes behind the value.
+pub(crate) fn decode_some<T: serde::de::DeserializeOwned>(
+    bytes: &[u8],
+) -> Result<(T, &[u8]), ControlError> {
     match bytes.split_first() {
-        Some((&CONTROL_VERSION, rest)) => postcard::from_bytes(rest).map_err(|_| ControlError),
+        Some((&CONTROL_VERSION, rest)) => postcard::take_from_bytes(rest).map_err(|_| ControlError),
         _ => Err(ControlError),
     }
 }

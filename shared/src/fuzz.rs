@@ -267,8 +267,8 @@ pub fn control(bytes: &[u8]) {
             assert!(holdings.is_empty(), "an empty book names nobody");
         }
     }
-    if let Ok(update) = control::decode::<ClaimsUpdate>(bytes) {
-        let again = control::decode::<ClaimsUpdate>(&control::encode(&update));
+    if let Ok(update) = ClaimsUpdate::decode(bytes) {
+        let again = ClaimsUpdate::decode(&update.encode());
         assert_eq!(again.as_ref(), Ok(&update));
         let mut book = Book::new(N_SHARDS);
         let _ = book.apply(&update);

@@ -24,6 +24,9 @@ pub struct ClusterParams {
     pub balance_permille: u32,
     /// The hash secret.
     pub secret: HashSecret,
+    /// Copies that placement wants of each shard beside the owner's. What this process asks for:
+    /// who owns what does not depend on it.
+    pub replicas: u8,
 }
 
 impl ClusterParams {
@@ -86,7 +89,7 @@ impl ClusterParams {
         let nodes = self.ring_nodes(members);
         let (balance_permille, pins) = (self.balance_permille, pins.to_vec());
         let input = PlacementInput::of_nodes(self.shards, nodes);
-        place(&PlacementInput { balance_permille, pins, ..input })
+        place(&PlacementInput { balance_permille, pins, replicas: self.replicas, ..input })
     }
 
     /// The shard of a session.
@@ -190,6 +193,7 @@ mod tests {
             shards: ShardCount::new(64).unwrap(),
             balance_permille: 1050,
             secret: HashSecret::public(),
+            replicas: 0,
         };
         View::new(Arc::new(params), members(nodes))
     }

@@ -83,6 +83,7 @@ fn a_view() -> View {
         shards: ShardCount::default(),
         balance_permille: 1050,
         secret: HashSecret::public(),
+        replicas: 0,
     };
     let members = Arc::new(Members { me: list[0].id, list });
     let view = View::new(Arc::new(params), members);

@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use stead_shared::config::{LogFormat, NoKey, NodeOptions, Patience, RouterOptions, Size, Span};
+use stead_shared::config::{
+    AckPolicy, LogFormat, NoKey, NodeOptions, Patience, RouterOptions, Size, Span,
+};
 
 /// Flags of `stead node`.
 #[derive(Debug, Args)]
@@ -80,6 +82,19 @@ pub(super) struct NodeArgs {
     /// [default: 64MiB]
     #[arg(long, value_name = "B", env = "STEAD_HANDOFF_RATE", hide_env_values = true)]
     handoff_rate: Option<Size>,
+
+    /// Copies of each shard on other nodes, 0 to 2 [default: 1]
+    #[arg(long, value_name = "N", env = "STEAD_REPLICAS", hide_env_values = true)]
+    replicas: Option<u8>,
+
+    /// What must know of a change before its answer goes out: memory, replica, memory+disk,
+    /// replica+disk [default: replica]
+    #[arg(long, value_name = "POLICY", env = "STEAD_ACK", hide_env_values = true)]
+    ack: Option<AckPolicy>,
+
+    /// Copies, the owner's included, below which changes are refused [default: 1]
+    #[arg(long, value_name = "N", env = "STEAD_MIN_COPIES", hide_env_values = true)]
+    min_copies: Option<u8>,
 
     /// How long a drain may take [default: 25s]
     #[arg(long, value_name = "D", env = "STEAD_DRAIN_TIMEOUT", hide_env_values = true)]
@@ -247,7 +262,7 @@ impl NodeArgs {
         let args = self;
         overlay!(args => options:
             gossip http admin cluster zone weight shards balance session_ttl memory_max
-            handoff_rate drain_timeout found insecure_gossip form_alone_after log log_format;
+            handoff_rate replicas ack min_copies drain_timeout found insecure_gossip form_alone_after log log_format;
             optional: name advertise data_dir cluster_key_file admin_token_file threads);
         if let Some(seeds) = args.join {
             options.join = seeds_of(seeds);

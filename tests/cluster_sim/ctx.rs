@@ -151,6 +151,7 @@ pub(crate) fn params() -> ClusterParams {
         shards: ShardCount::new(N_SHARDS).expect("a power of two"),
         balance_permille: 1050,
         secret: HashSecret::public(),
+        replicas: 0,
     }
 }
 

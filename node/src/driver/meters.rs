@@ -12,6 +12,7 @@ pub(super) struct Meters {
     pub(super) lost: Counter,
     pub(super) taken_over: Counter,
     pub(super) yielded: Counter,
+    pub(super) promoted: Counter,
     phase_seconds: [Histogram; 4],
     sealed_seconds: Histogram,
     pause_seconds: Histogram,
@@ -42,6 +43,7 @@ fn describe() {
         "stead_shards_yielded_total",
         "Shards given up because another node served them at a higher epoch"
     );
+    describe_counter!("stead_shards_promoted_total", "Shards of dead owners served on from copies");
     describe_counter!(
         "stead_offers_total",
         "Shards with sessions that were given up and offered to their new owner, by outcome"
@@ -83,6 +85,7 @@ impl Meters {
             lost: counter!("stead_shards_lost_total"),
             taken_over: counter!("stead_shards_taken_over_total"),
             yielded: counter!("stead_shards_yielded_total"),
+            promoted: counter!("stead_shards_promoted_total"),
             phase_seconds: ["prepare", "copy", "seal", "grant"]
                 .map(|phase| histogram!("stead_handoff_phase_seconds", "phase" => phase)),
             sealed_seconds: histogram!("stead_handoff_sealed_seconds"),

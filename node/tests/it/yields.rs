@@ -40,6 +40,7 @@ pub(crate) fn view(b: MemberState) -> View {
         shards: ShardCount::new(8).expect("a power of two"),
         balance_permille: 1050,
         secret: HashSecret::public(),
+        replicas: 0,
     };
     let list = vec![member(A, MemberState::Ready), member(B, b)];
     View::new(Arc::new(params), Arc::new(Members { me: A.node, list }))

@@ -221,7 +221,12 @@ impl World {
     pub(crate) fn with(keys: &str, change: impl FnOnce(&mut ProxyConfig)) -> Self {
         let owners = vec![Owner::start("a"), Owner::start("b")];
         let shards = ShardCount::new(1).unwrap();
-        let params = ClusterParams { shards, balance_permille: 1050, secret: HashSecret::public() };
+        let params = ClusterParams {
+            shards,
+            balance_permille: 1050,
+            secret: HashSecret::public(),
+            replicas: 0,
+        };
         let view = View::new(Arc::new(params), Arc::new(members(&owners)));
         let (views, receiver) = watch::channel(Arc::new(view));
         let (links, _streams) = links("router", Role::Router);

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{NoKey, NodeOptions, RouterOptions};
+use super::{AckPolicy, NoKey, NodeOptions, RouterOptions};
 use crate::hash::ShardCount;
 use crate::id::ClusterId;
 use crate::session_key::{CookieName, KeySource, parse_list};
@@ -107,6 +107,12 @@ pub struct NodeConfig {
     pub memory_max: u64,
     /// Most bytes of state per second that are sent for balance; none is no limit.
     pub handoff_rate: Option<NonZeroU64>,
+    /// Copies of each shard beside the owner's, 0 to 2.
+    pub replicas: u8,
+    /// What must know of a change before its answer goes out.
+    pub ack: AckPolicy,
+    /// Copies below which changes are refused, 1 to 1 + `replicas`.
+    pub min_copies: u8,
     /// Bound of a drain.
     pub drain_timeout: Duration,
     /// Where to keep what must survive a restart.
@@ -183,6 +189,16 @@ impl TryFrom<&NodeOptions> for NodeConfig {
             check_range("handoff-rate", rate, 64 << 10..=u64::MAX, "0 or at least 64KiB")?;
         }
         check_range("memory-max", options.memory_max.0, 4 << 10..=u64::MAX, "at least 4KiB")?;
+        check_range("replicas", options.replicas, 0..=2, "0 to 2")?;
+        let copies = 1..=1 + options.replicas;
+        check_range("min-copies", options.min_copies, copies, "1 to 1 + replicas")?;
+        if options.ack.disk() && options.data_dir.is_none() {
+            return Err(ConfigError::new(
+                "ack",
+                "there is no disk to write to",
+                "say where with `--data-dir DIR`, or answer without: `--ack replica`",
+            ));
+        }
         if let Some(limit) = options.form_alone_after.limit() {
             let range = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
             check_range("form-alone-after", limit, range, "1s to 24h, or `never`")?;
@@ -199,6 +215,9 @@ impl TryFrom<&NodeOptions> for NodeConfig {
             session_ttl: options.session_ttl.0,
             memory_max: options.memory_max.0,
             handoff_rate: NonZeroU64::new(rate),
+            replicas: options.replicas,
+            ack: options.ack,
+            min_copies: options.min_copies,
             drain_timeout: options.drain_timeout.0,
             data_dir: options.data_dir.clone(),
             form_alone_after: options.form_alone_after.limit(),
@@ -504,6 +523,10 @@ mod tests {
         refused("drain-timeout", |o| o.drain_timeout = Span::secs(7200));
         refused("handoff-rate", |o| o.handoff_rate = Size(1));
         refused("memory-max", |o| o.memory_max = Size(1));
+        refused("replicas", |o| o.replicas = 3);
+        refused("min-copies", |o| o.min_copies = 3);
+        refused("min-copies", |o| o.min_copies = 0);
+        refused("ack", |o| o.ack = AckPolicy::ReplicaDisk);
         refused("threads", |o| o.threads = Some(0));
         refused("form-alone-after", |o| o.form_alone_after = Patience::After(Span::secs(0)));
         refused("key", |o| o.key = vec![]);

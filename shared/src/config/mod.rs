@@ -5,10 +5,12 @@
 //! of the program takes: made by `try_from`, which is the one place that knows ranges and
 //! relations. Nothing here reads files, the environment or the clock.
 
+mod ack;
 mod checked;
 mod options;
 mod units;
 
+pub use ack::{AckPolicy, ParseAckError};
 pub use checked::{ConfigError, MemberConfig, NodeConfig, OnNoKey, RouterConfig, check_host_port};
 pub use options::{LogFormat, NoKey, NodeOptions, RouterOptions};
 pub use units::{Patience, Size, Span, UnitError};

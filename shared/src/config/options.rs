@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Patience, Size, Span};
+use super::{AckPolicy, Patience, Size, Span};
 
 /// Options of `stead node`.
 ///
@@ -87,6 +87,21 @@ pub struct NodeOptions {
     #[serde(alias = "handoff_rate")]
     pub handoff_rate: Size,
 
+    /// Copies of each shard on other nodes, beside the owner's. Default 1, range 0 to 2. Each holds
+    /// as much memory again; without one, a node that dies takes its sessions along.
+    pub replicas: u8,
+
+    /// What must know of a change before its answer goes out: `memory`, `replica`, `memory+disk` or
+    /// `replica+disk`. Default `replica`: with one replica, any one node may die at a time and no
+    /// change that was answered is lost. `memory` answers sooner and may lose the latest changes.
+    pub ack: AckPolicy,
+
+    /// Copies, the owner's included, below which changes are refused. Default 1, range 1 to
+    /// 1 + replicas. Higher refuses changes while a node is missing, rather than keep them in too
+    /// few places.
+    #[serde(alias = "min_copies")]
+    pub min_copies: u8,
+
     /// How long a drain may take before the process ends all the same. Default 25s, range 100ms to
     /// 1h. Keep it below the grace period of whoever stops the process (Kubernetes: 30 s); too
     /// short loses the sessions that did not move in time.
@@ -159,6 +174,9 @@ impl Default for NodeOptions {
             session_ttl: Span::secs(24 * 3600),
             memory_max: Size::mib(1024),
             handoff_rate: Size::mib(64),
+            replicas: 1,
+            ack: AckPolicy::Replica,
+            min_copies: 1,
             drain_timeout: Span::secs(25),
             data_dir: None,
             cluster_key_file: None,

@@ -10,7 +10,7 @@ use http::{HeaderMap, Request, Response};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use stead_shared::claims::{ClaimLog, ClaimsUpdate};
+use stead_shared::claims::{ClaimLog, Replicas};
 use stead_shared::control::{self, Control, HandoffId, NotNow, ShardEpoch, ShardRange};
 use stead_shared::fuzz::{
     CLUSTER, ME, NOW_MS, PEER, SEALED, TARGETS, datagram_keys, local_hello, settled,
@@ -241,10 +241,11 @@ fn messages_about_ownership_look_as_they_always_did() {
     let mut log = ClaimLog::new(PEER);
     (0..20).for_each(|shard| log.claim(ShardId(shard), 1));
     log.claim(ShardId(40), 7);
-    let encoded = |update: &ClaimsUpdate| -> Bytes { control::encode(update) };
-    check("control", "golden-claims", &encoded(&log.full()));
+    check("control", "golden-claims", &log.full().encode());
     log.release(ShardId(3));
-    check("control", "golden-claims-changed", &encoded(&log.commit().unwrap()));
+    check("control", "golden-claims-changed", &log.commit().unwrap().encode());
+    log.set_replicas(ShardId(40), Replicas::new([ME, PEER]));
+    check("control", "golden-claims-copies", &log.full().encode());
 }
 
 #[test]

@@ -10,6 +10,7 @@ impl Ownership {
         self.advance_doubt(out);
         self.expire_handoffs(out);
         self.expire_copies(out);
+        self.advance_takeovers(out);
         self.ask_missing_claims(out);
         if self.recheck_at.is_some_and(|at| at <= self.now) {
             self.recheck = true;
@@ -25,7 +26,9 @@ impl Ownership {
             if self.recheck && self.doubt.is_none() {
                 self.recheck = false;
                 self.rechecked = self.now;
+                self.review_copies(out);
                 self.claim_unclaimed(out);
+                self.keep_copies(out);
                 self.start_handoffs(out);
             }
         }

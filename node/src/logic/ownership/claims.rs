@@ -19,7 +19,9 @@ impl Ownership {
             return;
         }
         if !self.members.is_live(update.owner) {
-            self.book.doubt(update.owner);
+            if !self.on_log_of_the_dead(update) {
+                self.book.doubt(update.owner);
+            }
             return;
         }
         match self.book.apply(update) {
@@ -44,6 +46,7 @@ impl Ownership {
 
     pub(super) fn on_book_changed(&mut self, shards: &[ShardId], out: &mut Vec<Action>) {
         let mut dropped = Vec::new();
+        let mut superseded = Vec::new();
         let mut yielded: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
         for &shard in shards {
             let (Some(slot), Some((epoch, owner))) =
@@ -62,13 +65,20 @@ impl Ownership {
                     yielded.entry(owner).or_default().push(ShardEpoch { shard, epoch });
                 }
                 Slot::Granted { next, .. } if epoch >= next => dropped.push(shard),
+                // It held a copy of all that was acknowledged here.
+                Slot::Serving { epoch: mine } | Slot::Sealed { epoch: mine }
+                    if epoch > mine && self.is_superseded_by(shard, owner) =>
+                {
+                    superseded.push(shard);
+                }
                 Slot::Serving { epoch: mine } | Slot::Sealed { epoch: mine } if epoch > mine => {
                     yielded.entry(owner).or_default().push(ShardEpoch { shard, epoch });
                 }
                 Slot::Serving { .. } | Slot::Sealed { .. } | Slot::Granted { .. } => {}
             }
         }
-        let yields: BTreeSet<ShardId> = yielded.values().flatten().map(|at| at.shard).collect();
+        let yields = yielded.values().flatten().map(|at| at.shard);
+        let yields: BTreeSet<ShardId> = yields.chain(superseded.iter().copied()).collect();
         for &shard in dropped.iter().chain(&yields) {
             self.slots.remove(&shard);
             self.log.release(shard);
@@ -79,8 +89,13 @@ impl Ownership {
             }
         }
         self.drop_outdated_copies(shards, out);
+        if !superseded.is_empty() {
+            let n_shards = superseded.len();
+            out.push(Action::Note(Note::Superseded { n_shards }));
+            out.push(Action::DropState { shards: superseded });
+        }
         if !dropped.is_empty() {
-            out.push(Action::DropState { shards: dropped });
+            self.keep_or_drop(dropped, out);
             self.finish_granted(out);
         }
         for (to, shards) in yielded {

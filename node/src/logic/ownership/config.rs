@@ -25,6 +25,15 @@ pub struct Rules {
     pub newest_serves: bool,
     /// R10: shards move for balance only while the cluster is calm.
     pub balance_waits: bool,
+    /// R5: ask all live nodes before serving a dead owner's shards from a copy.
+    pub takeover_asks: bool,
+    /// R6: a copy takes an entry only where it follows the one before, of no lower epoch.
+    pub appends_follow: bool,
+    /// R12: an entry is sent until it is acknowledged or its replica is out of the claim.
+    pub entries_stay: bool,
+    /// R13: a replica is out of the claim, for others to see, before answers go out without it; one
+    /// that is out never takes over.
+    pub set_is_known_first: bool,
     /// R11: who has heard nobody lately lets no answer out.
     pub heard_lately: bool,
 }
@@ -42,6 +51,10 @@ impl Rules {
         stale_is_ignored: true,
         newest_serves: true,
         balance_waits: true,
+        takeover_asks: true,
+        appends_follow: true,
+        entries_stay: true,
+        set_is_known_first: true,
         heard_lately: true,
     };
 }
@@ -73,6 +86,8 @@ pub struct OwnershipConfig {
     pub outgoing_max: usize,
     /// Most handoffs that receive state at a time.
     pub incoming_max: usize,
+    /// Copies of each shard beside the owner's that are wanted.
+    pub replicas: u8,
     /// Switches for tests.
     pub rules: Rules,
 }
@@ -94,6 +109,7 @@ impl OwnershipConfig {
             batch_bytes_max: 4 << 20,
             outgoing_max: 4,
             incoming_max: 4,
+            replicas: 0,
             rules: Rules::ALL,
         }
     }

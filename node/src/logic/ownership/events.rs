@@ -1,5 +1,7 @@
 //! What goes into the machine and what comes out.
 
+use stead_shared::claims::Replicas;
+
 use super::*;
 
 /// What happened.
@@ -60,6 +62,36 @@ pub enum Event {
     Received(HandoffId),
     /// The stream of an incoming handoff broke.
     ReceiveFailed(HandoffId),
+    /// Copies at `to` are complete and follow.
+    Filled {
+        /// The replica.
+        to: NodeBoot,
+        /// The shards, at the epochs they were served in.
+        shards: Vec<ShardEpoch>,
+    },
+    /// A replica refused to follow.
+    FollowerLost {
+        /// The replica.
+        to: NodeBoot,
+        /// The shards, and why.
+        shards: Vec<(ShardId, Unfollowed)>,
+    },
+    /// A replica that is waited for has acknowledged nothing for too long.
+    FollowerSilent(NodeBoot),
+    /// An owner has begun to fill copies here: what was here of these shards is gone.
+    CopyBegun {
+        /// The owner.
+        owner: NodeBoot,
+        /// The shards, at its epochs.
+        shards: Vec<ShardEpoch>,
+    },
+    /// Copies here are complete and follow their owner.
+    CopyComplete {
+        /// The owner.
+        owner: NodeBoot,
+        /// The shards, at its epochs.
+        shards: Vec<ShardEpoch>,
+    },
     /// Sizes of shards that hold anything; all others are empty.
     Sizes(BTreeMap<ShardId, u64>),
     /// This process has not heard anybody for too long (R11): the doubt with this number begins.
@@ -165,6 +197,53 @@ pub enum Action {
         /// The shards and the epochs to serve in.
         shards: Vec<ShardEpoch>,
     },
+    /// Answers of these shards wait from now on for these replicas and no others.
+    SetReplicas {
+        /// The shards and who is named in their claims.
+        sets: Vec<(ShardId, Replicas)>,
+    },
+    /// Fill copies at a replica, and let them follow; tell [`Event::Filled`].
+    Fill {
+        /// The replica.
+        to: NodeBoot,
+        /// The shards, at the epochs they are served in.
+        shards: Vec<ShardEpoch>,
+    },
+    /// Let a replica follow that may hold the same state; tell [`Event::Filled`], or
+    /// [`Event::FollowerLost`] when it does not.
+    Adopt {
+        /// The replica.
+        to: NodeBoot,
+        /// The shards, at the epochs they are served in.
+        shards: Vec<ShardEpoch>,
+        /// It is named in the claim already: answers wait for it.
+        named: bool,
+    },
+    /// Send a replica nothing more of these shards. Whether answers still wait for it is for
+    /// [`Action::SetReplicas`] to say.
+    StopFill {
+        /// The replica.
+        to: NodeBoot,
+        /// The shards.
+        shards: Vec<ShardId>,
+    },
+    /// Make copies that follow `owner` of state that was granted to it.
+    KeepCopy {
+        /// The new owner.
+        owner: NodeBoot,
+        /// The shards, at its epochs.
+        shards: Vec<ShardEpoch>,
+    },
+    /// Forget copies of others' shards.
+    DropReplicas {
+        /// The shards.
+        shards: Vec<ShardId>,
+    },
+    /// Open gates over copies of a dead owner's shards.
+    OpenReplica {
+        /// The shards and the epochs to serve in.
+        shards: Vec<ShardEpoch>,
+    },
     /// Drop state that has another owner now.
     DropState {
         /// The shards.
@@ -227,6 +306,19 @@ pub enum Note {
         n_shards: usize,
         /// Why.
         why: Abort,
+    },
+    /// Shards of a dead owner are served from copies.
+    Promoted {
+        /// The dead owner.
+        from: NodeBoot,
+        /// Number of shards.
+        n_shards: usize,
+    },
+    /// Replicas of this node have taken shards over: it was taken for dead. They have all that was
+    /// acknowledged here.
+    Superseded {
+        /// Number of shards.
+        n_shards: usize,
     },
     /// Shards of dead owners were claimed.
     TookOver {
@@ -295,6 +387,19 @@ impl std::fmt::Display for Abort {
             Self::NoCopy => "the target had no copy after the grant",
         })
     }
+}
+
+/// Why a replica does not follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unfollowed {
+    /// Its copy ends elsewhere than where the next entry begins.
+    Behind,
+    /// It has no copy, or not a whole one.
+    NoCopy,
+    /// It has no memory left for the copy.
+    NoMemory,
+    /// It knows of a higher epoch.
+    HigherEpoch(Epoch),
 }
 
 /// Why the process should stop.

@@ -12,13 +12,14 @@ impl Ownership {
                 // Who is not known here yet would not be asked when this node asks: it comes again.
                 if self.members.is_live(from) {
                     if members_digest == self.digest {
-                        self.void_copies(&shards, out);
+                        self.void_copies(&shards, None, out);
                     }
                     self.on_who_holds(from, token, &shards, out);
                 }
             }
             Control::Holds { token, members_digest, holdings, highest } => {
                 self.on_doubt_answer(from, token, &holdings, out);
+                self.on_takeable(from.node, token, (&holdings, &highest));
                 self.on_holds(from, token, members_digest, (&holdings, &highest));
             }
             Control::Prepare { handoff, members_digest, shards, drain } => {
@@ -37,6 +38,14 @@ impl Ownership {
                     out.push(Action::Send { to, message });
                 }
             }
+            Control::TakeOver { token, owner, pos, shards } => {
+                self.on_take_over(from, (token, owner, pos), &shards, out);
+            }
+            Control::Takeable { token, pos: _, holdings, highest } => {
+                self.on_takeable(from.node, token, (&holdings, &highest));
+            }
+            Control::SeeClaims { pos } => self.on_see_claims(from, pos, out),
+            Control::SeenClaims { pos } => self.on_seen_claims(from, pos, out),
             Control::Abort { handoff } => {
                 if self.incoming.remove(&handoff).is_some() {
                     out.push(Action::DropCopy { handoff });
@@ -68,7 +77,12 @@ impl Ownership {
 
     /// Whoever asks who holds shards may claim them on the answer: a grant of them that is still
     /// under way, from a source that has died since, must find no copy (R8).
-    fn void_copies(&mut self, shards: &[ShardRange], out: &mut Vec<Action>) {
+    pub(super) fn void_copies(
+        &mut self,
+        shards: &[ShardRange],
+        of: Option<NodeBoot>,
+        out: &mut Vec<Action>,
+    ) {
         if !self.config.rules.stale_is_ignored {
             return;
         }
@@ -79,8 +93,9 @@ impl Ownership {
             shards.iter().any(covers)
         };
         self.incoming.retain(|&handoff, incoming| {
-            let is_void =
-                incoming.phase == incoming::Phase::CaughtUp && incoming.shards.iter().any(asked);
+            let is_void = incoming.phase == incoming::Phase::CaughtUp
+                && of.is_none_or(|source| handoff.source == source)
+                && incoming.shards.iter().any(asked);
             if is_void {
                 out.push(Action::DropCopy { handoff });
             }
@@ -95,6 +110,14 @@ impl Ownership {
         shards: &[ShardRange],
         out: &mut Vec<Action>,
     ) {
+        let (holdings, highest) = self.holdings(shards);
+        let members_digest = self.digest;
+        let message = Control::Holds { token, members_digest, holdings, highest };
+        out.push(Action::Send { to: from.node, message });
+    }
+
+    /// What this node knows of who holds these shards, and their highest counters.
+    pub(super) fn holdings(&self, shards: &[ShardRange]) -> (Vec<Holding>, Vec<ClaimRange>) {
         let (mut holdings, highest) =
             who_holds(&self.book, self.config.n_shards, shards, |owner| self.is_holder(owner));
         for range in shards {
@@ -104,11 +127,14 @@ impl Ownership {
                     let range = ClaimRange { first: shard.0, len: 1, counter };
                     holdings.push(Holding { owner: *to, range });
                 }
+                if self.may_take_over(shard) {
+                    let counter = self.book.highest(shard).max(1);
+                    let range = ClaimRange { first: shard.0, len: 1, counter };
+                    holdings.push(Holding { owner: self.config.me, range });
+                }
             }
         }
-        let members_digest = self.digest;
-        let message = Control::Holds { token, members_digest, holdings, highest };
-        out.push(Action::Send { to: from.node, message });
+        (holdings, highest)
     }
 
     pub(super) fn on_holds(

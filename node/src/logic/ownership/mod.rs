@@ -62,13 +62,15 @@ mod members;
 mod messages;
 mod moves;
 mod receiving;
+mod replicas;
 mod sending;
+mod takeover;
 mod times;
 mod unclaimed;
 
 pub use config::{OwnershipConfig, Rules};
 pub use doubt::ALONE_AFTER;
-pub use events::{Abort, Action, Event, GiveUp, Note, Took};
+pub use events::{Abort, Action, Event, GiveUp, Note, Took, Unfollowed};
 pub use moves::Pending;
 
 /// How balance moves wait right after the first node founded the cluster: there is nothing to
@@ -155,6 +157,16 @@ pub struct Ownership {
     recent_deaths: Vec<Time>,
     frozen_since: Option<Time>,
     waiting: moves::Waiting,
+    /// Shards that replicas are being filled with, or asked to follow with.
+    filling: BTreeMap<NodeBoot, BTreeSet<ShardId>>,
+    /// Until when replicas are left alone that did not acknowledge.
+    shunned: BTreeMap<NodeBoot, Time>,
+    leaving_sets: Vec<replicas::Leaving>,
+    n_under: usize,
+    /// Copies of others' shards.
+    copies: BTreeMap<ShardId, takeover::HeldCopy>,
+    /// By the dead owner.
+    takeovers: BTreeMap<NodeBoot, takeover::TakeOver>,
     /// Whom this newcomer has asked for the counters that they remember, when last, and whether
     /// they have answered.
     counters_of: BTreeMap<NodeId, (Time, bool)>,
@@ -213,6 +225,12 @@ impl Ownership {
             recent_deaths: Vec::new(),
             frozen_since: None,
             waiting: moves::Waiting::default(),
+            filling: BTreeMap::new(),
+            shunned: BTreeMap::new(),
+            leaving_sets: Vec::new(),
+            n_under: 0,
+            copies: BTreeMap::new(),
+            takeovers: BTreeMap::new(),
             counters_of: BTreeMap::new(),
             founds_by: None,
             next_number: 1,
@@ -285,6 +303,8 @@ impl Ownership {
             || self.outgoing.values().any(|handoff| handoff.is_sealed())
             || self.query.is_some()
             || self.doubt.is_some()
+            || !self.takeovers.is_empty()
+            || !self.leaving_sets.is_empty()
             || (self.stage == Stage::Leaving && !self.drained);
         let tick = self.now + if busy { BUSY_TICK } else { TICK };
         self.recheck_at.map_or(tick, |at| tick.min(at.max(self.now)))
@@ -296,6 +316,7 @@ impl Ownership {
         self.on_event(event, out);
         self.advance(out);
         self.commit(out);
+        self.settle_sets(out);
         // Looks at every shard: too much after each event where there are many.
         if cfg!(debug_assertions) && self.config.n_shards <= CHECKED_MAX {
             self.check_invariants();
@@ -323,6 +344,11 @@ impl Ownership {
             Event::Received(id) => self.on_received(id, out),
             Event::ReceiveFailed(id) => self.on_receive_failed(id, out),
             Event::Sizes(sizes) => self.sizes = sizes,
+            Event::Filled { to, shards } => self.on_filled(to, &shards, out),
+            Event::FollowerLost { to, shards } => self.on_follower_lost(to, &shards, out),
+            Event::FollowerSilent(to) => self.on_follower_silent(to, out),
+            Event::CopyBegun { owner, shards } => self.on_copy(owner, &shards, false, out),
+            Event::CopyComplete { owner, shards } => self.on_copy(owner, &shards, true, out),
             Event::Doubt(number) => self.on_doubt(number, out),
             Event::Heard(number) => self.on_heard(number),
             Event::Drain => self.stage = Stage::Leaving,

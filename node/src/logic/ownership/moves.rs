@@ -153,6 +153,11 @@ impl Ownership {
             return false;
         }
         self.frozen_since = None;
+        // What has too few copies gets them first.
+        if self.n_under > 0 && !self.filling.is_empty() {
+            self.recheck_by(self.now + TICK);
+            return false;
+        }
         true
     }
 
@@ -293,7 +298,9 @@ impl Ownership {
             .live_peers()
             .any(|m| m.role == Role::Node && m.state == MemberState::Ready);
         let moving = self.slots.values().any(|slot| matches!(slot, Slot::Granted { .. }));
-        if !self.drained && (self.slots.is_empty() || (!somebody && !moving)) {
+        let holds = self.copies.values().any(|copy| copy.is_needed(&self.members));
+        let is_empty = self.slots.is_empty() && !holds;
+        if !self.drained && (is_empty || (!somebody && !moving)) {
             self.drained = true;
             out.push(Action::Drained);
         }

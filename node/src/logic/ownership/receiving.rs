@@ -93,6 +93,7 @@ impl Ownership {
                 }
             }
             out.push(Action::OpenCopy { handoff: id, shards: shards.to_vec() });
+            self.adopt_copies(id.source, shards, out);
             // Members may have changed since the source chose this node: what came may have to go
             // on, and nobody else may have news for long.
             self.recheck = true;

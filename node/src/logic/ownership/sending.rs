@@ -1,5 +1,7 @@
 //! The source's side of handoffs.
 
+use stead_shared::claims::Replicas;
+
 use super::*;
 
 impl Ownership {
@@ -192,6 +194,10 @@ impl Ownership {
         let Some(handoff) = self.outgoing.remove(&number) else { return };
         let (to, n_shards) = (handoff.to, handoff.shards.len());
         let (id, why) = (handoff.id, Abort::NoCopy);
+        // Who followed may have followed the target.
+        for shard in handoff.ids() {
+            self.log.set_replicas(shard, Replicas::NONE);
+        }
         out.push(Action::Note(Note::Aborted { handoff: id, to, n_shards, why }));
         self.reopen(&handoff, 2, out);
     }

@@ -51,6 +51,13 @@ impl Ownership {
         if let Some(at) = &mut self.recheck_at {
             visit(at, Duration::ZERO);
         }
+        self.shunned.values_mut().for_each(|at| visit(at, Duration::ZERO));
+        self.leaving_sets.iter_mut().for_each(|it| visit(&mut it.ask_at, Duration::ZERO));
+        self.copies.values_mut().for_each(|copy| copy.each_time(visit));
+        for it in self.takeovers.values_mut() {
+            visit(&mut it.query.since, ASK_FOR);
+            visit(&mut it.query.resend_at, Duration::ZERO);
+        }
         if let Some(doubt) = &mut self.doubt {
             doubt.each_time(visit);
         }

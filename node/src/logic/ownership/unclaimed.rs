@@ -13,7 +13,7 @@ impl Ownership {
                 continue;
             }
             match self.book.get(shard) {
-                Some((_, owner)) if self.is_holder(owner) => {
+                Some((_, owner)) if self.is_holder(owner) || self.has_heirs(shard, owner) => {
                     waits |= !self.members.is_live(owner);
                 }
                 Some(_) | None => {
@@ -25,6 +25,15 @@ impl Ownership {
             self.recheck_by(self.now + TICK);
         }
         shards
+    }
+
+    /// Whether a dead owner has left copies that may be taken over. One that never does so is not
+    /// waited for longer than a silent owner.
+    fn has_heirs(&self, shard: ShardId, owner: NodeBoot) -> bool {
+        let set = self.book.replicas(shard);
+        let lives = |boot: &NodeBoot| *boot == self.config.me || self.members.is_live(*boot);
+        let waited = self.deaths.get(&owner).map_or(Duration::ZERO, |it| self.now.since(it.since));
+        waited < self.config.orphan_grace && set.iter().any(lives)
     }
 
     pub(super) fn claim_unclaimed(&mut self, out: &mut Vec<Action>) {

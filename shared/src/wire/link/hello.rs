@@ -20,7 +20,7 @@ pub const MAGIC: [u8; 8] = *b"stead\x00lk";
 ///
 /// 1: handoffs send state behind a closed gate. 2: state is copied while its source serves, in
 /// records that version 1 cannot read.
-pub const PROTOCOL: u8 = 2;
+pub const PROTOCOL: u8 = 3;
 
 /// The oldest version this build speaks.
 pub const PROTOCOL_OLDEST: u8 = 1;

@@ -1,0 +1,364 @@
+//! Copies of others' shards, and taking those over whose owner has died (R5).
+//!
+//! ```text
+//! first live replica of the newest set               every other live node
+//!   TakeOver{dead owner, pos of its log, shards} ──▶    forgets what the dead owner handed off to it
+//!   ◀── (more of the dead owner's log)                  and was not granted yet
+//!   ◀── Takeable{holdings, highest}
+//!   nobody serves it, and this node is named in the newest set:
+//!   serves at 1 + the highest counter anybody remembers
+//! ```
+//!
+//! Everybody named in a claim has acknowledged all that its owner acknowledged, so any of them will
+//! do, and the order of the set decides. One that is not named by the newest set it can learn of
+//! never takes over.
+
+use stead_shared::claims::Replicas;
+
+use super::*;
+
+/// How long a node without a link is waited for.
+const TAKE_FOR: Duration = Duration::from_millis(300);
+/// How long one with a link is.
+const TAKE_FOR_MAX: Duration = Duration::from_secs(1);
+/// How often those who are silent are asked again.
+const TAKE_EVERY: Duration = Duration::from_millis(100);
+/// How long those go first who are named before this node.
+const TURN: Duration = Duration::from_secs(1);
+/// How long a copy is kept that nobody's claim names.
+const UNNAMED_FOR: Duration = Duration::from_secs(5);
+/// The same while it is being filled, or after its owner's death.
+const UNNAMED_LONG: Duration = Duration::from_secs(30);
+
+/// A copy of another owner's shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct HeldCopy {
+    owner: NodeBoot,
+    epoch: Epoch,
+    complete: bool,
+    /// Named by its owner's claim, as far as known.
+    named: bool,
+    /// Since when nobody needs it.
+    idle_since: Option<Time>,
+    /// Since when its owner is dead.
+    orphan_since: Option<Time>,
+}
+
+impl HeldCopy {
+    /// Whether a living owner counts on it.
+    pub(super) fn is_needed(&self, members: &Members) -> bool {
+        self.named && members.is_live(self.owner)
+    }
+
+    pub(super) fn each_time(&mut self, visit: &mut dyn FnMut(&mut Time, Duration)) {
+        for at in [&mut self.idle_since, &mut self.orphan_since].into_iter().flatten() {
+            visit(at, UNNAMED_LONG);
+        }
+    }
+}
+
+/// A question whether shards of a dead owner may be served from copies.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct TakeOver {
+    pub(super) query: Query,
+    pos: u64,
+}
+
+impl Ownership {
+    /// Number of complete copies of others' shards.
+    #[must_use]
+    pub fn n_copies(&self) -> usize {
+        self.copies.values().filter(|copy| copy.complete).count()
+    }
+
+    pub(super) fn on_copy(
+        &mut self,
+        owner: NodeBoot,
+        shards: &[ShardEpoch],
+        complete: bool,
+        out: &mut Vec<Action>,
+    ) {
+        for at in shards {
+            if self.slots.contains_key(&at.shard) && !self.is_granted_to(at.shard, owner) {
+                continue;
+            }
+            let (epoch, idle_since, orphan_since) = (at.epoch, None, None);
+            let named = self.is_named(owner, at.shard).unwrap_or(false);
+            let copy = HeldCopy { owner, epoch, complete, named, idle_since, orphan_since };
+            self.copies.insert(at.shard, copy);
+        }
+        if !self.members.is_live(owner) {
+            self.review_copies(out);
+        }
+    }
+
+    fn is_granted_to(&self, shard: ShardId, owner: NodeBoot) -> bool {
+        matches!(self.slots.get(&shard), Some(Slot::Granted { to, .. }) if *to == owner)
+    }
+
+    /// Whether `owner` names this node; none when its claim is not known.
+    fn is_named(&self, owner: NodeBoot, shard: ShardId) -> Option<bool> {
+        let replicas = self.book.replicas_of(owner, shard)?;
+        Some(replicas.contains(self.config.me))
+    }
+
+    /// A shard that was granted away stays here as a copy of its new owner's, when that says so.
+    pub(super) fn keep_or_drop(&mut self, shards: Vec<ShardId>, out: &mut Vec<Action>) {
+        let mut dropped = Vec::new();
+        let mut kept: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
+        for shard in shards {
+            match self.book.get(shard) {
+                // It has become a copy by the new owner's word before its claim was seen.
+                Some((_, owner)) if self.copies.get(&shard).is_some_and(|it| it.owner == owner) => {
+                    dropped.push(shard);
+                }
+                Some((epoch, owner)) if self.book.replicas(shard).contains(&self.config.me) => {
+                    kept.entry(owner).or_default().push(ShardEpoch { shard, epoch });
+                }
+                Some(_) | None => dropped.push(shard),
+            }
+        }
+        if !dropped.is_empty() {
+            out.push(Action::DropState { shards: dropped });
+        }
+        for (owner, shards) in kept {
+            self.on_copy(owner, &shards, true, out);
+            out.push(Action::KeepCopy { owner, shards });
+        }
+    }
+
+    /// Forgets what nobody needs, and asks for what has lost its owner.
+    pub(super) fn review_copies(&mut self, out: &mut Vec<Action>) {
+        let now = self.now;
+        let mut dropped = Vec::new();
+        let mut orphans: BTreeMap<NodeBoot, BTreeSet<ShardId>> = BTreeMap::new();
+        let mut copies = std::mem::take(&mut self.copies);
+        copies.retain(|&shard, copy| {
+            if self.slots.contains_key(&shard) {
+                return self.is_granted_to(shard, copy.owner);
+            }
+            if let Some(named) = self.is_named(copy.owner, shard) {
+                copy.named = named;
+            }
+            let lives = self.members.is_live(copy.owner);
+            copy.orphan_since = (!lives).then(|| copy.orphan_since.unwrap_or(now));
+            let served = self.book.get(shard).is_some_and(|(epoch, owner)| {
+                owner != copy.owner && self.members.is_live(owner) && copy.epoch < epoch
+            });
+            if !served && copy.complete && copy.named {
+                copy.idle_since = None;
+                if !lives && self.is_my_turn(shard, copy) {
+                    orphans.entry(copy.owner).or_default().insert(shard);
+                }
+                return true;
+            }
+            let since = *copy.idle_since.get_or_insert(now);
+            let long = !served && (!copy.complete || !lives);
+            let keep = now.since(since) < if long { UNNAMED_LONG } else { UNNAMED_FOR };
+            if !keep {
+                dropped.push(shard);
+            }
+            keep
+        });
+        self.copies = copies;
+        if !dropped.is_empty() {
+            out.push(Action::DropReplicas { shards: dropped });
+        }
+        for (owner, shards) in orphans {
+            self.ask_to_take_over(owner, shards, out);
+        }
+    }
+
+    /// Whether nobody alive is named before this node, or has had its time.
+    fn is_my_turn(&self, shard: ShardId, copy: &HeldCopy) -> bool {
+        let set = self.book.replicas_of(copy.owner, shard);
+        let first = set.and_then(|set| {
+            let lives = |boot: &&NodeBoot| **boot == self.config.me || self.members.is_live(**boot);
+            set.as_slice().iter().find(lives).copied()
+        });
+        let had_its_time = copy.orphan_since.is_some_and(|at| TURN <= self.now.since(at));
+        had_its_time || first.is_none_or(|first| first == self.config.me)
+    }
+
+    /// Whether this node may yet take the shard over from a copy.
+    pub(super) fn may_take_over(&self, shard: ShardId) -> bool {
+        self.copies
+            .get(&shard)
+            .is_some_and(|copy| copy.complete && copy.named && !self.members.is_live(copy.owner))
+    }
+
+    fn ask_to_take_over(
+        &mut self,
+        owner: NodeBoot,
+        shards: BTreeSet<ShardId>,
+        out: &mut Vec<Action>,
+    ) {
+        if self.doubt.is_some() || self.stage == Stage::Joining {
+            return;
+        }
+        let under_way = self.takeovers.get(&owner).is_some_and(|it| it.query.shards == shards);
+        if under_way {
+            return;
+        }
+        let members = Arc::clone(&self.members);
+        let nodes = members.live_peers().filter(|m| m.role == Role::Node);
+        let waiting: BTreeSet<NodeId> = match self.config.rules.takeover_asks {
+            true => nodes.map(|m| m.id).collect(),
+            false => BTreeSet::new(),
+        };
+        let query = Query {
+            token: self.next_token,
+            digest: self.digest,
+            shards,
+            asked: waiting.clone(),
+            waiting,
+            highest: BTreeMap::new(),
+            held: BTreeMap::new(),
+            said_to_be_held: BTreeMap::new(),
+            since: self.now,
+            resend_at: self.now,
+            disagreed: false,
+        };
+        self.next_token += 1;
+        let pos = self.book.pos_of(owner);
+        self.takeovers.insert(owner, TakeOver { query, pos });
+        self.advance_takeovers(out);
+    }
+
+    pub(super) fn advance_takeovers(&mut self, out: &mut Vec<Action>) {
+        let owners: Vec<NodeBoot> = self.takeovers.keys().copied().collect();
+        for owner in owners {
+            let Some(mut it) = self.takeovers.remove(&owner) else { continue };
+            if self.members.is_live(owner) || self.doubt.is_some() {
+                continue;
+            }
+            let waited = self.now.since(it.query.since);
+            let members = Arc::clone(&self.members);
+            it.query.waiting.retain(|node| {
+                let lives = members.find(*node).is_some_and(|m| m.state.is_live());
+                let most = match self.connected.contains_key(node) {
+                    true => TAKE_FOR_MAX,
+                    false => TAKE_FOR,
+                };
+                lives && waited < most
+            });
+            if it.query.waiting.is_empty() {
+                self.take_over(owner, &it.query, out);
+                continue;
+            }
+            if it.query.resend_at <= self.now {
+                it.query.resend_at = self.now + TAKE_EVERY;
+                for &to in &it.query.waiting {
+                    let message = match self.speaks_of_replicas(to) {
+                        true => Control::TakeOver {
+                            token: it.query.token,
+                            owner,
+                            pos: it.pos,
+                            shards: ShardRange::pack(it.query.shards.iter().copied()),
+                        },
+                        false => it.query.message(),
+                    };
+                    out.push(Action::Send { to, message });
+                }
+            }
+            self.takeovers.insert(owner, it);
+        }
+    }
+
+    pub(super) fn on_take_over(
+        &mut self,
+        from: NodeBoot,
+        (token, owner, pos): (Token, NodeBoot, u64),
+        shards: &[ShardRange],
+        out: &mut Vec<Action>,
+    ) {
+        // Who is not known here yet asks again.
+        if !self.members.is_live(from) {
+            return;
+        }
+        self.void_copies(shards, Some(owner), out);
+        let known = self.book.pos_of(owner);
+        if pos < known
+            && let Some(update) = self.book.log_of(owner)
+        {
+            out.push(Action::SendClaims { to: from.node, update });
+        }
+        let (holdings, highest) = self.holdings(shards);
+        let message = Control::Takeable { token, pos: known, holdings, highest };
+        out.push(Action::Send { to: from.node, message });
+    }
+
+    pub(super) fn on_takeable(
+        &mut self,
+        from: NodeId,
+        token: Token,
+        answer: (&[Holding], &[ClaimRange]),
+    ) {
+        for it in self.takeovers.values_mut().filter(|it| it.query.token == token) {
+            it.query.answer(from, it.query.digest, false, answer);
+        }
+    }
+
+    /// Takes a dead owner's log in, of which somebody knew more. Whether that was it.
+    pub(super) fn on_log_of_the_dead(&mut self, update: &ClaimsUpdate) -> bool {
+        let is_asked = self.takeovers.contains_key(&update.owner) && update.base.is_none();
+        if is_asked && self.book.pos_of(update.owner) < update.pos {
+            let _ = self.book.apply(update);
+            let (members, me) = (Arc::clone(&self.members), self.config.me);
+            let _ = self.book.set_live(|owner| owner == me || members.is_live(owner));
+            self.recheck = true;
+        }
+        is_asked
+    }
+
+    /// All have answered: what nobody serves is served here.
+    fn take_over(&mut self, owner: NodeBoot, query: &Query, out: &mut Vec<Action>) {
+        let node = self.config.me.node;
+        let mut served = Vec::new();
+        let mut adopted: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
+        for (&shard, &counter) in &query.highest {
+            self.book.remember(shard, counter);
+        }
+        for &shard in &query.shards {
+            let Some(&copy) = self.copies.get(&shard).filter(|copy| copy.owner == owner) else {
+                continue;
+            };
+            let asks = self.config.rules.takeover_asks;
+            let named = self.is_named(owner, shard).unwrap_or(copy.named);
+            let is_newest = named || !self.config.rules.set_is_known_first;
+            if !copy.complete || !is_newest || self.slots.contains_key(&shard) {
+                continue;
+            }
+            let is_other = |holder: &NodeBoot| *holder != owner && *holder != self.config.me;
+            let holder = query.holder(shard).filter(is_other).filter(|it| self.may_hold(*it));
+            let booked = self
+                .book
+                .get(shard)
+                .filter(|(epoch, owner)| self.members.is_live(*owner) && copy.epoch < *epoch);
+            if asks && (holder.is_some() || booked.is_some()) {
+                if let Some(holder) = holder {
+                    self.ask_claims(holder.node, out);
+                }
+                self.recheck_by(self.now + TAKE_EVERY);
+                continue;
+            }
+            let counter = 1 + self.book.highest(shard).max(copy.epoch.counter);
+            let at = ShardEpoch { shard, epoch: Epoch { counter, node } };
+            let set = self.book.replicas_of(owner, shard).cloned().unwrap_or(Replicas::NONE);
+            for &boot in set.as_slice().iter().filter(|boot| **boot != self.config.me) {
+                adopted.entry(boot).or_default().push(at);
+            }
+            self.copies.remove(&shard);
+            self.serve(at);
+            served.push(at);
+        }
+        if served.is_empty() {
+            return;
+        }
+        let n_shards = served.len();
+        out.push(Action::OpenReplica { shards: served });
+        self.adopt(adopted, out);
+        out.push(Action::Note(Note::Promoted { from: owner, n_shards }));
+        self.recheck = true;
+    }
+}
