@@ -86,6 +86,10 @@ pub(crate) struct Standing {
     pub(crate) gave_up: Option<GiveUp>,
     /// Shards here, moving ones included.
     pub(crate) n_owned: usize,
+    /// Shards here with fewer copies than wanted.
+    pub(crate) n_under: usize,
+    /// Complete copies of others' shards.
+    pub(crate) n_copies: usize,
     /// What is yet to move.
     pub(crate) pending: Pending,
     /// Bytes of state sent per second, lately.
@@ -388,8 +392,12 @@ impl Driver {
         let pending = self.machine.pending();
         let bytes_per_second = state.rate.measure(self.now(), self.tally.total());
         state.meters.pending(pending);
+        let (n_under, n_copies) = (self.machine.under_replicated(), self.machine.n_copies());
+        state.meters.under_replicated.set(n_under as f64);
+        state.meters.copies.set(n_copies as f64);
         self.progress.send_if_modified(|progress| {
             let before = *progress;
+            (progress.n_under, progress.n_copies) = (n_under, n_copies);
             (progress.pending, progress.bytes_per_second) = (pending, bytes_per_second);
             *progress != before
         });

@@ -655,6 +655,9 @@ impl Local for Handle {
         let progress = *self.inner.progress.borrow();
         if progress.draining {
             Readiness::NotReady("draining".to_owned())
+        } else if progress.ready && progress.n_under > 0 {
+            let n = progress.n_under;
+            Readiness::Warning(format!("{n} shards of this node have too few copies"))
         } else if progress.ready {
             Readiness::Ready
         } else {

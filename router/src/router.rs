@@ -12,7 +12,7 @@ use bytes::Bytes;
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use stead_shared::claims::{Applied, Book, ClaimsUpdate};
 use stead_shared::config::{ConfigError, OnNoKey, RouterConfig, RouterOptions};
-use stead_shared::control::{self, Control, kind, who_holds};
+use stead_shared::control::{Control, kind, who_holds};
 use stead_shared::id::{NodeBoot, NodeId};
 use stead_shared::member::{Members, Phase, Role};
 use stead_shared::net::admin::{ClusterAdmin, DrainReport, Local, Readiness, shard_count_of};
@@ -566,7 +566,12 @@ impl Driver {
             Control::Relay { to, handoff, shards } => {
                 self.note(to, kind::CONTROL, Control::Grant { handoff, shards }.encode());
             }
+            // Who holds copies asks and tells nodes only.
             Control::Propose { .. }
+            | Control::TakeOver { .. }
+            | Control::Takeable { .. }
+            | Control::SeeClaims { .. }
+            | Control::SeenClaims { .. }
             | Control::Accept { .. }
             | Control::Reject { .. }
             | Control::Holds { .. }

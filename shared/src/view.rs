@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::claims::{Book, ClaimTable};
+use crate::claims::{Book, CLAIM_REPLICAS_MAX, ClaimTable};
 use crate::hash::{HashSecret, ShardCount};
 use crate::id::{Epoch, NodeBoot, SessionKey, ShardId};
-use crate::member::{Member, Members, Role};
+use crate::member::{Member, MemberState, Members, Role};
 use crate::placement::{Pin, PlacementInput, PlacementNode, Targets, place};
 
 /// Seed of the members digest. Part of the wire format.
@@ -99,6 +99,13 @@ impl ClusterParams {
     }
 }
 
+/// Copies that claims name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Census {
+    /// How many shards have so many live replicas.
+    by_count: [u32; 1 + CLAIM_REPLICAS_MAX],
+}
+
 /// An immutable snapshot of the cluster as this process sees it.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -158,6 +165,34 @@ impl View {
         Self { claims, ..self.clone() }
     }
 
+    /// The boots that hold copies of `shard` by its claim, and live.
+    pub fn live_replicas(&self, shard: ShardId) -> impl Iterator<Item = NodeBoot> + '_ {
+        let named = self.claims.replicas(shard).iter().copied();
+        named.filter(|boot| self.members.is_live(*boot))
+    }
+
+    /// Shards that are served with fewer live copies than wanted, where there are nodes for them.
+    ///
+    /// Who was not configured with a number of copies, as a router, takes what most shards have for
+    /// what is wanted.
+    #[must_use]
+    pub fn under_replicated(&self) -> u32 {
+        let mut census = Census::default();
+        for shard in self.params.shards.all() {
+            if self.live_claim(shard).is_some() {
+                let n = self.live_replicas(shard).count().min(CLAIM_REPLICAS_MAX);
+                census.by_count[n] += 1;
+            }
+        }
+        let ready = |m: &&Member| m.role == Role::Node && m.state == MemberState::Ready;
+        let n_others = self.members.list.iter().filter(ready).count().saturating_sub(1);
+        let usual = (1..=CLAIM_REPLICAS_MAX).rev().max_by_key(|n| census.by_count[*n]);
+        let usual = usual.filter(|n| 0 < census.by_count[*n]).unwrap_or(0);
+        let wanted = usize::from(self.params.replicas);
+        let wanted = if wanted == 0 { usual } else { wanted }.min(n_others);
+        census.by_count.iter().take(wanted).sum()
+    }
+
     /// The best claim for `shard` whose owner is alive.
     #[must_use]
     pub fn live_claim(&self, shard: ShardId) -> Option<(Epoch, NodeBoot)> {
@@ -168,8 +203,9 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::claims::{ClaimLog, Replicas};
     use crate::id::{BootId, NodeId};
-    use crate::member::{MemberState, Phase};
+    use crate::member::Phase;
 
     fn members(nodes: &[(u64, bool)]) -> Arc<Members> {
         let member = |&(id, in_ring): &(u64, bool)| Member {
@@ -233,6 +269,27 @@ mod tests {
         let directly = view(&both).with_pins([pin(5, 2)]);
         assert_eq!(there.members_digest, directly.members_digest);
         assert_eq!(there.targets, directly.targets);
+    }
+
+    #[test]
+    fn shards_with_too_few_live_copies_are_counted() {
+        let owner = NodeBoot { node: NodeId(1), boot: BootId(1) };
+        let copy = NodeBoot { node: NodeId(2), boot: BootId(1) };
+        let gone = NodeBoot { node: NodeId(2), boot: BootId(0) };
+        let mut log = ClaimLog::new(owner);
+        (0..8).for_each(|shard| log.claim(ShardId(shard), 1));
+        (0..5).for_each(|shard| {
+            log.set_replicas(ShardId(shard), Replicas::new([copy]));
+        });
+        log.set_replicas(ShardId(5), Replicas::new([gone]));
+        let mut book = Book::new(64);
+        let _ = book.apply(&log.full());
+        let two = view(&[(1, true), (2, true)]).with_claims(book.table().clone());
+        assert_eq!(two.live_replicas(ShardId(0)).collect::<Vec<_>>(), [copy]);
+        assert_eq!(two.under_replicated(), 3);
+        // With nobody to hold a copy, none is missing.
+        let one = view(&[(1, true)]).with_claims(book.table().clone());
+        assert_eq!(one.under_replicated(), 0);
     }
 
     #[test]

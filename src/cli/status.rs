@@ -25,7 +25,7 @@ pub(super) struct StatusArgs {
     #[arg(long)]
     json: bool,
 
-    /// Wait until every live member is ready, and every shard is owned by its target
+    /// Wait until every live member is ready, every shard is owned by its target, and has its copies
     #[arg(long)]
     wait_healthy: bool,
 
@@ -108,6 +108,9 @@ impl Status {
         }
         if shards.moving > 0 {
             return Some(format!("{} shards are moving", shards.moving));
+        }
+        if shards.under_replicated > 0 {
+            return Some(format!("{} shards have too few copies", shards.under_replicated));
         }
         let owned = |node: &String| shards.by_node.get(node).copied().unwrap_or(0);
         let (node, wanted) =

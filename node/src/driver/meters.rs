@@ -17,6 +17,8 @@ pub(super) struct Meters {
     sealed_seconds: Histogram,
     pause_seconds: Histogram,
     pub(super) owned: Gauge,
+    pub(super) under_replicated: Gauge,
+    pub(super) copies: Gauge,
     moving: Gauge,
     copying: Gauge,
     pending: [Gauge; 3],
@@ -53,6 +55,11 @@ fn describe() {
         "Sessions of shards that were given up, by what became of them"
     );
     describe_gauge!("stead_shards_owned", "Shards of this node, moving ones included");
+    describe_gauge!(
+        "stead_shards_under_replicated",
+        "Shards of this node with fewer copies than wanted, where there are nodes for them"
+    );
+    describe_gauge!("stead_copies", "Complete copies of other nodes' shards");
     describe_gauge!("stead_shards_moving", "Shards between two owners, seen from their source");
     describe_gauge!("stead_shards_copying", "Shards that are copied to another node and served");
     describe_gauge!("stead_moves_pending", "Shards that are to move and do not yet, by class");
@@ -91,6 +98,8 @@ impl Meters {
             sealed_seconds: histogram!("stead_handoff_sealed_seconds"),
             pause_seconds: histogram!("stead_session_pause_seconds"),
             owned: gauge!("stead_shards_owned"),
+            under_replicated: gauge!("stead_shards_under_replicated"),
+            copies: gauge!("stead_copies"),
             moving: gauge!("stead_shards_moving"),
             copying: gauge!("stead_shards_copying"),
             pending: ["takeover", "drain", "balance"]

@@ -90,18 +90,20 @@ pub fn shards_report(view: &View, moving: u32) -> ShardsReport {
     let targets =
         view.targets.counts().into_iter().map(|(node, count)| (name(node), count)).collect();
     let shards = n_shards.get();
-    ShardsReport { shards, by_node, unowned, moving, under_replicated: 0, targets, owned }
+    let under_replicated = view.under_replicated();
+    ShardsReport { shards, by_node, unowned, moving, under_replicated, targets, owned }
 }
 
 /// Where `shard` is in `view`, but for its pin.
 #[must_use]
 pub fn where_report(view: &View, shard: ShardId) -> WhereReport {
     let claim = view.live_claim(shard);
-    let owner = claim.map(|(_, owner)| {
-        view.members.find(owner.node).map_or_else(|| owner.node.to_string(), Member::name)
-    });
+    let name =
+        |node: NodeId| view.members.find(node).map_or_else(|| node.to_string(), Member::name);
+    let owner = claim.map(|(_, owner)| name(owner.node));
     let epoch = claim.map(|(epoch, _)| epoch.to_string());
-    WhereReport { shard: shard.0, owner, epoch, replicas: Vec::new(), pin: None }
+    let replicas = view.live_replicas(shard).map(|boot| name(boot.node)).collect();
+    WhereReport { shard: shard.0, owner, epoch, replicas, pin: None }
 }
 
 /// The number of shards that live nodes were configured with, as their cards say.
