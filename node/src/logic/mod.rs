@@ -8,3 +8,4 @@ pub mod incoming;
 pub mod outgoing;
 pub mod ownership;
 pub mod pace;
+pub mod replication;

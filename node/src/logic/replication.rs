@@ -1,0 +1,343 @@
+//! What an owner keeps until a follower has it, and when a follower takes something in.
+//!
+//! ```text
+//!  owner                                           replica
+//!    FillBegin(e, seq)   ─────────────────────────▶  whatever was there of the shard is replaced
+//!    sessions … entries … sessions … entries ─────▶  incomplete: each later one is newer
+//!    FillEnd(e, seq)     ─────────────────────────▶  complete
+//!    Adopt(e, previous)  ─────────────────────────▶  a complete copy that ends there follows
+//!    NextEpoch(e, previous) ──────────────────────▶  so does one that followed all the time
+//!    Entry(e, seq, previous) ─────────────────────▶  taken in if the copy ends at `previous`
+//!    ◀── position taken in, what was refused ──────
+//! ```
+//!
+//! | copy \ event | FillBegin | FillEnd | Adopt | NextEpoch | Entry |
+//! |---|---|---|---|---|---|
+//! | none | incomplete | no copy | no copy | no copy | no copy |
+//! | incomplete, same owner | incomplete anew | complete, if it ends there | no copy | incomplete, in it | incomplete, one further |
+//! | complete, same owner | incomplete anew | repeated | complete, in the new epoch | complete, in it | complete, one further |
+//! | complete, other owner | incomplete anew | no copy | complete, follows the new owner | no copy | no copy |
+//! | any, of a higher epoch | refused: higher epoch | refused | refused | refused | refused |
+//!
+//! A copy never overwrites what it cannot connect to: it refuses, stays where it is, and its owner
+//! begins anew with a fill.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use stead_shared::id::{Epoch, NodeBoot, Version};
+use stead_shared::time::Time;
+
+/// The rules of copies that a test can switch off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyRules {
+    /// R6: a copy takes an entry only if it ends at the one before, and only in an epoch that is
+    /// not below what it has promised.
+    pub replica_checks_previous: bool,
+}
+
+impl CopyRules {
+    /// All rules on: the only setting outside tests.
+    pub const ALL: Self = Self { replica_checks_previous: true };
+}
+
+/// Why a copy does not follow its owner any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Lost {
+    /// It does not end where the next entry goes on.
+    Behind,
+    /// It has promised itself to this epoch, which is higher.
+    HigherEpoch(Epoch),
+    /// There is none that follows this owner.
+    NoCopy,
+}
+
+impl Lost {
+    /// For metrics and logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Behind => "behind",
+            Self::HigherEpoch(_) => "higher-epoch",
+            Self::NoCopy => "no-copy",
+        }
+    }
+}
+
+// ---- the owner's side -----------------------------------------------------------------------
+
+/// Items on their way to one follower: each has a position, and is kept until it is acknowledged.
+#[derive(Debug)]
+pub struct Outbox<T> {
+    waiting: VecDeque<Waiting<T>>,
+    acked: u64,
+    bytes: usize,
+    bytes_max: usize,
+    silent_since: Option<Time>,
+}
+
+#[derive(Debug)]
+struct Waiting<T> {
+    item: T,
+    bytes: usize,
+    since: Time,
+}
+
+impl<T> Outbox<T> {
+    /// Empty; its first item gets the position after `after`. More than `bytes_max` bytes that are
+    /// not acknowledged are too many.
+    #[must_use]
+    pub fn new(after: u64, bytes_max: usize) -> Self {
+        let waiting = VecDeque::new();
+        Self { waiting, acked: after, bytes: 0, bytes_max, silent_since: None }
+    }
+
+    /// Appends an item of `bytes` bytes and gives its position.
+    pub fn push(&mut self, now: Time, item: T, bytes: usize) -> u64 {
+        self.waiting.push_back(Waiting { item, bytes, since: now });
+        self.bytes += bytes;
+        self.silent_since.get_or_insert(now);
+        self.last()
+    }
+
+    /// Everything up to `position` has been taken in. Gives how long the oldest of it had waited;
+    /// none when nothing is new. What was never sent cannot be acknowledged.
+    pub fn ack(&mut self, now: Time, position: u64) -> Option<Duration> {
+        let position = position.min(self.last());
+        let oldest = self.waiting.front().filter(|_| self.acked < position)?.since;
+        while self.acked < position {
+            let Some(gone) = self.waiting.pop_front() else { break };
+            self.bytes -= gone.bytes;
+            self.acked += 1;
+        }
+        self.silent_since = (!self.waiting.is_empty()).then_some(now);
+        Some(now.since(oldest))
+    }
+
+    /// Forgets what waits, as if it were acknowledged: nobody follows any more.
+    pub fn clear(&mut self) {
+        self.acked = self.last();
+        self.waiting = VecDeque::new();
+        self.bytes = 0;
+        self.silent_since = None;
+    }
+
+    /// The position up to which everything was taken in.
+    #[must_use]
+    pub fn acked(&self) -> u64 {
+        self.acked
+    }
+
+    /// The position of the last item.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.acked + self.waiting.len() as u64
+    }
+
+    /// What is not acknowledged and comes after `position`, in order.
+    pub fn unacked(&self, position: u64) -> impl Iterator<Item = (u64, &T)> {
+        let skip = position.saturating_sub(self.acked);
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(self.waiting.len());
+        let first = self.acked + skip as u64 + 1;
+        (first..).zip(self.waiting.range(skip..).map(|waiting| &waiting.item))
+    }
+
+    /// Bytes that are not acknowledged.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether changes have to wait.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.bytes_max <= self.bytes
+    }
+
+    /// Whether there is room for what can wait: it takes half, so that changes find the other.
+    #[must_use]
+    pub fn has_room_for_fills(&self) -> bool {
+        self.bytes < self.bytes_max / 2
+    }
+
+    /// Since when the oldest item waits.
+    #[must_use]
+    pub fn oldest_since(&self) -> Option<Time> {
+        self.waiting.front().map(|waiting| waiting.since)
+    }
+
+    /// Since when nothing was acknowledged although something waits.
+    #[must_use]
+    pub fn silent_since(&self) -> Option<Time> {
+        self.silent_since
+    }
+}
+
+// ---- the replica's side ---------------------------------------------------------------------
+
+/// What is known about an entry before it is taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryHead {
+    /// Who sends it.
+    pub owner: NodeBoot,
+    /// The epoch in which its owner serves the shard.
+    pub epoch: Epoch,
+    /// Its number.
+    pub seq: u64,
+    /// Where the shard was before.
+    pub prev: Version,
+}
+
+/// What a copy does with something that its owner sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Accept {
+    /// Take it in.
+    Apply,
+    /// It is here already.
+    Duplicate,
+    /// It does not fit; nothing changed.
+    Refuse(Lost),
+}
+
+/// What is known of a copy without looking at its sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyState {
+    /// Whom it follows.
+    pub owner: NodeBoot,
+    /// The epoch in which that one serves, as far as is known.
+    pub epoch: Epoch,
+    /// Nothing of a lower epoch is taken in any more.
+    pub promised: Epoch,
+    /// Where it ends: an epoch in which it followed, and the number of its last change.
+    pub at: Version,
+    /// Whether it holds everything up to there.
+    pub complete: bool,
+}
+
+impl CopyState {
+    /// A copy that is complete: a shard that was served here, and whose next owner serves it in
+    /// `epoch`.
+    #[must_use]
+    pub fn of_own(owner: NodeBoot, epoch: Epoch, at: Version) -> Self {
+        Self { owner, epoch, promised: epoch, at, complete: true }
+    }
+
+    /// ## (any) => Incomplete
+    /// What was there is of no use for whoever fills, and goes.
+    ///
+    /// # Errors
+    /// When the one that is here has promised itself to a higher epoch.
+    pub fn begin_fill(
+        here: Option<&Self>,
+        owner: NodeBoot,
+        at: Version,
+        rules: &CopyRules,
+    ) -> Result<Self, Lost> {
+        let promised = here.map_or(at.epoch, |here| here.promised);
+        if at.epoch < promised && rules.replica_checks_previous {
+            return Err(Lost::HigherEpoch(promised));
+        }
+        let epoch = at.epoch;
+        Ok(Self { owner, epoch, promised: epoch.max(promised), at, complete: false })
+    }
+
+    /// Whether a session of a fill is taken in.
+    pub fn fill(&self, owner: NodeBoot, epoch: Epoch, rules: &CopyRules) -> Accept {
+        match self.is_from(owner, epoch, rules) {
+            Ok(()) if self.complete => Accept::Duplicate,
+            Ok(()) => Accept::Apply,
+            Err(lost) => Accept::Refuse(lost),
+        }
+    }
+
+    /// ## Incomplete => Complete
+    pub fn end_fill(&mut self, owner: NodeBoot, at: Version, rules: &CopyRules) -> Accept {
+        if let Err(lost) = self.is_from(owner, at.epoch, rules) {
+            return Accept::Refuse(lost);
+        }
+        if self.at != at && rules.replica_checks_previous {
+            return Accept::Refuse(Lost::Behind);
+        }
+        let was_complete = std::mem::replace(&mut self.complete, true);
+        if was_complete { Accept::Duplicate } else { Accept::Apply }
+    }
+
+    /// ## Complete (any owner) => Complete (follows `owner` in `epoch`)
+    /// It must end exactly where the owner began in that epoch.
+    pub fn adopt(
+        &mut self,
+        owner: NodeBoot,
+        epoch: Epoch,
+        prev: Version,
+        rules: &CopyRules,
+    ) -> Accept {
+        if epoch < self.promised && rules.replica_checks_previous {
+            return Accept::Refuse(Lost::HigherEpoch(self.promised));
+        }
+        if !self.complete {
+            return Accept::Refuse(Lost::NoCopy);
+        }
+        if self.owner == owner && self.at == (Version { epoch, seq: prev.seq }) {
+            return Accept::Duplicate;
+        }
+        self.go_on(owner, epoch, prev, rules)
+    }
+
+    /// ## (any) => the same, in the owner's next epoch
+    pub fn next_epoch(
+        &mut self,
+        owner: NodeBoot,
+        epoch: Epoch,
+        prev: Version,
+        rules: &CopyRules,
+    ) -> Accept {
+        match self.is_from(owner, epoch, rules) {
+            Ok(()) if self.at.epoch == epoch => Accept::Duplicate,
+            Ok(()) => self.go_on(owner, epoch, prev, rules),
+            Err(lost) => Accept::Refuse(lost),
+        }
+    }
+
+    fn go_on(&mut self, owner: NodeBoot, epoch: Epoch, prev: Version, rules: &CopyRules) -> Accept {
+        if self.at != prev && rules.replica_checks_previous {
+            return Accept::Refuse(Lost::Behind);
+        }
+        (self.owner, self.epoch) = (owner, epoch);
+        self.promised = self.promised.max(epoch);
+        self.at = Version { epoch, seq: prev.seq };
+        Accept::Apply
+    }
+
+    /// Whether an entry is taken in; it ends there then.
+    pub fn accept(&mut self, entry: &EntryHead, rules: &CopyRules) -> Accept {
+        let EntryHead { owner, epoch, seq, prev } = *entry;
+        if let Err(lost) = self.is_from(owner, epoch, rules) {
+            return Accept::Refuse(lost);
+        }
+        if epoch == self.at.epoch && seq <= self.at.seq {
+            return Accept::Duplicate;
+        }
+        if self.at != prev && rules.replica_checks_previous {
+            return Accept::Refuse(Lost::Behind);
+        }
+        self.at = Version { epoch, seq };
+        self.epoch = epoch;
+        self.promised = self.promised.max(epoch);
+        Accept::Apply
+    }
+
+    /// Takes nothing of an epoch below `epoch` in any more.
+    pub fn promise(&mut self, epoch: Epoch) {
+        self.promised = self.promised.max(epoch);
+    }
+
+    /// Whether what `owner` sends in `epoch` is for this copy.
+    fn is_from(&self, owner: NodeBoot, epoch: Epoch, rules: &CopyRules) -> Result<(), Lost> {
+        if epoch < self.promised && rules.replica_checks_previous {
+            return Err(Lost::HigherEpoch(self.promised));
+        }
+        if owner == self.owner { Ok(()) } else { Err(Lost::NoCopy) }
+    }
+}
