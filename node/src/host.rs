@@ -9,7 +9,8 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use http::{Method, Request, Response, StatusCode};
-use stead_shared::id::{Epoch, SessionKey, ShardId};
+use stead_shared::control::ShardEpoch;
+use stead_shared::id::{Epoch, SessionKey, ShardId, Version};
 use stead_shared::net::heard::Heard;
 use stead_shared::refusal::Refusal;
 use stead_shared::wire::http::{RequestMeta, ResponseMeta};
@@ -19,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::body::Body;
 use crate::logic::gate::Gate;
 use crate::problem::Problem;
+use crate::replica::Replicas;
 use crate::service::SharedService;
 use crate::session::{SessionHandle, Why};
 use crate::store::alarms::Next;
@@ -29,7 +31,7 @@ use crate::store::core::{Core, HostConfig, Unreadable};
 use crate::store::draft::Access;
 use crate::store::merge::{MergeError, Merged};
 use crate::store::record::{Record, RecordError};
-use crate::store::shard::{Shard, ShardStats, session_key};
+use crate::store::shard::{Orphan, Shard, ShardStats, session_key};
 use crate::store::turns::{Admission, Asker, Begun};
 use crate::turn::{Answer, Job, Outcome, Unstoppable, lost};
 
@@ -54,6 +56,7 @@ struct Inner {
     service: SharedService,
     shards: DashMap<ShardId, Arc<Shard>>,
     timer_turns: Arc<Semaphore>,
+    replicas: Replicas,
 }
 
 /// What a host holds.
@@ -61,10 +64,10 @@ struct Inner {
 pub struct HostStats {
     /// Shards that are here, sealed ones included.
     pub shards: usize,
-    /// Sessions in them.
+    /// Sessions in them; those of copies that are kept for others are not counted.
     pub sessions: u64,
-    /// Their bytes, with an estimate of the overhead; those of arriving shards included, and of
-    /// shards that were set aside.
+    /// Their bytes, with an estimate of the overhead; those of arriving shards included, of
+    /// shards that were set aside, and of copies that are kept for others.
     pub bytes: u64,
 }
 
@@ -74,7 +77,8 @@ impl Host {
     pub fn new(config: HostConfig, service: SharedService) -> Self {
         let timer_turns = Arc::new(Semaphore::new(config.timer_turns_max.max(1)));
         let core = Arc::new(Core::new(config, service.has_hooks()));
-        Self { inner: Arc::new(Inner { core, service, shards: DashMap::new(), timer_turns }) }
+        let (shards, replicas) = (DashMap::new(), Replicas::new());
+        Self { inner: Arc::new(Inner { core, service, shards, timer_turns, replicas }) }
     }
 
     /// Answers a request of a session whose shard is here.
@@ -155,6 +159,9 @@ impl Host {
             None
         };
         let mut answer = answer.unwrap_or_else(|| maybe_executed(epoch));
+        if shard.is_followed() && !shard.acknowledged().await {
+            answer.response = lost().into_response();
+        }
         if self.inner.core.doubts.must_wait() {
             answer = self.hold(&shard, answer).await;
         }
@@ -235,15 +242,26 @@ impl Host {
                 here.get().reopen(epoch);
             }
             Entry::Vacant(free) => {
-                free.insert(Shard::new(shard, Arc::clone(&self.inner.core), epoch));
+                let begun = Shard::new(shard, Arc::clone(&self.inner.core), epoch);
+                self.adopt_waiting(&begun, epoch);
+                free.insert(begun);
             }
         }
+        self.drop_copy(shard);
     }
 
     /// Takes a shard in, record by record. Nobody sees it before it is activated.
     #[must_use]
     pub fn incoming(&self, shard: ShardId) -> Incoming {
-        Incoming { host: self.clone(), shard, arriving: Arriving::new() }
+        Incoming { host: self.clone(), shard, arriving: Arriving::new(), origin: None }
+    }
+
+    /// As [`incoming`](Self::incoming), of a shard that is served in this epoch until it is here.
+    #[must_use]
+    pub fn incoming_from(&self, at: ShardEpoch) -> Incoming {
+        let mut incoming = self.incoming(at.shard);
+        incoming.origin = Some(at.epoch);
+        incoming
     }
 
     /// Serves a shard with the sessions in `records`, as another host exported them.
@@ -267,8 +285,9 @@ impl Host {
     /// wait are refused `Moving`, those attached are told.
     ///
     /// The future resolves when the last turn has ended and the service has said goodbye to its
-    /// sessions; also when the shard is reopened or dropped first. Without the shard it does at
-    /// once.
+    /// sessions, and all members that follow the shard have acknowledged every change, or are
+    /// members no more; also when the shard is reopened or dropped first. Without the shard it
+    /// does at once.
     pub fn seal(&self, shard: ShardId) -> impl Future<Output = ()> + Send + 'static + use<> {
         let here = self.shard(shard);
         let idle = here.as_ref().and_then(|shard| shard.seal());
@@ -278,20 +297,26 @@ impl Host {
                 // An error means that the shard was reopened or dropped.
                 let _ = idle.await;
             }
-            let Some(shard) = here.filter(|_| has_hooks) else { return };
-            for key in shard.activated() {
+            let Some(shard) = here else { return };
+            let activated = if has_hooks { shard.activated() } else { Vec::new() };
+            for key in activated {
                 let Some(turn) = shard.last_turn(&key) else { return };
                 service.deactivate(turn, Why::Moving).await;
             }
+            shard.acknowledged_while_sealed().await;
         }
     }
 
-    /// Serves a sealed shard again, in a new epoch. False when it is not here.
+    /// Serves a sealed shard again, in a new epoch; also one that was made a copy by
+    /// [`keep_as_copy`](Self::keep_as_copy). False when it is not here.
     ///
     /// # Panics
     /// When `epoch` is lower than the one it was served in.
     pub fn reopen(&self, shard: ShardId, epoch: Epoch) -> bool {
-        self.shard(shard).is_some_and(|shard| shard.reopen(epoch))
+        match self.shard(shard) {
+            Some(here) => here.reopen(epoch),
+            None => self.promote_own(shard, epoch),
+        }
     }
 
     /// The sessions of a shard as they are now, as records for [`install`](Self::install). After
@@ -337,6 +362,12 @@ impl Host {
     pub fn set_aside(&self, shard: ShardId) -> Option<SetAside> {
         let (_, shard) = self.inner.shards.remove(&shard)?;
         let (aside, orphans) = shard.close()?;
+        self.orphaned(orphans);
+        Some(aside)
+    }
+
+    /// Says goodbye to sessions that are not here any more.
+    fn orphaned(&self, orphans: Vec<Orphan>) {
         if !orphans.is_empty() {
             let service = self.inner.service.clone();
             let goodbyes = async move {
@@ -349,7 +380,50 @@ impl Host {
                 runtime.spawn(goodbyes);
             }
         }
-        Some(aside)
+    }
+
+    // ---- for copies: see `replica` ----
+
+    pub(crate) fn replicas(&self) -> &Replicas {
+        &self.inner.replicas
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.inner.core
+    }
+
+    /// Serves what arrived, unless the shard is here.
+    pub(crate) fn serve_arrived(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        arrived: Arriving,
+        origin: Option<Epoch>,
+    ) {
+        let core = Arc::clone(&self.inner.core);
+        let shard = Shard::with_sessions(shard, core, epoch, arrived, origin);
+        self.adopt_waiting(&shard, epoch);
+        self.inner.shards.insert(shard.id(), shard);
+    }
+
+    /// Takes a shard out that is sealed in an epoch below `below`, and ends at `at` if that is
+    /// given. Gives where it ends.
+    pub(crate) fn take_sealed(
+        &self,
+        shard: ShardId,
+        below: Epoch,
+        at: Option<Version>,
+    ) -> Option<(Version, Arriving)> {
+        let here = self.shard(shard)?;
+        let mut end = None;
+        let (aside, orphans) = here.close_if(|gate, seq| {
+            let Gate::Sealed(epoch) = gate else { return false };
+            end = Some(Version { epoch, seq }).filter(|end| at.is_none_or(|at| at == *end));
+            end.is_some() && epoch < below
+        })?;
+        self.inner.shards.remove_if(&shard, |_, it| Arc::ptr_eq(it, &here));
+        self.orphaned(orphans);
+        Some((end?, aside.into_arriving()))
     }
 
     /// Adds a session that another host served under this shard, from one of its records, to a
@@ -424,6 +498,10 @@ impl Host {
         let slot = slots.acquire_owned().await.expect("the semaphore is never closed");
         let (host, shard) = (self.clone(), Arc::clone(shard));
         tokio::spawn(async move {
+            if shard.is_followed() {
+                // Few enough of them run that they need not wait for ever.
+                let _ = shard.room(None).await;
+            }
             if let Ok(turn) = Shard::wait_turn(&shard, &key, Asker::Node).await
                 && let Ok(begun) = turn.begin_as(false)
             {
@@ -450,7 +528,7 @@ impl Host {
         let core = &self.inner.core;
         HostStats {
             shards: self.inner.shards.len(),
-            sessions: core.sessions(),
+            sessions: core.sessions().saturating_sub(self.replicas().n_copied()),
             bytes: core.bytes(),
         }
     }
@@ -509,6 +587,7 @@ pub struct Incoming {
     host: Host,
     shard: ShardId,
     arriving: Arriving,
+    origin: Option<Epoch>,
 }
 
 impl std::fmt::Debug for Incoming {
@@ -541,9 +620,8 @@ impl Incoming {
         let arrived = std::mem::replace(&mut self.arriving, Arriving::new());
         let n_sessions = arrived.sessions().len();
         self.host.drop_shard(self.shard);
-        let core = Arc::clone(&self.host.inner.core);
-        let shard = Shard::with_sessions(self.shard, core, epoch, arrived);
-        self.host.inner.shards.insert(self.shard, shard);
+        self.host.serve_arrived(self.shard, epoch, arrived, self.origin);
+        self.host.drop_copy(self.shard);
         n_sessions
     }
 }

@@ -260,6 +260,9 @@ impl NodeHooks {
                     drop(slot);
                 });
             }
+            Ok(TransferHead::Replicate { owner: _ }) => {
+                tokio::spawn(async move { host.follow(stream).await });
+            }
             // The stream's end tells the sender.
             Err(error) => tracing::info!(%error, "a transfer that cannot be read"),
         }

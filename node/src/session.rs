@@ -418,11 +418,12 @@ impl SessionHandle {
         &self.key
     }
 
-    /// Waits for the session's turn, runs `change`, commits, and runs `then` before the next turn
-    /// begins, so that what `then` sends goes out in the order of the changes. Neither may block.
+    /// Waits for the session's turn, runs `change`, commits, waits until the shard's followers have
+    /// acknowledged it, and runs `then` before the next turn begins, so that what `then` sends goes out in the order of the changes. Neither may block.
     ///
     /// # Errors
-    /// When the turn could not begin or its changes could not be committed; `then` did not run.
+    /// When the turn could not begin or its changes could not be committed, or the shard was lost
+    /// before they were acknowledged; `then` did not run.
     pub async fn turn<R>(
         &self,
         change: impl FnOnce(&Session) -> Result<R, StateError> + Send,
@@ -434,6 +435,10 @@ impl SessionHandle {
         let begun = turn.and_then(Waited::begin).map_err(TurnError::Refused)?;
         let result = change(&begun.session)?;
         begun.commit()?;
+        // The turn lasts: `then` of the next one comes after this one's.
+        if !self.shard.acknowledged().await {
+            return Err(TurnError::Lost);
+        }
         then(&result);
         Ok(result)
     }

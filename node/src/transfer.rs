@@ -79,6 +79,11 @@ pub(crate) enum TransferHead {
         /// The shards.
         shards: Vec<ShardEpoch>,
     },
+    /// Changes of shards that the sender serves, for as long as it does: see [`crate::replica`].
+    Replicate {
+        /// Who sends.
+        owner: NodeBoot,
+    },
 }
 
 /// Why state did not arrive. Nothing has changed on either side.
@@ -530,7 +535,7 @@ pub(crate) async fn receive(
 ) -> Result<BTreeMap<ShardId, Incoming>, TransferError> {
     stream.send.accepted();
     let mut copy: BTreeMap<ShardId, Incoming> =
-        shards.iter().map(|at| (at.shard, host.incoming(at.shard))).collect();
+        shards.iter().map(|at| (at.shard, host.incoming_from(*at))).collect();
     let mut records = Records::new(&mut stream.recv);
     while let Some((shard, record)) = records.next().await? {
         copy.get_mut(&shard).ok_or(TransferError::Broken)?.add(&record)?;

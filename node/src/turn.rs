@@ -219,20 +219,20 @@ pub(crate) fn memory_full() -> Problem {
 
 /// A turn that goes on when nobody waits for it any more: a client that goes away does not
 /// interrupt what has begun.
-pub(crate) struct Unstoppable {
-    turn: Option<Boxed<Outcome>>,
+pub(crate) struct Unstoppable<T: Send + 'static> {
+    turn: Option<Boxed<T>>,
 }
 
-impl Unstoppable {
-    pub(crate) fn new(turn: Boxed<Outcome>) -> Self {
+impl<T: Send + 'static> Unstoppable<T> {
+    pub(crate) fn new(turn: Boxed<T>) -> Self {
         Self { turn: Some(turn) }
     }
 }
 
-impl Future for Unstoppable {
-    type Output = Outcome;
+impl<T: Send + 'static> Future for Unstoppable<T> {
+    type Output = T;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let turn = self.turn.as_mut().expect("a future is not polled after its end");
         let outcome = turn.as_mut().poll(cx);
         if outcome.is_ready() {
@@ -242,7 +242,7 @@ impl Future for Unstoppable {
     }
 }
 
-impl Drop for Unstoppable {
+impl<T: Send + 'static> Drop for Unstoppable<T> {
     fn drop(&mut self) {
         // Without a runtime the process is about to end.
         if let (Some(turn), Ok(runtime)) = (self.turn.take(), Handle::try_current()) {

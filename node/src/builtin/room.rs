@@ -40,6 +40,7 @@ use super::{BuiltInConfig, wrong_method};
 use crate::body::Body;
 use crate::problem::Problem;
 use crate::session::{Attached, Session, SessionHandle, TurnError};
+use crate::turn::Unstoppable;
 use crate::upgrade::{Upgrade, Upgraded};
 
 /// The counter with a room's last sequence number. No path can name it: it is a control
@@ -300,7 +301,7 @@ impl Listener<'_> {
             };
             match message {
                 Message::Text(text) => {
-                    if let Err(error) = self.number(&text).await {
+                    if let Err(error) = self.number(text).await {
                         return end_of_turn(&error);
                     }
                 }
@@ -311,15 +312,20 @@ impl Listener<'_> {
         }
     }
 
-    /// Gives a message its number and sends it out, in one turn of the session.
-    async fn number(&self, text: &str) -> Result<(), TurnError> {
-        let send = |seq: &i64| {
-            let envelope = Envelope { seq: *seq, text };
+    /// Gives a message its number and sends it out, in one turn of the session: also when its
+    /// sender goes meanwhile, so that no number is missing.
+    async fn number(&self, text: Utf8Bytes) -> Result<(), TurnError> {
+        let (room, messages) = (Arc::clone(&self.room), self.metrics.messages.clone());
+        let send = move |seq: &i64| {
+            let envelope = Envelope { seq: *seq, text: &text };
             let message = serde_json::to_string(&envelope).expect("a text is always JSON");
-            self.room.tell(&message.into());
-            self.metrics.messages.increment(1);
+            room.tell(&message.into());
+            messages.increment(1);
         };
-        self.handle.turn(|session| session.add(SEQUENCE, 1), send).await.map(drop)
+        let handle = self.handle.clone();
+        let turn =
+            async move { handle.turn(|session| session.add(SEQUENCE, 1), send).await.map(drop) };
+        Unstoppable::new(Box::pin(turn)).await
     }
 }
 

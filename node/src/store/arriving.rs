@@ -29,6 +29,11 @@ impl Arriving {
         Self { seq: 0, sessions, timed, earliest_expiry: NEVER }
     }
 
+    /// Goes on counting at `seq`.
+    pub(crate) fn set_seq(&mut self, seq: u64) {
+        self.seq = seq;
+    }
+
     pub(crate) fn sessions(&self) -> &Sessions {
         &self.sessions
     }

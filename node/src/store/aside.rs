@@ -8,6 +8,7 @@ use bytes::Bytes;
 use stead_shared::id::{SessionKey, ShardId};
 use stead_shared::time::Time;
 
+use super::arriving::Arriving;
 use super::core::Core;
 use super::record::Record;
 use super::sessions::Sessions;
@@ -40,6 +41,14 @@ impl SetAside {
         timed: BTreeSet<(Time, SessionKey)>,
     ) -> Self {
         Self { core, shard, seq, sessions, timed }
+    }
+
+    /// What is in it, as if it had arrived.
+    pub(crate) fn into_arriving(mut self) -> Arriving {
+        let sessions = std::mem::replace(&mut self.sessions, Sessions::new());
+        let timed = std::mem::take(&mut self.timed);
+        // They are looked at soon, and then it is known.
+        Arriving { seq: self.seq, sessions, timed, earliest_expiry: Time::ZERO }
     }
 
     /// Which shard.

@@ -105,7 +105,8 @@ impl Inner {
     pub(super) fn expire(&mut self, core: &Core, key: &SessionKey) -> Option<Box<Stored>> {
         let stored = self.remove(core, key)?;
         // A deletion is a change of the shard like any other.
-        self.seq += 1;
+        let prev = self.next_seq(0);
+        self.tell(core, prev, key);
         core.metrics.sessions_expired.increment(1);
         Some(stored)
     }

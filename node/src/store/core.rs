@@ -36,6 +36,24 @@ pub struct HostConfig {
     pub mailbox_age_max: Duration,
     /// Most turns for timers at one time. Default 256. More timers that are due wait.
     pub timer_turns_max: usize,
+    /// For whose acknowledgement answers wait. Default: the members among a shard's followers.
+    pub acks: Acks,
+    /// After how long without an acknowledgement a follower is reported. Default 1 s. Shorter
+    /// leaves copies behind for a hiccup; longer lets answers wait longer.
+    pub silent_after: Duration,
+    /// Most bytes of changes that a follower has yet to acknowledge, and that are kept for it.
+    /// Default 32 MiB. Reached, turns that change something wait. Less stops them sooner.
+    pub unacked_bytes_max: usize,
+}
+
+/// For whom answers wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Acks {
+    /// For nobody: what a node has answered is lost with it.
+    Memory,
+    /// For all members that follow the shard.
+    #[default]
+    Replica,
 }
 
 impl Default for HostConfig {
@@ -49,6 +67,9 @@ impl Default for HostConfig {
             mailbox_bytes_max: 16 << 20,
             mailbox_age_max: Duration::from_secs(10),
             timer_turns_max: 256,
+            acks: Acks::default(),
+            silent_after: Duration::from_secs(1),
+            unacked_bytes_max: 32 << 20,
         }
     }
 }
@@ -115,6 +136,14 @@ impl Core {
             bytes: AtomicU64::new(0),
             sessions: AtomicU64::new(0),
             unreadable: Mutex::default(),
+        }
+    }
+
+    /// Whether answers wait for followers.
+    pub(crate) fn waits_for_acks(&self) -> bool {
+        match self.config.acks {
+            Acks::Memory => false,
+            Acks::Replica => true,
         }
     }
 

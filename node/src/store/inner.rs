@@ -14,6 +14,7 @@ use super::clock::NEVER;
 use super::core::Core;
 use super::data::Stored;
 use super::draft::Changes;
+use super::following::Followers;
 use super::sessions::Sessions;
 use super::shard::Shard;
 use super::throttle::Throttle;
@@ -24,7 +25,13 @@ use crate::session::{StateError, Why};
 /// A node owns thousands of shards, and most of a young cluster's have never seen a session: what
 /// they need for one is made when somebody comes.
 pub(super) enum State {
-    Bare { gate: Gate, seq: u64, id_last: u64 },
+    Bare {
+        gate: Gate,
+        seq: u64,
+        id_last: u64,
+        origin: Option<Epoch>,
+        followers: Option<Box<Followers>>,
+    },
     Full(Box<Inner>),
 }
 
@@ -54,8 +61,10 @@ pub(super) struct Locked<'a> {
 
 impl<'a> Locked<'a> {
     pub(super) fn new(mut state: MutexGuard<'a, State>) -> Self {
-        if let State::Bare { gate, seq, id_last } = *state {
-            *state = State::Full(Box::new(Inner { id_last, ..Inner::new(gate, seq) }));
+        if let State::Bare { gate, seq, id_last, origin, followers } = &mut *state {
+            let (id_last, origin, followers) = (*id_last, *origin, followers.take());
+            let inner = Inner { id_last, origin, followers, ..Inner::new(*gate, *seq) };
+            *state = State::Full(Box::new(inner));
         }
         Self { state }
     }
@@ -84,8 +93,9 @@ impl DerefMut for Locked<'_> {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         if self.is_bare() {
-            let (gate, seq, id_last) = (self.gate, self.seq, self.id_last);
-            *self.state = State::Bare { gate, seq, id_last };
+            let Inner { gate, seq, id_last, origin, ref mut followers, .. } = **self;
+            let followers = followers.take();
+            *self.state = State::Bare { gate, seq, id_last, origin, followers };
         }
     }
 }
@@ -94,6 +104,11 @@ pub(super) struct Inner {
     pub(super) gate: Gate,
     /// Number of the last change in this shard.
     pub(super) seq: u64,
+    /// The epoch in which the shard was served before this one with the same number: none when
+    /// it began here, or has changed since.
+    pub(super) origin: Option<Epoch>,
+    /// Who is told of every change.
+    pub(super) followers: Option<Box<Followers>>,
     pub(super) sessions: Sessions,
     /// Sessions in use right now.
     pub(super) active: HashMap<SessionKey, Active>,
@@ -146,6 +161,8 @@ impl Inner {
         Self {
             gate,
             seq,
+            origin: None,
+            followers: None,
             sessions: Sessions::new(),
             active: HashMap::new(),
             running: 0,
@@ -195,7 +212,14 @@ impl Inner {
     /// Starts a session's time to live anew.
     pub(super) fn touch(&mut self, core: &Core, key: &SessionKey) {
         let now = core.now();
-        self.sessions.touch(key.as_bytes(), |stored| now + core.ttl(stored.data.ttl_micros));
+        let mut before = now;
+        let expires = |stored: &Stored| {
+            before = stored.expires;
+            now + core.ttl(stored.data.ttl_micros)
+        };
+        if self.sessions.touch(key.as_bytes(), expires) && self.followers.is_some() {
+            self.tell_touch(core, key, before);
+        }
     }
 
     /// Makes the changes of one turn, after which the session is counted with `size` bytes.
@@ -215,7 +239,7 @@ impl Inner {
             core.metrics.memory_full.increment(1);
             return Err(StateError::MemoryFull);
         }
-        self.seq += 1;
+        let prev = self.next_seq(0);
         let version = Version { epoch, seq: self.seq };
         if was_deleted {
             self.tell_deleted(key);
@@ -225,6 +249,7 @@ impl Inner {
             // The memory is given back already.
             let gone = self.sessions.remove(key.as_bytes());
             self.retime_change(key, gone.and_then(|gone| gone.data.earliest_timer()), None);
+            self.tell(core, prev, key);
             return Ok(());
         }
         let make = || Box::new(Stored::new(key.as_bytes(), version, now));
@@ -240,6 +265,7 @@ impl Inner {
             });
         self.expires_at(expires);
         self.retime_change(key, old_timer, new_timer);
+        self.tell(core, prev, key);
         Ok(())
     }
 

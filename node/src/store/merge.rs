@@ -50,7 +50,10 @@ impl Shard {
     pub(crate) fn raise_seq(&self, offered: Epoch, seq: u64) -> Result<(), MergeError> {
         let mut inner = self.lock();
         inner.served_since(offered)?;
-        inner.seq = inner.seq.max(seq);
+        if inner.seq < seq {
+            let prev = inner.next_seq(seq - 1);
+            inner.tell_seq(&self.core, prev);
+        }
         Ok(())
     }
 
@@ -77,7 +80,7 @@ impl Shard {
         }
         let bytes = stored.bytes as usize;
         self.core.resize(0, bytes).map_err(|_| RecordError::MemoryFull)?;
-        inner.seq = inner.seq.max(stored.data.version.seq);
+        let prev = inner.next_seq(stored.data.version.seq);
         if let Some(at) = stored.data.earliest_timer() {
             inner.timed.insert((at, key.clone()));
         }
@@ -85,6 +88,7 @@ impl Shard {
         inner.sessions.insert(Box::new(stored));
         inner.expires_at(expires);
         inner.arm(self.id(), &self.core);
+        inner.tell(&self.core, prev, key);
         Ok(Merged::Taken)
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod copy;
 pub(crate) mod core;
 pub(crate) mod data;
 pub(crate) mod draft;
+pub(crate) mod following;
 mod inner;
 pub(crate) mod key;
 pub(crate) mod merge;

@@ -40,6 +40,8 @@ pub(crate) struct Shard {
     pub(super) core: Arc<Core>,
     /// Whether there is a throttle, for those who do not have the lock.
     pub(super) is_throttled: AtomicBool,
+    /// Whether there are followers, for those who do not have the lock.
+    pub(super) is_followed: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -73,21 +75,24 @@ pub(crate) struct Orphan {
 
 impl Shard {
     pub(crate) fn new(id: ShardId, core: Arc<Core>, epoch: Epoch) -> Arc<Self> {
-        Self::with_sessions(id, core, epoch, Arriving::new())
+        Self::with_sessions(id, core, epoch, Arriving::new(), None)
     }
 
-    /// Serves what arrived. This takes the same time however much that is.
+    /// Serves what arrived, which was served in the epoch `origin` before. This takes the same time
+    /// however much that is.
     pub(crate) fn with_sessions(
         id: ShardId,
         core: Arc<Core>,
         epoch: Epoch,
         arrived: Arriving,
+        origin: Option<Epoch>,
     ) -> Arc<Self> {
         let Arriving { seq, sessions, timed, earliest_expiry } = arrived;
         let gate = Gate::Serving(epoch);
-        let state = State::Bare { gate, seq, id_last: 0 };
-        let is_throttled = AtomicBool::new(false);
-        let shard = Arc::new(Self { id, core, is_throttled, state: Mutex::new(state) });
+        let state = State::Bare { gate, seq, id_last: 0, origin, followers: None };
+        let (is_throttled, is_followed) = (AtomicBool::new(false), AtomicBool::new(false));
+        let shard =
+            Arc::new(Self { id, core, is_throttled, is_followed, state: Mutex::new(state) });
         if !sessions.is_empty() {
             let mut inner = shard.lock();
             inner.sessions = sessions;
@@ -243,6 +248,7 @@ impl Shard {
         let Some(old) = inner.gate.epoch() else { return false };
         assert!(old <= epoch, "an epoch of shard {} would go back: {old} to {epoch}", self.id);
         inner.gate = Gate::Serving(epoch);
+        inner.follow_epoch(&self.core, old, epoch);
         self.lift(&mut inner);
         inner.idle.clear();
         inner.arm(self.id, &self.core);
@@ -252,9 +258,18 @@ impl Shard {
     /// Closes the gate for good. Gives what was behind it, and the sessions whose service wants to
     /// know; none when the shard is gone already.
     pub(crate) fn close(self: &Arc<Self>) -> Option<(SetAside, Vec<Orphan>)> {
+        self.close_if(|_, _| true)
+    }
+
+    /// As [`close`](Self::close), when the gate and the number of the last change are as wanted.
+    pub(crate) fn close_if(
+        self: &Arc<Self>,
+        is_wanted: impl FnOnce(Gate, u64) -> bool,
+    ) -> Option<(SetAside, Vec<Orphan>)> {
         let mut inner = self.lock();
-        let epoch = inner.gate.epoch()?;
+        let epoch = inner.gate.epoch().filter(|_| is_wanted(inner.gate, inner.seq))?;
         inner.gate = Gate::Gone;
+        inner.let_go();
         self.lift(&mut inner);
         inner.turn_away(&self.core, &Refusal::NotOwner { claim: None }, Why::Lost);
         inner.idle.clear();

@@ -119,7 +119,8 @@ impl Shard {
 }
 
 impl Waited {
-    /// Waits until the shard may change again, where changes are held back; not past `deadline`
+    /// Waits until the shard may change again, where changes are held back or its followers have
+    /// too much to acknowledge; not past `deadline`
     /// nor longer than the mailbox keeps anybody. Reads go on. `bytes` is what waits with it.
     pub(crate) async fn paced(
         self,
@@ -127,7 +128,13 @@ impl Waited {
         deadline: Option<Instant>,
     ) -> Result<Self, Refusal> {
         let shard = Arc::clone(self.shard());
-        if self.access() == Access::Read || !shard.is_throttled.load(Ordering::Relaxed) {
+        if self.access() == Access::Read {
+            return Ok(self);
+        }
+        if shard.is_followed() {
+            shard.room(deadline).await?;
+        }
+        if !shard.is_throttled.load(Ordering::Relaxed) {
             return Ok(self);
         }
         let Some(mut slot) = shard.admit_change(&self, bytes)? else { return Ok(self) };

@@ -1,0 +1,488 @@
+//! Who follows a shard: replicas that get an entry for each of its changes, and for whose
+//! acknowledgement its answers wait.
+//!
+//! ```text
+//!  Queued ──fill begins──▶ Live ──refused, or too slow──▶ Lost
+//!     adopt ──────────────▶
+//! ```
+//! Everything is appended under the shard's lock, in the order of the changes. A member that is
+//! `Lost` is waited for until the set of members is another one: only then can it not be promoted
+//! any more.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use stead_shared::control::ShardEpoch;
+use stead_shared::id::{Epoch, NodeBoot, SessionKey, ShardId, Version};
+use stead_shared::refusal::Refusal;
+use stead_shared::time::Time;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::core::Core;
+use super::data::Stored;
+use super::inner::Inner;
+use super::record::Record;
+use super::shard::{Shard, overloaded};
+use crate::logic::gate::Gate;
+use crate::logic::replication::Lost;
+use crate::replica::feed::{Feed, ROOM_MAX};
+use crate::replica::frame::Head;
+
+/// Most records of one step of a fill, and most slots it looks at: see [`super::copy`].
+const STEP_RECORDS_MAX: usize = 256;
+const STEP_SLOTS_MAX: usize = 2048;
+/// Most bytes of one step.
+const STEP_BYTES_MAX: u64 = 64 * 1024;
+
+/// All followers of one shard; never empty.
+pub(super) struct Followers {
+    shard: ShardId,
+    list: Vec<Follow>,
+}
+
+struct Follow {
+    id: u64,
+    feed: Arc<Feed>,
+    is_member: bool,
+    phase: Phase,
+    /// Whether its copy is not complete.
+    is_filling: bool,
+    /// Position of the last item of this shard.
+    last: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Queued,
+    Live {
+        /// Position of the first item.
+        since: u64,
+    },
+    Lost,
+}
+
+impl Follow {
+    fn new(feed: &Arc<Feed>, id: u64, phase: Phase, last: u64) -> Self {
+        feed.attach();
+        Self { id, feed: Arc::clone(feed), is_member: false, phase, is_filling: false, last }
+    }
+
+    fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Live { .. })
+    }
+
+    fn set_member(&mut self, is_member: bool) {
+        if self.is_member != is_member {
+            self.is_member = is_member;
+            self.feed.count_member(is_member);
+        }
+    }
+
+    fn lose(&mut self) {
+        self.phase = Phase::Lost;
+        if std::mem::take(&mut self.is_filling) {
+            self.feed.count_lost_fill();
+        }
+    }
+
+    /// What answers wait for: more than it will ever have, where it does not follow.
+    fn awaited(&self) -> u64 {
+        if self.is_live() { self.last } else { u64::MAX }
+    }
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        self.set_member(false);
+        self.feed.detach();
+    }
+}
+
+impl Followers {
+    fn append(&mut self, now: Time, head: Head, record: impl FnOnce(&mut Vec<u8>)) {
+        if !self.list.iter().any(Follow::is_live) {
+            return;
+        }
+        let item = head.item(record);
+        for follow in self.list.iter_mut().filter(|follow| follow.is_live()) {
+            if !follow.is_member && follow.feed.is_full() {
+                // Nobody waits for it, and nothing waits because of it.
+                follow.lose();
+                follow.feed.report_lost(self.shard, Lost::Behind);
+            } else {
+                follow.last = follow.feed.push(now, item.clone());
+            }
+        }
+    }
+
+    fn find(&mut self, id: u64) -> Option<&mut Follow> {
+        self.list.iter_mut().find(|follow| follow.id == id)
+    }
+
+    fn release(&self) {
+        for follow in &self.list {
+            follow.feed.release(self.shard);
+        }
+    }
+}
+
+/// What a follower keeps a session for longer by than its owner does, so that no copy loses one
+/// that its owner still has: accesses are told only once in that time.
+fn grace(core: &Core, stored: &Stored) -> std::time::Duration {
+    core.ttl(stored.data.ttl_micros) / 4
+}
+
+fn record<'a>(core: &Core, stored: &'a Stored) -> Record<'a> {
+    let expires = stored.expires + grace(core, stored);
+    Record::of(&stored.key, &stored.data, expires, core.now())
+}
+
+impl Inner {
+    /// Gives the next change its number, which is above `above`. Whoever calls it makes the change
+    /// and then [tells](Self::tell) it.
+    pub(super) fn next_seq(&mut self, above: u64) -> u64 {
+        let prev = self.seq;
+        self.seq = self.seq.max(above) + 1;
+        self.origin = None;
+        prev
+    }
+
+    /// Tells the followers of a change that is made: the session is as it is now. The shard was
+    /// at `prev` before.
+    pub(super) fn tell(&mut self, core: &Core, prev: u64, key: &SessionKey) {
+        let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
+            return;
+        };
+        let key = key.as_bytes();
+        let stored = self.sessions.get(key);
+        let record = stored.map_or(Record::Gone { key }, |stored| record(core, stored));
+        let (shard, prev) = (followers.shard, Version { epoch, seq: prev });
+        let head = Head::Entry { shard, epoch, seq: self.seq, prev };
+        followers.append(core.now(), head, |out| record.encode_to(out));
+    }
+
+    /// Tells the followers that the shard goes on counting at its number.
+    pub(super) fn tell_seq(&mut self, core: &Core, prev: u64) {
+        let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
+            return;
+        };
+        let (shard, seq) = (followers.shard, self.seq);
+        let head = Head::Entry { shard, epoch, seq, prev: Version { epoch, seq: prev } };
+        followers.append(core.now(), head, |out| Record::Shard { seq }.encode_to(out));
+    }
+
+    /// Tells the followers of an access after which the session expires later than at `before`,
+    /// if it matters to them.
+    pub(super) fn tell_touch(&mut self, core: &Core, key: &SessionKey, before: Time) {
+        let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
+            return;
+        };
+        let Some(stored) = self.sessions.get(key.as_bytes()) else { return };
+        let grace = grace(core, stored);
+        let quarter = u64::try_from(grace.as_micros()).unwrap_or(u64::MAX).max(1);
+        if before.as_micros() / quarter == stored.expires.as_micros() / quarter {
+            return;
+        }
+        let now = core.now();
+        let record = Record::touched(key.as_bytes(), stored.expires + grace, now);
+        let head = Head::Touch { shard: followers.shard, epoch };
+        followers.append(now, head, |out| record.encode_to(out));
+    }
+
+    /// The shard was served in `old` and will be in `new`: followers go along.
+    pub(super) fn follow_epoch(&mut self, core: &Core, old: Epoch, new: Epoch) {
+        if old == new {
+            return;
+        }
+        self.origin = Some(old);
+        let prev = Version { epoch: old, seq: self.seq };
+        if let Some(followers) = &mut self.followers {
+            let head = Head::NextEpoch { shard: followers.shard, epoch: new, prev };
+            followers.append(core.now(), head, |_| {});
+            // Whoever waits for the end of a seal learns that it is over.
+            followers.release();
+        }
+    }
+
+    /// Lets all followers go; those who wait for them look again.
+    pub(super) fn let_go(&mut self) {
+        if let Some(followers) = self.followers.take() {
+            followers.release();
+        }
+    }
+
+    fn remove_follower(&mut self, is_it: impl Fn(&Follow) -> bool) {
+        let Some(followers) = &mut self.followers else { return };
+        let shard = followers.shard;
+        followers.list.retain(|follow| {
+            let goes = is_it(follow);
+            if goes {
+                follow.feed.release(shard);
+            }
+            !goes
+        });
+        if followers.list.is_empty() {
+            self.followers = None;
+        }
+    }
+
+    /// Puts a follower in. One to the same node is replaced; answers wait for it as they did.
+    fn add_follower(&mut self, shard: ShardId, mut follow: Follow) {
+        let followers =
+            self.followers.get_or_insert_with(|| Box::new(Followers { shard, list: Vec::new() }));
+        let to = follow.feed.to();
+        match followers.list.iter_mut().find(|old| old.feed.to() == to) {
+            Some(old) => {
+                let was_member = old.is_member || follow.is_member;
+                follow.set_member(was_member);
+                *old = follow;
+                old.feed.release(shard);
+            }
+            None => followers.list.push(follow),
+        }
+    }
+}
+
+/// How far a fill is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FillStep {
+    More,
+    /// It is complete, or of no use any more.
+    Ended,
+}
+
+impl Shard {
+    /// Whether there is a follower, or was until the shard went. Without one it costs nothing.
+    pub(crate) fn is_followed(&self) -> bool {
+        self.is_followed.load(Ordering::Acquire)
+    }
+
+    fn note_followed(&self, inner: &Inner) {
+        // Of a shard that is gone it stays: what waits must learn that it is gone.
+        if inner.gate != Gate::Gone {
+            self.is_followed.store(inner.followers.is_some(), Ordering::Release);
+        }
+    }
+
+    /// Whose acknowledgement answers wait for. Others that were members go; those that are on
+    /// their way stay. Gives the members that do not follow.
+    pub(crate) fn set_followers(&self, members: &[NodeBoot]) -> Vec<NodeBoot> {
+        let mut inner = self.lock();
+        let mut missing = members.to_vec();
+        if let Some(followers) = &mut inner.followers {
+            for follow in &mut followers.list {
+                let to = follow.feed.to();
+                if members.contains(&to) {
+                    follow.set_member(true);
+                    missing.retain(|member| *member != to);
+                }
+            }
+        }
+        inner.remove_follower(|follow| follow.is_member && !members.contains(&follow.feed.to()));
+        self.note_followed(&inner);
+        missing
+    }
+
+    pub(crate) fn unfollow(&self, to: NodeBoot) {
+        let mut inner = self.lock();
+        inner.remove_follower(|follow| follow.feed.to() == to);
+        self.note_followed(&inner);
+    }
+
+    /// A follower to come, whose copy is filled when its turn comes.
+    pub(crate) fn queue_fill(self: &Arc<Self>, feed: &Arc<Feed>, epoch: Epoch) -> Result<(), Lost> {
+        let mut inner = self.lock();
+        self.serves(&inner, epoch)?;
+        let id = feed.next_follow();
+        inner.add_follower(self.id(), Follow::new(feed, id, Phase::Queued, 0));
+        self.note_followed(&inner);
+        feed.fill_later(Arc::clone(self), id);
+        Ok(())
+    }
+
+    /// A follower whose copy ends where this shard began. `is_member`: answers wait for it from
+    /// now on.
+    pub(crate) fn adopt(
+        &self,
+        feed: &Arc<Feed>,
+        epoch: Epoch,
+        is_member: bool,
+    ) -> Result<(), Lost> {
+        let mut inner = self.lock();
+        self.serves(&inner, epoch)?;
+        let origin = inner.origin.ok_or(Lost::Behind)?;
+        let (shard, id) = (self.id(), feed.next_follow());
+        let prev = Version { epoch: origin, seq: inner.seq };
+        let item = Head::Adopt { shard, epoch, prev }.item(|_| {});
+        let at = ShardEpoch { shard, epoch };
+        let since = feed.push_milestone(self.core.now(), item, (at, id), false);
+        let mut follow = Follow::new(feed, id, Phase::Live { since }, since);
+        follow.set_member(is_member);
+        inner.add_follower(shard, follow);
+        self.note_followed(&inner);
+        Ok(())
+    }
+
+    fn serves(&self, inner: &Inner, epoch: Epoch) -> Result<(), Lost> {
+        match inner.gate {
+            Gate::Serving(served) if served == epoch => Ok(()),
+            Gate::Serving(served) if epoch < served => Err(Lost::HigherEpoch(served)),
+            Gate::Serving(_) | Gate::Sealed(_) | Gate::Gone => Err(Lost::NoCopy),
+        }
+    }
+
+    /// Begins the fill of a follower that still wants it.
+    pub(crate) fn begin_fill(&self, id: u64) -> bool {
+        let mut inner = self.lock();
+        let (Some(epoch), seq) = (inner.gate.epoch(), inner.seq) else { return false };
+        let Some(followers) = &mut inner.followers else { return false };
+        let shard = followers.shard;
+        let queued = followers.find(id).filter(|follow| follow.phase == Phase::Queued);
+        let Some(follow) = queued else { return false };
+        let item = Head::FillBegin { shard, at: Version { epoch, seq } }.item(|_| {});
+        let since = follow.feed.push(self.core.now(), item);
+        (follow.phase, follow.last) = (Phase::Live { since }, since);
+        follow.is_filling = true;
+        // Those who wait for it know now what for.
+        follow.feed.release(shard);
+        true
+    }
+
+    /// Appends the next sessions from slot `cursor` on, as they are now, or the end.
+    pub(crate) fn fill_step(&self, id: u64, cursor: &mut usize) -> FillStep {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let (Some(epoch), seq, shard) = (inner.gate.epoch(), inner.seq, self.id()) else {
+            return FillStep::Ended;
+        };
+        let follow = inner.followers.as_mut().and_then(|followers| followers.find(id));
+        let Some(follow) = follow.filter(|follow| follow.is_live()) else {
+            return FillStep::Ended;
+        };
+        let now = self.core.now();
+        let (mut n_records, mut bytes) = (0, 0);
+        for _ in 0..STEP_SLOTS_MAX {
+            let Some(slot) = inner.sessions.slots.get(*cursor) else {
+                let at = Version { epoch, seq };
+                let item = Head::FillEnd { shard, at }.item(|_| {});
+                let milestone = (ShardEpoch { shard, epoch }, id);
+                follow.last = follow.feed.push_milestone(now, item, milestone, true);
+                return FillStep::Ended;
+            };
+            *cursor += 1;
+            let Some(stored) = slot else { continue };
+            let item =
+                Head::Fill { shard, epoch }.item(|out| record(&self.core, stored).encode_to(out));
+            n_records += 1;
+            bytes += item.len() as u64;
+            follow.last = follow.feed.push(now, item);
+            if STEP_RECORDS_MAX <= n_records || STEP_BYTES_MAX <= bytes {
+                break;
+            }
+        }
+        FillStep::More
+    }
+
+    /// Whether what reached its copy completes a follower that is still one.
+    pub(crate) fn completes(&self, id: u64, to: NodeBoot) -> bool {
+        let mut inner = self.lock();
+        let follow = inner.followers.as_mut().and_then(|followers| followers.find(id));
+        let follow = follow.filter(|follow| follow.feed.to() == to && follow.is_live());
+        follow.map(|follow| follow.is_filling = false).is_some()
+    }
+
+    /// A follower did not take in what is at `position`. False when that was meant for one before
+    /// it, or is known.
+    pub(crate) fn refused(&self, to: NodeBoot, position: u64) -> bool {
+        let mut inner = self.lock();
+        let Some(followers) = &mut inner.followers else { return false };
+        let shard = followers.shard;
+        let Some(follow) = followers.list.iter_mut().find(|it| it.feed.to() == to) else {
+            return false;
+        };
+        match follow.phase {
+            Phase::Live { since } if since <= position => {}
+            Phase::Live { .. } | Phase::Queued | Phase::Lost => return false,
+        }
+        follow.lose();
+        // What they wait for will never be acknowledged.
+        follow.feed.release(shard);
+        true
+    }
+
+    // ---- waiting ----
+
+    /// Waits until every member has what the shard was when this was called. False when the shard
+    /// is gone: whether anybody has it is not known then.
+    pub(crate) async fn acknowledged(&self) -> bool {
+        if !self.is_followed() || !self.core.waits_for_acks() {
+            return true;
+        }
+        loop {
+            let Some(waits) = self.waits() else { return false };
+            if all(waits).await {
+                return true;
+            }
+        }
+    }
+
+    /// As [`acknowledged`](Self::acknowledged), until the shard is not sealed any more.
+    pub(crate) async fn acknowledged_while_sealed(&self) {
+        while self.is_followed()
+            && self.core.waits_for_acks()
+            && matches!(self.gate(), Gate::Sealed(_))
+            && let Some(waits) = self.waits()
+        {
+            if all(waits).await {
+                return;
+            }
+        }
+    }
+
+    /// What members have yet to acknowledge; none when the shard is gone.
+    fn waits(&self) -> Option<Vec<oneshot::Receiver<()>>> {
+        let inner = self.lock();
+        inner.gate.epoch()?;
+        let Some(followers) = &inner.followers else { return Some(Vec::new()) };
+        let members = followers.list.iter().filter(|follow| follow.is_member);
+        Some(members.filter_map(|it| it.feed.wait(followers.shard, it.awaited())).collect())
+    }
+
+    /// Waits until no member has too much to acknowledge, before something changes.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub(crate) async fn room(&self, deadline: Option<Instant>) -> Result<(), Refusal> {
+        let mut until = None;
+        while let Some(feed) = self.full_member() {
+            let until = *until.get_or_insert_with(|| {
+                let too_old = Instant::now() + self.core.config.mailbox_age_max.min(ROOM_MAX);
+                deadline.map_or(too_old, |deadline| deadline.min(too_old))
+            });
+            let mut room = std::pin::pin!(feed.room());
+            room.as_mut().enable();
+            if feed.is_full() && timeout_at(until, room).await.is_err() {
+                return Err(overloaded());
+            }
+        }
+        Ok(())
+    }
+
+    fn full_member(&self) -> Option<Arc<Feed>> {
+        let inner = self.lock();
+        let followers = inner.followers.as_ref()?;
+        let mut members = followers.list.iter().filter(|it| it.is_member && it.is_live());
+        members.find(|follow| follow.feed.is_full()).map(|follow| Arc::clone(&follow.feed))
+    }
+}
+
+/// Whether all of it was acknowledged. Otherwise there is something else to wait for.
+async fn all(waits: Vec<oneshot::Receiver<()>>) -> bool {
+    for wait in waits {
+        if wait.await.is_err() {
+            return false;
+        }
+    }
+    true
+}
