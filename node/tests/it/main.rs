@@ -14,6 +14,7 @@ mod in_doubt;
 mod merge;
 mod moves;
 mod pins;
+mod replica;
 mod rolling;
 mod room;
 mod throttle;

@@ -1,0 +1,545 @@
+//! Copies on other hosts, over real links.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use stead_node::{
+    Body, CopyStats, Gate, Host, HostConfig, Lost, ReplicaReport, Service, Session, SharedService,
+    TurnError,
+};
+use stead_shared::control::ShardEpoch;
+use stead_shared::id::{BootId, ClusterId, Epoch, NodeBoot, NodeId, Version};
+use stead_shared::member::Role;
+use stead_shared::net::link::{
+    CloseReason, Link, LinkConfig, LinkHandler, LinkLimits, Links, PeerInfo, Reply, ServerStream,
+};
+use stead_shared::net::sock;
+use stead_shared::refusal::Refusal;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::common::{SHARD, ask, key, meta, post, say, settle, text};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Adds to a counter of the session, and keeps the body as its value.
+#[derive(Clone)]
+struct Keeping;
+
+impl Service for Keeping {
+    async fn call(&self, session: Session, request: Request<Body>) -> Response<Body> {
+        let body = request.into_body().collect_up_to(1 << 20).await.unwrap();
+        match &body[..] {
+            b"read" => {}
+            b"delete" => session.delete().unwrap(),
+            b"brief" => {
+                session.put_bytes(&body).unwrap();
+                session.expire_in(Duration::from_micros(1)).unwrap();
+            }
+            _ => {
+                session.add("n", 1).unwrap();
+                session.put_bytes(&body).unwrap();
+            }
+        }
+        let n = session.counter("n").unwrap().unwrap_or(0);
+        Response::new(n.to_string().into())
+    }
+
+    fn is_read(&self, head: &http::request::Parts) -> bool {
+        head.uri.path() == "/read"
+    }
+
+    fn has_hooks(&self) -> bool {
+        false
+    }
+}
+
+/// A host with its links.
+struct Peer {
+    host: Host,
+    links: Links,
+    me: NodeBoot,
+    addr: SocketAddr,
+    reports: mpsc::UnboundedReceiver<ReplicaReport>,
+    is_deaf: Arc<AtomicBool>,
+}
+
+struct Streams {
+    host: Host,
+    is_deaf: Arc<AtomicBool>,
+    /// What is not listened to.
+    held: Mutex<Vec<ServerStream>>,
+}
+
+impl LinkHandler for Streams {
+    fn opened(&self, _peer: PeerInfo, stream: ServerStream) {
+        if self.is_deaf.load(Ordering::Relaxed) {
+            self.held.lock().unwrap().push(stream);
+            return;
+        }
+        self.held.lock().unwrap().clear();
+        let host = self.host.clone();
+        tokio::spawn(async move { host.follow(stream).await });
+    }
+
+    fn call(&self, _peer: PeerInfo, _kind: u8, _payload: Bytes, _reply: Reply) {}
+    fn notify(&self, _peer: PeerInfo, _kind: u8, _payload: Bytes) {}
+    fn connected(&self, _link: Link) {}
+    fn closed(&self, _peer: PeerInfo, _reason: CloseReason) {}
+}
+
+impl Peer {
+    fn start(name: &str) -> Self {
+        Self::start_with(name, HostConfig::default())
+    }
+
+    fn start_with(name: &str, config: HostConfig) -> Self {
+        let me = NodeBoot { node: NodeId::of_name(name), boot: BootId(1) };
+        let host = Host::new(config, SharedService::new(Keeping));
+        let is_deaf = Arc::new(AtomicBool::new(false));
+        let streams =
+            Streams { host: host.clone(), is_deaf: Arc::clone(&is_deaf), held: Mutex::default() };
+        let config = LinkConfig {
+            me,
+            role: Role::Node,
+            cluster: ClusterId::of_name("test"),
+            keys: Vec::new(),
+            limits: LinkLimits::default(),
+        };
+        let links = Links::new(config, Arc::new(streams));
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = sock::tcp_listener(anywhere, "test").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let serving = links.clone();
+        tokio::spawn(async move { serving.serve(listener, std::future::pending()).await });
+        let (reports_in, reports) = mpsc::unbounded_channel();
+        host.replicate(links.clone(), reports_in);
+        Self { host, links, me, addr, reports, is_deaf }
+    }
+
+    fn epoch(&self, counter: u64) -> Epoch {
+        Epoch { counter, node: self.me.node }
+    }
+
+    fn at(&self, counter: u64) -> ShardEpoch {
+        ShardEpoch { shard: SHARD, epoch: self.epoch(counter) }
+    }
+
+    async fn report(&mut self) -> ReplicaReport {
+        timeout(SOON, self.reports.recv()).await.expect("soon").unwrap()
+    }
+
+    /// Owns the shard from now on.
+    fn owns(&self, counter: u64) {
+        self.host.activate_empty(SHARD, self.epoch(counter));
+    }
+
+    /// Fills a copy at `to`, and makes it a member.
+    async fn fill(&mut self, to: &mut Self) {
+        let at = self.served();
+        self.host.begin_fill(to.me, to.addr, vec![at]);
+        assert_eq!(self.report().await, ReplicaReport::Filled { to: to.me, shards: vec![at] });
+        let (owner, shards) = (self.me, vec![at]);
+        assert_eq!(to.report().await, ReplicaReport::CopyBegun { owner, shards });
+        let (owner, shards) = (self.me, vec![at]);
+        assert_eq!(to.report().await, ReplicaReport::CopyComplete { owner, shards });
+        self.host.set_followers(SHARD, &[to.me]);
+    }
+
+    fn served(&self) -> ShardEpoch {
+        let Some(Gate::Serving(epoch)) = self.host.gate(SHARD) else { panic!("not served") };
+        ShardEpoch { shard: SHARD, epoch }
+    }
+
+    fn copy(&self) -> CopyStats {
+        let copies = self.host.copies();
+        assert_eq!(copies.len(), 1, "{copies:?}");
+        copies[0]
+    }
+
+    /// Takes in nothing that comes from now on.
+    async fn be_deaf(&self, of: &Self) {
+        self.is_deaf.store(true, Ordering::Relaxed);
+        of.cut(self).await;
+    }
+
+    /// Breaks the connection to a peer.
+    async fn cut(&self, to: &Self) {
+        let link = self.links.bulk(to.me.node, None, to.addr).await.unwrap();
+        link.close(CloseReason::Shutdown);
+    }
+}
+
+type Contents = BTreeMap<String, (Option<Bytes>, Option<i64>, Option<Version>)>;
+
+/// What a host has under these names.
+async fn contents(host: &Host, names: &[String]) -> Contents {
+    let mut contents = BTreeMap::new();
+    for name in names {
+        let session = host.session(SHARD, key(name)).unwrap();
+        let read =
+            |session: &Session| Ok((session.bytes()?, session.counter("n")?, session.version()?));
+        let read = session.turn(read, |_| ()).await.unwrap();
+        contents.insert(name.clone(), read);
+    }
+    contents
+}
+
+fn names(n: usize) -> Vec<String> {
+    (0..n).map(|n| format!("s{n}")).collect()
+}
+
+#[tokio::test]
+async fn a_promoted_copy_is_what_its_owner_was() {
+    let (mut a, mut b) = (Peer::start("a"), Peer::start("b"));
+    a.owns(1);
+    let names = names(40);
+    for name in &names[..20] {
+        say(&a.host, name, "before").await;
+    }
+    a.fill(&mut b).await;
+    for (n, name) in names.iter().enumerate() {
+        say(&a.host, name, &format!("after {n}")).await;
+        if n % 5 == 0 {
+            say(&a.host, name, "delete").await;
+        }
+    }
+    say(&a.host, "brief", "brief").await;
+    say(&a.host, "brief", "read").await;
+    let before = contents(&a.host, &names).await;
+    assert_eq!(before.values().filter(|(value, ..)| value.is_some()).count(), 32);
+    // All of it was answered, so all of it is there.
+    let copy = b.copy();
+    assert_eq!((copy.owner, copy.epoch, copy.complete), (a.me, a.epoch(1), true));
+    assert_eq!(copy.sessions, 32, "what was deleted or expired is gone");
+    assert_eq!((b.host.stats().sessions, b.host.stats().shards), (0, 0), "not its own yet");
+
+    assert!(b.host.promote(SHARD, b.epoch(2)));
+    assert!(!b.host.promote(SHARD, b.epoch(2)), "there is none any more");
+    assert_eq!(contents(&b.host, &names).await, before);
+    assert_eq!((b.host.stats().sessions, b.host.copies()), (32, Vec::new()));
+    // Numbers go on where the copy ended.
+    say(&b.host, "next", "x").await;
+    let next = contents(&b.host, &["next".to_owned()]).await;
+    let version = Version { epoch: b.epoch(2), seq: copy.seq + 1 };
+    assert_eq!(next["next"].2, Some(version));
+}
+
+#[tokio::test]
+async fn a_fill_while_the_shard_is_written_to_misses_nothing() {
+    let (mut a, mut b) = (Peer::start("a"), Peer::start("b"));
+    a.owns(1);
+    let names = names(600);
+    for name in &names[..500] {
+        say(&a.host, name, "before").await;
+    }
+    let writing = Arc::new(AtomicBool::new(true));
+    let writer = tokio::spawn({
+        let (host, names, writing) = (a.host.clone(), names.clone(), Arc::clone(&writing));
+        async move {
+            let mut n = 0usize;
+            while writing.load(Ordering::Relaxed) || n < 2000 {
+                n += 1;
+                let body = if n.is_multiple_of(7) { "delete" } else { "during" };
+                say(&host, &names[n * 31 % names.len()], body).await;
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    settle().await;
+    a.fill(&mut b).await;
+    writing.store(false, Ordering::Relaxed);
+    writer.await.unwrap();
+    let before = contents(&a.host, &names).await;
+    assert!(b.host.promote(SHARD, b.epoch(2)));
+    assert_eq!(contents(&b.host, &names).await, before);
+    assert_eq!(b.host.stats().sessions, a.host.stats().sessions);
+}
+
+#[tokio::test]
+async fn an_answer_waits_for_members_and_leaves_when_there_are_none() {
+    let config = HostConfig { silent_after: Duration::from_millis(50), ..HostConfig::default() };
+    let (mut a, mut b) = (Peer::start_with("a", config), Peer::start("b"));
+    a.owns(1);
+    a.fill(&mut b).await;
+    say(&a.host, "s", "one").await;
+    b.be_deaf(&a).await;
+    assert_eq!(say(&a.host, "s", "read").await, "1", "nothing to wait for");
+    let host = a.host.clone();
+    let mut waiting = tokio::spawn(async move { say(&host, "s", "two").await });
+    for _ in 0..2 {
+        assert_eq!(a.report().await, ReplicaReport::FollowerSilent { to: b.me });
+    }
+    assert!(!waiting.is_finished());
+    // What a read sees was not acknowledged either.
+    let host = a.host.clone();
+    let reading = tokio::spawn(async move { say(&host, "s", "read").await });
+    settle().await;
+    assert!(!waiting.is_finished() && !reading.is_finished());
+    a.host.set_followers(SHARD, &[]);
+    assert_eq!(timeout(SOON, &mut waiting).await.expect("soon").unwrap(), "2");
+    assert_eq!(timeout(SOON, reading).await.expect("soon").unwrap(), "2");
+    assert_eq!(say(&a.host, "s", "three").await, "3");
+}
+
+#[tokio::test]
+async fn an_answer_that_waits_is_lost_with_its_shard() {
+    let (mut a, mut b) = (Peer::start("a"), Peer::start("b"));
+    a.owns(1);
+    a.fill(&mut b).await;
+    b.be_deaf(&a).await;
+    let host = a.host.clone();
+    let waiting = tokio::spawn(async move { ask(&host, "s", "two").await });
+    let session = a.host.session(SHARD, key("t")).unwrap();
+    let handle = tokio::spawn(async move {
+        session.turn(|session| session.add("n", 1), |_| panic!("it is not acknowledged")).await
+    });
+    settle().await;
+    assert!(!waiting.is_finished() && !handle.is_finished());
+    a.host.drop_shard(SHARD);
+    let (status, _) = timeout(SOON, waiting).await.expect("soon").unwrap().unwrap();
+    assert_eq!(status, StatusCode::BAD_GATEWAY);
+    assert_eq!(timeout(SOON, handle).await.expect("soon").unwrap(), Err(TurnError::Lost));
+}
+
+#[tokio::test]
+async fn a_seal_ends_when_members_have_everything() {
+    let (mut a, mut b) = (Peer::start("a"), Peer::start("b"));
+    a.owns(1);
+    a.fill(&mut b).await;
+    b.be_deaf(&a).await;
+    let host = a.host.clone();
+    let waiting = tokio::spawn(async move { say(&host, "s", "one").await });
+    settle().await;
+    let sealed = tokio::spawn(a.host.seal(SHARD));
+    settle().await;
+    assert!(!sealed.is_finished());
+    // It listens again.
+    b.is_deaf.store(false, Ordering::Relaxed);
+    a.cut(&b).await;
+    timeout(SOON, sealed).await.expect("soon").unwrap();
+    assert_eq!(timeout(SOON, waiting).await.expect("soon").unwrap(), "1");
+    assert_eq!(b.copy().seq, 1);
+}
+
+#[tokio::test]
+async fn connections_break_and_nothing_is_missing_or_doubled() {
+    let (mut a, mut b) = (Peer::start("a"), Peer::start("b"));
+    a.owns(1);
+    a.fill(&mut b).await;
+    let names = names(10);
+    for round in 0..8 {
+        let mut turns = Vec::new();
+        for n in 0..60 {
+            let (host, name) = (a.host.clone(), names[n % names.len()].clone());
+            let body = "x".repeat(n * 100);
+            turns.push(tokio::spawn(async move { say(&host, &name, &body).await }));
+            if n == 20 + round {
+                settle().await;
+                a.cut(&b).await;
+            }
+        }
+        for turn in turns {
+            timeout(SOON, turn).await.expect("soon").unwrap();
+        }
+        assert_eq!(b.copy().seq, 60 * (round as u64 + 1), "round {round}");
+    }
+    let before = contents(&a.host, &names).await;
+    assert!(b.host.promote(SHARD, b.epoch(2)));
+    assert_eq!(contents(&b.host, &names).await, before);
+    assert!(before.values().all(|(_, n, _)| *n == Some(48)));
+    assert!(a.reports.try_recv().is_err() && b.reports.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_stale_owner_is_told_of_the_higher_epoch() {
+    let (mut a, mut b) = (Peer::start("a"), Peer::start("b"));
+    a.owns(1);
+    a.fill(&mut b).await;
+    assert!(b.host.promote(SHARD, b.epoch(2)));
+    let host = a.host.clone();
+    let waiting = tokio::spawn(async move { ask(&host, "s", "stale").await });
+    let shards = vec![(SHARD, Lost::HigherEpoch(b.epoch(2)))];
+    assert_eq!(a.report().await, ReplicaReport::FollowerLost { to: b.me, shards });
+    settle().await;
+    assert!(!waiting.is_finished(), "nobody has it");
+    a.host.drop_shard(SHARD);
+    let (status, _) = timeout(SOON, waiting).await.expect("soon").unwrap().unwrap();
+    assert_eq!(status, StatusCode::BAD_GATEWAY);
+    assert_eq!(say(&b.host, "s", "read").await, "0");
+}
+
+/// Moves the shard from `a` to `b` as a handoff does, up to the grant.
+async fn move_over(a: &Peer, b: &Peer, counter: u64) -> stead_node::Incoming {
+    let from = a.served();
+    a.host.seal(SHARD).await;
+    let mut incoming = b.host.incoming_from(from);
+    for record in a.host.export(SHARD).unwrap() {
+        incoming.add(&record).unwrap();
+    }
+    assert!(from.epoch.counter < counter);
+    incoming
+}
+
+#[tokio::test]
+async fn after_a_handoff_its_source_is_the_first_copy() {
+    let (a, mut b) = (Peer::start("a"), Peer::start("b"));
+    let mut a = a;
+    a.owns(1);
+    let names = names(10);
+    for name in &names {
+        say(&a.host, name, "at a").await;
+    }
+    let incoming = move_over(&a, &b, 2).await;
+    b.host.adopt(a.me, a.addr, vec![b.at(2)], true);
+    assert_eq!(incoming.activate(b.epoch(2)), 10);
+    // It need not know of the claim: the entry tells.
+    assert_eq!(say(&b.host, &names[0], "at b").await, "2");
+    assert_eq!(b.report().await, ReplicaReport::Filled { to: a.me, shards: vec![b.at(2)] });
+    let (owner, shards) = (b.me, vec![b.at(2)]);
+    assert_eq!(a.report().await, ReplicaReport::CopyComplete { owner, shards });
+    assert!(a.host.gate(SHARD).is_none());
+    let copy = a.copy();
+    assert_eq!((copy.owner, copy.epoch, copy.seq, copy.complete), (b.me, b.epoch(2), 11, true));
+    assert!(a.host.keep_as_copy(SHARD, b.me, b.epoch(2)), "it is kept already");
+    let before = contents(&b.host, &names).await;
+    assert!(a.host.promote(SHARD, a.epoch(3)));
+    assert_eq!(contents(&a.host, &names).await, before);
+}
+
+#[tokio::test]
+async fn a_copy_of_the_old_owner_follows_the_new_one_if_it_ends_there() {
+    let (mut a, mut b, mut c) = (Peer::start("a"), Peer::start("b"), Peer::start("c"));
+    a.owns(1);
+    say(&a.host, "s", "at a").await;
+    a.fill(&mut c).await;
+    say(&a.host, "s", "at a").await;
+    let incoming = move_over(&a, &b, 2).await;
+    b.host.adopt(c.me, c.addr, vec![b.at(2)], false);
+    incoming.activate(b.epoch(2));
+    assert_eq!(b.report().await, ReplicaReport::Filled { to: c.me, shards: vec![b.at(2)] });
+    b.host.set_followers(SHARD, &[c.me]);
+    assert_eq!(say(&b.host, "s", "at b").await, "3");
+    let (owner, shards) = (b.me, vec![b.at(2)]);
+    assert_eq!(c.report().await, ReplicaReport::CopyComplete { owner, shards });
+    assert_eq!((c.copy().owner, c.copy().seq), (b.me, 3));
+
+    // Back to where it was, by an aborted seal: the copy goes along.
+    b.host.seal(SHARD).await;
+    assert!(b.host.reopen(SHARD, b.epoch(3)));
+    assert_eq!(say(&b.host, "s", "at b").await, "4");
+    assert_eq!((c.copy().epoch, c.copy().seq), (b.epoch(3), 4));
+
+    // One that has missed something does not.
+    b.host.stop_following(c.me, &[SHARD]);
+    assert_eq!(say(&b.host, "s", "at b").await, "5");
+    a.host.drop_shard(SHARD);
+    let incoming = move_over(&b, &a, 4).await;
+    a.host.adopt(c.me, c.addr, vec![a.at(4)], true);
+    incoming.activate(a.epoch(4));
+    let shards = vec![(SHARD, Lost::Behind)];
+    assert_eq!(a.report().await, ReplicaReport::FollowerLost { to: c.me, shards });
+    // It is where it was, until it is filled.
+    assert_eq!((c.copy().owner, c.copy().seq), (b.me, 4));
+    let host = a.host.clone();
+    let waiting = tokio::spawn(async move { say(&host, "s", "at a").await });
+    settle().await;
+    assert!(!waiting.is_finished(), "it is a member");
+    a.host.begin_fill(c.me, c.addr, vec![a.at(4)]);
+    assert_eq!(a.report().await, ReplicaReport::Filled { to: c.me, shards: vec![a.at(4)] });
+    assert_eq!(timeout(SOON, waiting).await.expect("soon").unwrap(), "6");
+    assert_eq!((c.copy().owner, c.copy().seq), (a.me, 6));
+}
+
+#[tokio::test]
+async fn a_shard_that_was_granted_away_for_nothing_is_taken_back() {
+    let (a, b) = (Peer::start("a"), Peer::start("b"));
+    a.owns(1);
+    assert!(!a.host.keep_as_copy(SHARD, b.me, b.epoch(2)), "it is served");
+    say(&a.host, "s", "at a").await;
+    a.host.seal(SHARD).await;
+    assert!(a.host.keep_as_copy(SHARD, b.me, b.epoch(2)));
+    assert!(a.host.keep_as_copy(SHARD, b.me, b.epoch(2)));
+    assert_eq!(ask(&a.host, "s", "x").await, Err(Refusal::NotOwner { claim: None }));
+    assert!(a.host.reopen(SHARD, a.epoch(3)));
+    assert_eq!(say(&a.host, "s", "at a").await, "2");
+    assert_eq!(a.host.copies(), Vec::new());
+    a.host.seal(SHARD).await;
+    assert!(a.host.keep_as_copy(SHARD, b.me, b.epoch(4)));
+    assert_eq!(a.host.drop_copy(SHARD), 1);
+    assert_eq!(a.host.stats(), stead_node::HostStats::default());
+}
+
+#[tokio::test]
+async fn what_is_not_acknowledged_is_bounded() {
+    let config = HostConfig { unacked_bytes_max: 100_000, ..HostConfig::default() };
+    let (mut a, mut b) = (Peer::start_with("a", config), Peer::start("b"));
+    a.owns(1);
+    a.fill(&mut b).await;
+    b.be_deaf(&a).await;
+    let body = "x".repeat(10_000);
+    let mut refused = 0;
+    let mut waiting = Vec::new();
+    for n in 0..30 {
+        let (host, body) = (a.host.clone(), body.clone());
+        let mut meta = meta(&format!("s{n}"));
+        meta.deadline_ms = 100;
+        let turn = tokio::spawn(async move { host.serve(meta, post(body)).await });
+        settle().await;
+        waiting.push(turn);
+    }
+    let begun = a.host.stats().sessions;
+    assert!((9..=11).contains(&begun), "{begun}");
+    for turn in waiting.drain(begun as usize..) {
+        match timeout(SOON, turn).await.expect("soon").unwrap() {
+            Err(Refusal::Overloaded { .. }) => refused += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(refused, 30 - begun);
+    // Those that have begun go on, and there is room again.
+    b.is_deaf.store(false, Ordering::Relaxed);
+    a.cut(&b).await;
+    for turn in waiting {
+        let (_, response) = timeout(SOON, turn).await.expect("soon").unwrap().unwrap();
+        assert_eq!(text(response).await, "1");
+    }
+    assert_eq!(say(&a.host, "more", &body).await, "1");
+    assert_eq!(b.copy().seq, begun + 1);
+}
+
+#[tokio::test]
+async fn a_follower_that_nobody_waits_for_is_given_up_when_it_has_too_much_to_take() {
+    let config = HostConfig { unacked_bytes_max: 100_000, ..HostConfig::default() };
+    let (mut a, b) = (Peer::start_with("a", config), Peer::start("b"));
+    b.is_deaf.store(true, Ordering::Relaxed);
+    a.owns(1);
+    a.host.begin_fill(b.me, b.addr, vec![a.at(1)]);
+    settle().await;
+    for _ in 0..30 {
+        say(&a.host, "s", &"x".repeat(10_000)).await;
+    }
+    let shards = vec![(SHARD, Lost::Behind)];
+    assert_eq!(a.report().await, ReplicaReport::FollowerLost { to: b.me, shards });
+}
+
+#[tokio::test]
+async fn without_a_wait_a_change_is_answered_at_once_and_follows() {
+    let config = HostConfig { acks: stead_node::Acks::Memory, ..HostConfig::default() };
+    let (mut a, mut b) = (Peer::start_with("a", config), Peer::start("b"));
+    a.owns(1);
+    a.fill(&mut b).await;
+    b.be_deaf(&a).await;
+    assert_eq!(say(&a.host, "s", "one").await, "1");
+    a.host.seal(SHARD).await;
+    b.is_deaf.store(false, Ordering::Relaxed);
+    a.cut(&b).await;
+    while b.copy().seq < 1 {
+        tokio::task::yield_now().await;
+    }
+}
