@@ -392,7 +392,7 @@ impl Host {
         &self.inner.core
     }
 
-    /// Serves what arrived, unless the shard is here.
+    /// Serves what arrived.
     pub(crate) fn serve_arrived(
         &self,
         shard: ShardId,
@@ -401,9 +401,11 @@ impl Host {
         origin: Option<Epoch>,
     ) {
         let core = Arc::clone(&self.inner.core);
-        let shard = Shard::with_sessions(shard, core, epoch, arrived, origin);
-        self.adopt_waiting(&shard, epoch);
-        self.inner.shards.insert(shard.id(), shard);
+        // Whoever hears of its followers finds it.
+        let place = self.inner.shards.entry(shard);
+        let begun = Shard::with_sessions(shard, core, epoch, arrived, origin);
+        self.adopt_waiting(&begun, epoch);
+        place.insert(begun);
     }
 
     /// Takes a shard out that is sealed in an epoch below `below`, and ends at `at` if that is

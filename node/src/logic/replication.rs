@@ -341,3 +341,216 @@ impl CopyState {
         if owner == self.owner { Ok(()) } else { Err(Lost::NoCopy) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use stead_shared::id::{BootId, NodeId};
+
+    use super::*;
+
+    const A: NodeBoot = NodeBoot { node: NodeId(0xa), boot: BootId(1) };
+    const B: NodeBoot = NodeBoot { node: NodeId(0xb), boot: BootId(1) };
+    const ON: &CopyRules = &CopyRules::ALL;
+    const OFF: &CopyRules = &CopyRules { replica_checks_previous: false };
+
+    fn epoch(counter: u64) -> Epoch {
+        Epoch { counter, node: NodeId(1) }
+    }
+
+    fn at(counter: u64, seq: u64) -> Version {
+        Version { epoch: epoch(counter), seq }
+    }
+
+    /// Follows `A` in epoch 3, up to change 7.
+    fn copy(complete: bool) -> CopyState {
+        CopyState { owner: A, epoch: epoch(3), promised: epoch(3), at: at(3, 7), complete }
+    }
+
+    fn entry(owner: NodeBoot, (counter, seq): (u64, u64), prev: Version) -> EntryHead {
+        EntryHead { owner, epoch: epoch(counter), seq, prev }
+    }
+
+    const BEHIND: Accept = Accept::Refuse(Lost::Behind);
+    const NO_COPY: Accept = Accept::Refuse(Lost::NoCopy);
+
+    fn promised(counter: u64) -> Accept {
+        Accept::Refuse(Lost::HigherEpoch(epoch(counter)))
+    }
+
+    /// What `act` says, and that only `Apply` changes anything.
+    fn check(
+        before: CopyState,
+        wanted: Accept,
+        act: impl FnOnce(&mut CopyState) -> Accept,
+    ) -> CopyState {
+        let mut after = before;
+        assert_eq!(act(&mut after), wanted);
+        assert_eq!(after != before, wanted == Accept::Apply);
+        after
+    }
+
+    #[test]
+    fn an_entry_is_taken_in_where_the_copy_ends() {
+        for complete in [false, true] {
+            for (entry, wanted) in [
+                (entry(A, (3, 8), at(3, 7)), Accept::Apply),
+                // Numbers may leave some out: the one before says where it goes on.
+                (entry(A, (3, 20), at(3, 7)), Accept::Apply),
+                (entry(A, (3, 7), at(3, 6)), Accept::Duplicate),
+                (entry(A, (3, 1), at(3, 0)), Accept::Duplicate),
+                (entry(A, (3, 9), at(3, 8)), BEHIND),
+                (entry(A, (3, 8), at(2, 7)), BEHIND),
+                (entry(A, (2, 8), at(2, 7)), promised(3)),
+                (entry(A, (4, 8), at(4, 7)), BEHIND),
+                (entry(B, (3, 8), at(3, 7)), NO_COPY),
+                (entry(B, (4, 8), at(3, 7)), NO_COPY),
+                (entry(B, (2, 8), at(3, 7)), promised(3)),
+            ] {
+                let after = check(copy(complete), wanted, |copy| copy.accept(&entry, ON));
+                assert_eq!(after.complete, complete);
+                if wanted == Accept::Apply {
+                    assert_eq!(after.at, Version { epoch: entry.epoch, seq: entry.seq });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_complete_copy_that_ends_there_is_adopted() {
+        for (owner, counter, prev, wanted) in [
+            (B, 4, at(3, 7), Accept::Apply),
+            (A, 4, at(3, 7), Accept::Apply),
+            (A, 3, at(2, 7), Accept::Duplicate),
+            (B, 4, at(3, 6), BEHIND),
+            (B, 4, at(3, 8), BEHIND),
+            (B, 4, at(2, 7), BEHIND),
+            (B, 2, at(3, 7), promised(3)),
+        ] {
+            let adopt = |copy: &mut CopyState| copy.adopt(owner, epoch(counter), prev, ON);
+            let after = check(copy(true), wanted, adopt);
+            if wanted == Accept::Apply {
+                let state = CopyState { owner, epoch: epoch(4), promised: epoch(4), ..copy(true) };
+                assert_eq!(after, CopyState { at: at(4, 7), ..state });
+            }
+            let wanted = if counter < 3 { promised(3) } else { NO_COPY };
+            check(copy(false), wanted, adopt);
+        }
+    }
+
+    #[test]
+    fn a_copy_goes_along_into_its_owner_s_next_epoch() {
+        for complete in [false, true] {
+            for (owner, counter, prev, wanted) in [
+                (A, 4, at(3, 7), Accept::Apply),
+                (A, 3, at(3, 7), Accept::Duplicate),
+                (A, 4, at(3, 8), BEHIND),
+                (B, 4, at(3, 7), NO_COPY),
+                (A, 2, at(3, 7), promised(3)),
+            ] {
+                let go = |copy: &mut CopyState| copy.next_epoch(owner, epoch(counter), prev, ON);
+                assert_eq!(check(copy(complete), wanted, go).complete, complete);
+            }
+        }
+    }
+
+    #[test]
+    fn a_fill_replaces_what_is_there_and_ends_where_the_owner_is() {
+        let begun = CopyState::begin_fill(None, A, at(3, 7), ON).unwrap();
+        assert_eq!(begun, copy(false));
+        for here in [copy(true), copy(false), CopyState { owner: B, ..copy(true) }] {
+            assert_eq!(CopyState::begin_fill(Some(&here), A, at(3, 7), ON), Ok(copy(false)));
+            let lost = Lost::HigherEpoch(epoch(3));
+            assert_eq!(CopyState::begin_fill(Some(&here), A, at(2, 9), ON), Err(lost));
+        }
+        for (owner, end, wanted) in [
+            (A, at(3, 7), Accept::Apply),
+            (A, at(3, 8), BEHIND),
+            (A, at(3, 6), BEHIND),
+            (B, at(3, 7), NO_COPY),
+            (A, at(2, 7), promised(3)),
+        ] {
+            let after = check(copy(false), wanted, |copy| copy.end_fill(owner, end, ON));
+            assert_eq!(after.complete, wanted == Accept::Apply);
+        }
+        check(copy(true), Accept::Duplicate, |copy| copy.end_fill(A, at(3, 7), ON));
+        for (complete, owner, counter, wanted) in [
+            (false, A, 3, Accept::Apply),
+            (true, A, 3, Accept::Duplicate),
+            (false, B, 3, NO_COPY),
+            (false, A, 2, promised(3)),
+        ] {
+            assert_eq!(copy(complete).fill(owner, epoch(counter), ON), wanted);
+        }
+    }
+
+    #[test]
+    fn a_promise_shuts_the_old_owner_out() {
+        let mut copy = copy(true);
+        copy.promise(epoch(5));
+        copy.promise(epoch(4));
+        assert_eq!(copy.accept(&entry(A, (3, 8), at(3, 7)), ON), promised(5));
+        assert_eq!(copy.adopt(B, epoch(4), at(3, 7), ON), promised(5));
+        assert_eq!(copy.adopt(B, epoch(5), at(3, 7), ON), Accept::Apply);
+    }
+
+    #[test]
+    fn without_the_rule_a_gap_goes_unnoticed() {
+        assert_eq!(copy(true).accept(&entry(A, (3, 9), at(3, 8)), OFF), Accept::Apply);
+        assert_eq!(copy(true).accept(&entry(A, (2, 9), at(2, 8)), OFF), Accept::Apply);
+        assert_eq!(copy(true).adopt(B, epoch(4), at(3, 9), OFF), Accept::Apply);
+    }
+
+    #[test]
+    fn an_outbox_tells_of_its_silences() {
+        let time = Time::from_micros;
+        let mut outbox = Outbox::new(10, 100);
+        assert_eq!((outbox.silent_since(), outbox.oldest_since()), (None, None));
+        assert_eq!(outbox.push(time(1), 'a', 30), 11);
+        assert_eq!(outbox.push(time(2), 'b', 30), 12);
+        assert!(!outbox.has_room_for_fills() && !outbox.is_full());
+        assert_eq!(outbox.push(time(3), 'c', 40), 13);
+        assert!(outbox.is_full());
+        assert_eq!((outbox.silent_since(), outbox.oldest_since()), (Some(time(1)), Some(time(1))));
+        assert_eq!(outbox.ack(time(5), 12), Some(Duration::from_micros(4)));
+        assert_eq!((outbox.silent_since(), outbox.oldest_since()), (Some(time(5)), Some(time(3))));
+        assert_eq!(outbox.ack(time(6), 12), None, "nothing new");
+        assert_eq!(outbox.silent_since(), Some(time(5)));
+        assert_eq!(
+            outbox.ack(time(9), 99),
+            Some(Duration::from_micros(6)),
+            "no more than was sent"
+        );
+        assert_eq!((outbox.acked(), outbox.bytes(), outbox.silent_since()), (13, 0, None));
+    }
+
+    proptest! {
+        #[test]
+        fn an_outbox_keeps_what_is_not_acknowledged_in_order(
+            steps in vec((0u8..3, 0u64..40), 0..100),
+        ) {
+            let (mut outbox, mut all, mut acked) = (Outbox::new(0, 1 << 20), Vec::new(), 0u64);
+            for (step, n) in steps {
+                match step {
+                    0 => {
+                        all.push(n);
+                        prop_assert_eq!(outbox.push(Time::ZERO, n, n as usize), all.len() as u64);
+                    }
+                    1 => {
+                        acked = acked.max(n.min(all.len() as u64));
+                        outbox.ack(Time::ZERO, n);
+                    }
+                    _ => {
+                        let after = n.max(acked).min(all.len() as u64);
+                        let left = outbox.unacked(n).map(|(at, item)| (at, *item));
+                        let wanted = (after + 1..).zip(all[after as usize..].iter().copied());
+                        prop_assert!(left.eq(wanted));
+                    }
+                }
+                prop_assert_eq!((outbox.acked(), outbox.last()), (acked, all.len() as u64));
+                prop_assert_eq!(outbox.bytes() as u64, all[acked as usize..].iter().sum::<u64>());
+            }
+        }
+    }
+}

@@ -134,23 +134,17 @@ pub(super) fn drop_copy(host: &Host, shard: ShardId) -> usize {
 
 /// Serves a complete copy; with `only_own` one that was made of a shard that was served here.
 pub(super) fn promote(host: &Host, shard: ShardId, epoch: Epoch, only_own: bool) -> bool {
-    let Entry::Occupied(copy) = host.replicas().copies.entry(shard) else { return false };
+    let Entry::Occupied(mut copy) = host.replicas().copies.entry(shard) else { return false };
     let CopyState { complete, at, .. } = copy.get().state;
     let may = complete && (copy.get().is_own || !only_own) && at.epoch <= epoch;
     if !may || host.gate(shard).is_some() {
         return false;
     }
     // The entry is held until the shard is here: what comes of it finds one or the other.
-    let (vacant, copy) = {
-        let replaced = Copy::incomplete(copy.get().state);
-        let mut copy = copy;
-        let taken = copy.insert(replaced);
-        (copy, taken)
-    };
-    let mut arriving = copy.arriving;
+    let mut arriving = std::mem::replace(&mut copy.get_mut().arriving, Arriving::new());
     arriving.set_seq(at.seq);
     host.serve_arrived(shard, epoch, arriving, Some(at.epoch));
-    vacant.remove();
+    copy.remove();
     true
 }
 
@@ -186,14 +180,28 @@ impl Intake {
         if self.next.is_some_and(|next| next != items.position()) {
             return Err(TransferError::Broken);
         }
+        let mut news = News { owner: self.owner, reports: Vec::new() };
+        let outcome = self.take_items(&mut items, ack, &mut news);
+        for report in news.reports {
+            self.host.replicas().report(report);
+        }
+        self.next = Some(items.position());
+        outcome
+    }
+
+    fn take_items(
+        &mut self,
+        items: &mut Items,
+        ack: &mut Ack,
+        news: &mut News,
+    ) -> Result<(), TransferError> {
         let shared = Arc::clone(&self.taken);
         let mut taken = shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut news = News { owner: self.owner, reports: Vec::new() };
         while let Some((position, head, record)) = items.next()? {
             if position <= *taken {
                 continue;
             }
-            let outcome = self.apply(head, &record, &mut news);
+            let outcome = self.apply(head, &record, news);
             *taken = position;
             let shard = head.shard();
             match outcome {
@@ -206,12 +214,7 @@ impl Intake {
                 Err(_) => {}
             }
         }
-        self.next = Some(items.position());
         ack.position = ack.position.max(*taken);
-        drop(taken);
-        for report in news.reports {
-            self.host.replicas().report(report);
-        }
         Ok(())
     }
 

@@ -176,17 +176,7 @@ impl Feed {
 
     /// Appends an item and gives its position.
     pub(crate) fn push(&self, now: Time, item: Bytes) -> u64 {
-        let mut state = self.lock();
-        let was_empty = state.outbox.bytes() == 0;
-        let bytes = item.len();
-        let position = state.outbox.push(now, item, bytes);
-        drop(state);
-        self.meters.unacked.increment(bytes as f64);
-        self.queued.notify_one();
-        if was_empty {
-            self.busy.notify_one();
-        }
-        position
+        self.push_with(now, item, |_, _| ())
     }
 
     /// Appends the item that completes a copy.
@@ -197,8 +187,23 @@ impl Feed {
         (at, follow): (ShardEpoch, u64),
         is_fill: bool,
     ) -> u64 {
-        let position = self.push(now, item);
-        self.lock().milestones.push_back(Milestone { position, at, follow, is_fill });
+        self.push_with(now, item, |state, position| {
+            state.milestones.push_back(Milestone { position, at, follow, is_fill });
+        })
+    }
+
+    fn push_with(&self, now: Time, item: Bytes, also: impl FnOnce(&mut State, u64)) -> u64 {
+        let mut state = self.lock();
+        let was_empty = state.outbox.bytes() == 0;
+        let bytes = item.len();
+        let position = state.outbox.push(now, item, bytes);
+        also(&mut state, position);
+        drop(state);
+        self.meters.unacked.increment(bytes as f64);
+        self.queued.notify_one();
+        if was_empty {
+            self.busy.notify_one();
+        }
         position
     }
 

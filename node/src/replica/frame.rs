@@ -206,3 +206,103 @@ impl FrameReader {
         Ok(Some(rest))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use stead_shared::id::NodeId;
+
+    use super::*;
+
+    const SHARD: ShardId = ShardId(300);
+    const EPOCH: Epoch = Epoch { counter: 3, node: NodeId(9) };
+    const AT: Version = Version { epoch: EPOCH, seq: 17 };
+
+    fn items() -> Vec<(Head, &'static [u8])> {
+        vec![
+            (Head::Entry { shard: SHARD, epoch: EPOCH, seq: 18, prev: AT }, b"record"),
+            (Head::Touch { shard: SHARD, epoch: EPOCH }, b"touched"),
+            (Head::FillBegin { shard: SHARD, at: AT }, b""),
+            (Head::Fill { shard: SHARD, epoch: EPOCH }, b"session"),
+            (Head::FillEnd { shard: SHARD, at: AT }, b""),
+            (Head::Adopt { shard: SHARD, epoch: EPOCH, prev: AT }, b""),
+            (Head::NextEpoch { shard: SHARD, epoch: EPOCH, prev: AT }, b""),
+        ]
+    }
+
+    fn frame() -> Bytes {
+        let mut writer = FrameWriter::new(40);
+        for (head, record) in items() {
+            writer.put(&head.item(|out| out.extend_from_slice(record)));
+        }
+        writer.finish()
+    }
+
+    #[test]
+    fn items_come_out_as_they_went_in_however_they_are_cut() {
+        let whole = [frame(), Ack::default().frame(), frame()].concat();
+        for cut in 1..whole.len() {
+            let (mut reader, mut frames) = (FrameReader::default(), Vec::new());
+            for piece in whole.chunks(cut) {
+                reader.push(piece);
+                while let Some(frame) = reader.next().unwrap() {
+                    frames.push(frame);
+                }
+            }
+            assert_eq!(Ack::decode(&frames.remove(1)).unwrap(), Ack::default());
+            for frame in frames {
+                let mut read = Items::of(frame).unwrap();
+                for (n, (head, record)) in items().into_iter().enumerate() {
+                    let wanted = Some((40 + n as u64, head, Bytes::from_static(record)));
+                    assert_eq!(read.next().unwrap(), wanted);
+                }
+                assert_eq!((read.next().unwrap(), read.position()), (None, 47));
+            }
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_is_noticed() {
+        let whole = frame();
+        for bit in 32..whole.len() * 8 {
+            let mut bent = whole.to_vec();
+            bent[bit / 8] ^= 1 << (bit % 8);
+            let mut reader = FrameReader::default();
+            reader.push(&bent);
+            assert!(reader.next().is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_the_format_never_change() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let heads = items().into_iter().map(|(head, _)| hex(&head.item(|_| {})));
+        assert_eq!(
+            heads.collect::<Vec<_>>(),
+            [
+                "00ac0203091203".to_owned() + "0911",
+                "01ac020309".to_owned(),
+                "02ac02030911".to_owned(),
+                "03ac020309".to_owned(),
+                "04ac02030911".to_owned(),
+                "05ac020309030911".to_owned(),
+                "06ac020309030911".to_owned(),
+            ]
+        );
+        let refused = |why| Refused { position: 5, shard: SHARD, why };
+        let why = [Lost::Behind, Lost::HigherEpoch(EPOCH), Lost::NoCopy];
+        let ack = Ack { position: 7, refused: why.map(refused).to_vec() };
+        assert_eq!(hex(&ack.frame()[HEADER..]), "070305ac020005ac0201030905ac0202");
+        assert_eq!(Ack::decode(&ack.frame()[HEADER..]).unwrap(), ack);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes: Vec<u8>) {
+            let _ = Ack::decode(&bytes);
+            if let Ok(mut items) = Items::of(Bytes::from(bytes)) {
+                while let Ok(Some(_)) = items.next() {}
+            }
+        }
+    }
+}

@@ -17,6 +17,9 @@ pub(crate) mod frame;
 mod meters;
 mod stream;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};

@@ -147,6 +147,12 @@ impl Shard {
         u8::try_from(self.peek().waiting() * 255 / max).unwrap_or(u8::MAX)
     }
 
+    /// Whether it takes no more memory than an empty shard needs.
+    #[cfg(test)]
+    pub(crate) fn is_bare(&self) -> bool {
+        matches!(*self.peek(), State::Bare { .. })
+    }
+
     pub(super) fn lock(&self) -> Locked<'_> {
         Locked::new(self.peek())
     }

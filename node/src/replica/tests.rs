@@ -1,0 +1,258 @@
+//! Both ends without a link, in virtual time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use stead_shared::id::{BootId, NodeId, SessionKey};
+use tokio::time::advance;
+
+use super::copies::Intake;
+use super::frame::{Ack, FrameReader};
+use super::*;
+use crate::store::following::FillStep;
+use crate::{Body, HostConfig, Session, SharedService};
+
+const SHARD: ShardId = ShardId(7);
+const A: NodeBoot = NodeBoot { node: NodeId(0xa), boot: BootId(1) };
+const B: NodeBoot = NodeBoot { node: NodeId(0xb), boot: BootId(1) };
+const EPOCH: Epoch = Epoch { counter: 1, node: A.node };
+const NEXT: Epoch = Epoch { counter: 2, node: B.node };
+
+/// An owner, its copy, and what is between them.
+struct Pair {
+    owner: Host,
+    other: Host,
+    feed: Lease,
+    intake: Intake,
+    /// Sent over the connection that there is.
+    sent: u64,
+}
+
+fn host() -> Host {
+    let call = async |_: Session, _: Request<Body>| Response::new(Body::empty());
+    let ttl = Duration::from_secs(4000);
+    let config =
+        HostConfig { session_ttl: ttl, acks: crate::Acks::Memory, ..HostConfig::default() };
+    Host::new(config, SharedService::new(call))
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (owner, other) = (host(), host());
+        owner.activate_empty(SHARD, EPOCH);
+        let addr = SocketAddr::from(([127, 0, 0, 1], 1));
+        let (reports, _) = mpsc::unbounded_channel();
+        let meters = Arc::clone(&owner.replicas().meters);
+        let feed = Lease::new(&Arc::new(Feed::new((B, addr), 0, usize::MAX, reports, meters)));
+        let intake = Intake::new(&other, A);
+        Self { owner, other, feed, intake, sent: 0 }
+    }
+
+    fn queue_fill(&self) {
+        let shard = self.owner.shard(SHARD).unwrap();
+        let epoch = shard.gate().epoch().unwrap();
+        shard.queue_fill(self.feed.feed(), epoch).unwrap();
+    }
+
+    /// One step of the fill that was queued last.
+    fn begin(&self) -> (Arc<Shard>, u64) {
+        let (shard, follow) = self.feed.feed().next_fill().unwrap();
+        assert!(shard.begin_fill(follow));
+        (shard, follow)
+    }
+
+    fn fill(&self) {
+        self.queue_fill();
+        let (shard, follow) = self.begin();
+        let mut cursor = 0;
+        while shard.fill_step(follow, &mut cursor) == FillStep::More {}
+    }
+
+    /// The other end takes in what was not sent yet. What it refused.
+    fn deliver(&mut self, acked: bool) -> Vec<(ShardId, Lost)> {
+        let mut refused = Vec::new();
+        while let Some((frame, last)) = self.feed.feed().frame_after(self.sent) {
+            let (mut reader, mut ack) = (FrameReader::default(), Ack::default());
+            reader.push(&frame);
+            self.intake.take_in(reader.next().unwrap().unwrap(), &mut ack).unwrap();
+            assert_eq!(ack.position, last);
+            refused.extend(ack.refused.iter().map(|it| (it.shard, it.why)));
+            self.sent = last;
+            if acked {
+                self.feed.feed().ack(self.owner.core().now(), last);
+            }
+        }
+        refused
+    }
+
+    /// A new connection: what was not acknowledged comes again.
+    fn reconnect(&mut self) {
+        self.intake = Intake::new(&self.other, A);
+        self.sent = self.feed.feed().acked();
+    }
+}
+
+async fn turn(host: &Host, name: u8, change: impl FnOnce(&Session) + Send) {
+    let session = host.session(SHARD, SessionKey::new(vec![name]).unwrap()).unwrap();
+    let change = |session: &Session| {
+        change(session);
+        Ok(())
+    };
+    session.turn(change, |()| ()).await.unwrap();
+}
+
+/// Everything but when it expires.
+fn contents(host: &Host) -> (u64, BTreeMap<SessionKey, String>) {
+    let (seq, sessions) = host.shard(SHARD).unwrap().snapshot();
+    let text = |data: &crate::store::data::Data| {
+        let timers: Vec<_> = data.timers().iter().map(|it| (it.id, it.event.clone())).collect();
+        format!("{:?} {:?} {:?} {timers:?}", data.value, data.version, data.counters())
+    };
+    (seq, sessions.into_iter().map(|(key, data, _)| (key, text(&data))).collect())
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_time().start_paused(true).build().unwrap().block_on(test);
+}
+
+/// A session of a host that had the shard as well.
+async fn offered(name: u8) -> Vec<Bytes> {
+    let host = host();
+    host.activate_empty(SHARD, Epoch { counter: 0, node: A.node });
+    for _ in 0..name {
+        turn(&host, name, |session| session.put_bytes(b"offered").unwrap()).await;
+    }
+    host.export(SHARD).unwrap().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever happens to the shard, and however its changes travel.
+    #[test]
+    fn a_copy_is_what_its_owner_is(steps in vec((0u8..13, 0u8..12), 0..120)) {
+        run(async {
+            let mut pair = Pair::new();
+            pair.queue_fill();
+            let mut fill = None;
+            let mut counter = 1;
+            for (step, n) in steps {
+                let owner = pair.owner.clone();
+                match step {
+                    0..3 => turn(&owner, n, |session| {
+                        session.put_bytes(&[n; 9]).unwrap();
+                        session.add("n", 1).unwrap();
+                    }).await,
+                    3 => turn(&owner, n, |session| session.delete().unwrap()).await,
+                    4 => turn(&owner, n, |session| {
+                        session.put_bytes(b"brief").unwrap();
+                        session.expire_in(Duration::from_secs(10)).unwrap();
+                        let _ = session.after(Duration::from_secs(1 << 30), [n]).unwrap();
+                    }).await,
+                    5 => {
+                        advance(Duration::from_secs(11)).await;
+                        if n < 6 {
+                            owner.shard(SHARD).unwrap().fire(owner.core().now());
+                        }
+                    }
+                    6 => for record in offered(n).await {
+                        owner.merge(SHARD, EPOCH, &record).await.unwrap();
+                    },
+                    7 => {
+                        counter += 1;
+                        owner.seal(SHARD).await;
+                        owner.reopen(SHARD, Epoch { counter, ..EPOCH });
+                    }
+                    8 => if let Some((shard, follow, cursor)) = fill.as_mut() {
+                        let shard: &Arc<Shard> = shard;
+                        shard.fill_step(*follow, cursor);
+                    } else {
+                        let (shard, follow) = pair.begin();
+                        fill = Some((shard, follow, 0));
+                    },
+                    9 => pair.reconnect(),
+                    _ => assert_eq!(pair.deliver(n % 2 == 0), []),
+                }
+            }
+            if fill.is_none() {
+                let (shard, follow) = pair.begin();
+                fill = Some((shard, follow, 0));
+            }
+            let (shard, follow, mut cursor) = fill.unwrap();
+            while shard.fill_step(follow, &mut cursor) == FillStep::More {}
+            assert_eq!(pair.deliver(true), []);
+            let bytes = pair.owner.stats().bytes;
+            assert_eq!(pair.other.stats().bytes, bytes);
+            assert!(pair.other.promote(SHARD, Epoch { counter: counter + 1, node: B.node }));
+            assert_eq!(contents(&pair.other), contents(&pair.owner));
+            assert_eq!(pair.other.stats().bytes, bytes);
+        });
+    }
+}
+
+#[test]
+fn a_copy_keeps_a_session_as_long_as_its_owner_and_hears_of_few_accesses() {
+    run(async {
+        let mut pair = Pair::new();
+        pair.fill();
+        turn(&pair.owner, 1, |session| session.put_bytes(b"x").unwrap()).await;
+        let before = pair.feed.feed().last();
+        // Four times its time to live, with an access every minute.
+        for _ in 0..267 {
+            advance(Duration::from_secs(60)).await;
+            turn(&pair.owner, 1, |session| drop(session.bytes().unwrap())).await;
+        }
+        let touches = pair.feed.feed().last() - before;
+        assert!((15..18).contains(&touches), "{touches}");
+        pair.deliver(true);
+        let (_, at_owner) = pair.owner.shard(SHARD).unwrap().snapshot();
+        pair.other.promote(SHARD, NEXT);
+        let (_, at_copy) = pair.other.shard(SHARD).unwrap().snapshot();
+        let (owner, copy) = (at_owner[0].2, at_copy[0].2);
+        assert!(owner <= copy, "{owner:?} {copy:?}");
+        // An item that waits for long makes it longer still: here it waited from the begin.
+        assert!(copy.since(owner) <= Duration::from_secs(4000), "{owner:?} {copy:?}");
+    });
+}
+
+#[test]
+fn what_does_not_fit_is_refused_once_and_what_begins_anew_is_not() {
+    run(async {
+        let mut pair = Pair::new();
+        pair.fill();
+        turn(&pair.owner, 1, |session| session.put_bytes(b"x").unwrap()).await;
+        assert_eq!(pair.deliver(true), []);
+        assert_eq!(pair.other.drop_copy(SHARD), 1);
+        for _ in 0..3 {
+            turn(&pair.owner, 1, |session| session.put_bytes(b"y").unwrap()).await;
+        }
+        assert_eq!(pair.deliver(true), [(SHARD, Lost::NoCopy)]);
+        assert_eq!(pair.other.copies(), []);
+        pair.fill();
+        assert_eq!(pair.deliver(true), []);
+        assert!(pair.other.promote(SHARD, NEXT));
+        // Each begin is answered.
+        for _ in 0..2 {
+            pair.fill();
+            assert_eq!(pair.deliver(true), [(SHARD, Lost::HigherEpoch(NEXT))]);
+        }
+    });
+}
+
+#[test]
+fn many_empty_shards_with_a_follower_stay_small() {
+    run(async {
+        let pair = Pair::new();
+        for n in 0..100 {
+            let shard = ShardId(1000 + n);
+            pair.owner.activate_empty(shard, EPOCH);
+            pair.owner.shard(shard).unwrap().queue_fill(pair.feed.feed(), EPOCH).unwrap();
+            assert!(pair.owner.shard(shard).unwrap().is_bare());
+        }
+    });
+}
