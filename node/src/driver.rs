@@ -35,8 +35,10 @@ use crate::logic::copying::Progress;
 use crate::logic::ownership::{Action, Event, GiveUp, Note, Ownership, OwnershipConfig, Pending};
 use crate::moving::Rate;
 use crate::offer::Offerer;
+use crate::replica::ReplicaReport;
 use crate::transfer::{self, Budget, Command, Copier, Tally, TransferError};
 
+mod copies;
 mod meters;
 
 use meters::Meters;
@@ -129,6 +131,7 @@ pub(crate) struct Sources {
     pub(crate) agent_events: mpsc::Receiver<AgentEvent>,
     pub(crate) mesh_events: mpsc::Receiver<MeshEvent>,
     pub(crate) done: mpsc::Receiver<Done>,
+    pub(crate) replicas: mpsc::UnboundedReceiver<ReplicaReport>,
 }
 
 struct State {
@@ -153,6 +156,7 @@ enum Woken {
     Doubt,
     Mesh(usize),
     Done(Option<Done>),
+    Replica(ReplicaReport),
     Pin(Order),
     Sizes,
     Compare,
@@ -190,6 +194,8 @@ impl Driver {
                 // The sender is the driver's own: it cannot be gone.
                 Ok(()) = doubts.changed() => Woken::Doubt,
                 done = sources.done.recv() => Woken::Done(done),
+                // The sender is the host's, which the driver has.
+                Some(report) = sources.replicas.recv() => Woken::Replica(report),
                 n = sources.mesh_events.recv_many(&mut mesh, BATCH) => Woken::Mesh(n),
                 order = self.pinning.order() => Woken::Pin(order),
                 _ = sizes.tick() => Woken::Sizes,
@@ -213,6 +219,7 @@ impl Driver {
                     }
                 }
                 Woken::Done(Some(done)) => self.on_done(done, &mut state),
+                Woken::Replica(report) => self.on_replica(report, &mut state),
                 Woken::Pin(order) => self.pinning.carry_out(order),
                 Woken::Sizes => self.on_sizes(&mut state),
                 Woken::Compare => {
@@ -421,6 +428,7 @@ impl Driver {
     }
 
     fn act(&self, action: Action, state: &mut State) {
+        let Some(action) = self.act_on_copies(action, state) else { return };
         match action {
             Action::Send { to, message } => self.note(to, kind::CONTROL, message.encode()),
             Action::PushClaims(update) => {
@@ -482,7 +490,9 @@ impl Driver {
             | Action::StopFill { .. }
             | Action::KeepCopy { .. }
             | Action::DropReplicas { .. }
-            | Action::OpenReplica { .. } => {}
+            | Action::OpenReplica { .. } => {
+                unreachable!("it was carried out")
+            }
             Action::Yield { to, shards } => self.give_up_shards(to, &shards, state),
             Action::Certain { doubt, alone } => self.end_doubt(doubt, alone, state),
             Action::Publish => state.publish = true,

@@ -41,9 +41,10 @@ use crate::logic::forming::FormingConfig;
 use crate::logic::ownership::{GiveUp, Ownership, OwnershipConfig};
 use crate::moving;
 use crate::offer;
+use crate::replica::ReplicaReport;
 use crate::serve::Server;
 use crate::service::{Service, SharedService};
-use crate::store::core::HostConfig;
+use crate::store::core::{Acks, HostConfig};
 use crate::transfer::{self, Budget, Tally, TransferHead};
 
 /// Reports of tasks that may wait for the driver.
@@ -198,6 +199,7 @@ impl NodeBuilder {
         let host = HostConfig {
             session_ttl: config.session_ttl,
             memory_max: config.memory_max,
+            acks: if config.ack.replicas() { Acks::Replica } else { Acks::Memory },
             ..self.host
         };
         let beneath = (self.swim, self.platform);
@@ -350,6 +352,7 @@ impl Node {
         let http = sock::tcp_listener(config.http, "http")?;
         let http_addr = http.local_addr().unwrap_or(config.http);
         let (done_in, done) = mpsc::channel(DONE_MAX);
+        let (replicas_in, replicas) = mpsc::unbounded_channel();
         let (progress, progress_out) = watch::channel(Standing::default());
         let hooks = Arc::new(NodeHooks {
             server: std::sync::OnceLock::new(),
@@ -404,6 +407,7 @@ impl Node {
         };
         let handle = Handle { inner: Arc::new(inner) };
         host.listen(Arc::clone(&process.heard));
+        host.replicate(process.links.clone(), replicas_in);
         let driver = Wiring {
             config: &config,
             host: host.clone(),
@@ -420,7 +424,7 @@ impl Node {
             tasks.push(tokio::spawn(remember_members(dir, process.me.node, members)));
         }
         tasks.extend([
-            driver.spawn(process, done),
+            driver.spawn(process, done, replicas),
             tokio::spawn(async move { host.keep_time().await }),
             tokio::spawn(async move { parking.drive().await }),
             tokio::spawn(crate::http::serve(handle.clone(), http, stop.clone())),
@@ -572,7 +576,12 @@ struct Wiring<'a> {
 }
 
 impl Wiring<'_> {
-    fn spawn(self, process: Process, done: mpsc::Receiver<Done>) -> JoinHandle<()> {
+    fn spawn(
+        self,
+        process: Process,
+        done: mpsc::Receiver<Done>,
+        replicas: mpsc::UnboundedReceiver<ReplicaReport>,
+    ) -> JoinHandle<()> {
         let forming = FormingConfig {
             has_seeds: !self.config.member.join.is_empty(),
             alone_after: self.config.form_alone_after,
@@ -603,8 +612,8 @@ impl Wiring<'_> {
             origin: Instant::now(),
             disagrees,
         };
-        let sources =
-            Sources { agent_events: process.agent_events, mesh_events: process.mesh_events, done };
+        let (agent_events, mesh_events) = (process.agent_events, process.mesh_events);
+        let sources = Sources { agent_events, mesh_events, done, replicas };
         tokio::spawn(driver.run(sources))
     }
 }

@@ -235,6 +235,13 @@ impl State {
                 node.aside.extend(node.gate.take().into_iter().flat_map(|gate| gate.entries));
             }
             Action::Drained => node.drained = true,
+            Action::SetReplicas { .. }
+            | Action::Fill { .. }
+            | Action::Adopt { .. }
+            | Action::StopFill { .. }
+            | Action::KeepCopy { .. }
+            | Action::DropReplicas { .. }
+            | Action::OpenReplica { .. } => unreachable!("nobody wants copies here"),
             Action::Throttle { .. }
             | Action::Certain { .. }
             | Action::Publish
@@ -255,6 +262,10 @@ impl State {
                 0
             }
             Control::Propose { .. }
+            | Control::TakeOver { .. }
+            | Control::Takeable { .. }
+            | Control::SeeClaims { .. }
+            | Control::SeenClaims { .. }
             | Control::Accept { .. }
             | Control::Reject { .. }
             | Control::Holds { .. }

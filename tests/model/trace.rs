@@ -185,5 +185,9 @@ fn control(message: &Control) -> String {
             )
         }
         Control::Abort { handoff: id } => format!("abort {}", handoff(*id)),
+        Control::TakeOver { .. }
+        | Control::Takeable { .. }
+        | Control::SeeClaims { .. }
+        | Control::SeenClaims { .. } => format!("{message:?}"),
     }
 }

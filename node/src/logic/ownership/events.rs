@@ -197,7 +197,8 @@ pub enum Action {
         /// The shards and the epochs to serve in.
         shards: Vec<ShardEpoch>,
     },
-    /// Answers of these shards wait from now on for these replicas and no others.
+    /// Answers of these shards wait from now on for these replicas and no others; those that are
+    /// named no more follow no more.
     SetReplicas {
         /// The shards and who is named in their claims.
         sets: Vec<(ShardId, Replicas)>,
@@ -209,7 +210,7 @@ pub enum Action {
         /// The shards, at the epochs they are served in.
         shards: Vec<ShardEpoch>,
     },
-    /// Let a replica follow that may hold the same state; tell [`Event::Filled`], or
+    /// Let a replica follow, from before the gate opens, that may hold the same state; tell [`Event::Filled`], or
     /// [`Event::FollowerLost`] when it does not.
     Adopt {
         /// The replica.
@@ -219,8 +220,7 @@ pub enum Action {
         /// It is named in the claim already: answers wait for it.
         named: bool,
     },
-    /// Send a replica nothing more of these shards. Whether answers still wait for it is for
-    /// [`Action::SetReplicas`] to say.
+    /// Send nothing more of these shards to a replica that their claims do not name.
     StopFill {
         /// The replica.
         to: NodeBoot,

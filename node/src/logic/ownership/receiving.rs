@@ -92,8 +92,8 @@ impl Ownership {
                     self.settle_in(at.shard, id.source);
                 }
             }
-            out.push(Action::OpenCopy { handoff: id, shards: shards.to_vec() });
             self.adopt_copies(id.source, shards, out);
+            out.push(Action::OpenCopy { handoff: id, shards: shards.to_vec() });
             // Members may have changed since the source chose this node: what came may have to go
             // on, and nobody else may have news for long.
             self.recheck = true;

@@ -277,9 +277,12 @@ impl Ownership {
             filling.retain(|shard| !shards.contains(shard));
         }
         self.filling.retain(|_, shards| !shards.is_empty());
-        self.drop_replica(shards.iter().copied(), to);
-        // Those that were being filled were never waited for.
-        out.push(Action::StopFill { to, shards });
+        let (named, filling): (Vec<_>, Vec<_>) =
+            shards.into_iter().partition(|shard| self.log.replicas(*shard).contains(to));
+        self.drop_replica(named, to);
+        if !filling.is_empty() {
+            out.push(Action::StopFill { to, shards: filling });
+        }
         self.recheck = true;
     }
 
@@ -299,7 +302,8 @@ impl Ownership {
     }
 
     /// Shards were granted to this node: the source holds the first copy from the first answer on,
-    /// and those who followed the source may follow on.
+    /// and those who followed the source may follow on. This comes before their gates open: nothing
+    /// is to change without them.
     pub(super) fn adopt_copies(
         &mut self,
         source: NodeBoot,
@@ -316,7 +320,6 @@ impl Ownership {
                 self.log.set_replicas(at.shard, first.clone());
             }
             out.push(Action::Adopt { to: source, shards: shards.to_vec(), named: true });
-            self.tell_sets(shards.iter().map(|at| at.shard), out);
         }
         for &at in shards {
             for &boot in self.book.replicas_of(source, at.shard).iter().flat_map(|r| r.as_slice()) {

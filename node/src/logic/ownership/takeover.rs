@@ -356,8 +356,8 @@ impl Ownership {
             return;
         }
         let n_shards = served.len();
-        out.push(Action::OpenReplica { shards: served });
         self.adopt(adopted, out);
+        out.push(Action::OpenReplica { shards: served });
         out.push(Action::Note(Note::Promoted { from: owner, n_shards }));
         self.recheck = true;
     }
