@@ -345,9 +345,10 @@ impl Ownership {
         }
     }
 
-    /// Whether somebody who served this shard has everything that was acknowledged here: it was
-    /// named by the claim.
+    /// Whether the one who serves this shard has everything that was acknowledged here: it was named
+    /// by the claim, or somebody who was lives on, who has taken the shard over before it moved.
     pub(super) fn is_superseded_by(&self, shard: ShardId, owner: NodeBoot) -> bool {
-        self.log.replicas(shard).contains(owner)
+        let set = self.log.replicas(shard);
+        set.as_slice().iter().any(|boot| *boot == owner || self.members.is_live(*boot))
     }
 }
