@@ -9,7 +9,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,7 +42,6 @@ pub(crate) struct Feed {
     pub(super) idle: Notify,
     reports: mpsc::UnboundedSender<ReplicaReport>,
     meters: Arc<FeedMeters>,
-    follow_last: AtomicU64,
 }
 
 struct State {
@@ -105,7 +103,6 @@ impl Feed {
             idle: Notify::new(),
             reports,
             meters,
-            follow_last: AtomicU64::new(0),
         }
     }
 
@@ -120,11 +117,6 @@ impl Feed {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that can panic runs under it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A number for one who begins to follow.
-    pub(crate) fn next_follow(&self) -> u64 {
-        self.follow_last.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     // ---- who uses it ----
@@ -145,6 +137,7 @@ impl Feed {
             drop(state);
             // A shard that goes with them detaches too.
             drop(fills);
+            self.room.notify_waiters();
             self.idle.notify_one();
         }
     }

@@ -56,8 +56,8 @@ pub enum ReplicaReport {
         /// The shards, and why.
         shards: Vec<(ShardId, Lost)>,
     },
-    /// The other node has acknowledged nothing for [`HostConfig::silent_after`]
-    /// (crate::HostConfig::silent_after) although answers wait for it. Told again after as long.
+    /// The other node has acknowledged nothing for `silent_after` of the
+    /// [`HostConfig`](crate::HostConfig) although answers wait for it. Told again after as long.
     FollowerSilent {
         /// Who that is.
         to: NodeBoot,

@@ -192,7 +192,7 @@ impl Host {
     pub async fn follow(&self, stream: ServerStream) {
         let peer = stream.send.peer().node_boot();
         match head_of(&stream) {
-            Ok(TransferHead::Replicate { owner }) if owner == peer => {
+            Ok(TransferHead::Replicate { owner }) if owner.node == peer.node => {
                 let mut intake = Intake::new(self, owner);
                 if let Err(error) = receive(&mut intake, stream).await {
                     tracing::debug!(%error, from = %owner.node, "a stream of changes broke");

@@ -42,6 +42,7 @@ pub(super) struct Followers {
 }
 
 struct Follow {
+    /// Nobody else of this shard has or had it.
     id: u64,
     feed: Arc<Feed>,
     is_member: bool,
@@ -294,7 +295,7 @@ impl Shard {
     pub(crate) fn queue_fill(self: &Arc<Self>, feed: &Arc<Feed>, epoch: Epoch) -> Result<(), Lost> {
         let mut inner = self.lock();
         self.serves(&inner, epoch)?;
-        let id = feed.next_follow();
+        let id = inner.next_id();
         inner.add_follower(self.id(), Follow::new(feed, id, Phase::Queued, 0));
         self.note_followed(&inner);
         feed.fill_later(Arc::clone(self), id);
@@ -312,7 +313,7 @@ impl Shard {
         let mut inner = self.lock();
         self.serves(&inner, epoch)?;
         let origin = inner.origin.ok_or(Lost::Behind)?;
-        let (shard, id) = (self.id(), feed.next_follow());
+        let (shard, id) = (self.id(), inner.next_id());
         let prev = Version { epoch: origin, seq: inner.seq };
         let item = Head::Adopt { shard, epoch, prev }.item(|_| {});
         let at = ShardEpoch { shard, epoch };

@@ -13,7 +13,7 @@ use stead_node::{
     TurnError,
 };
 use stead_shared::control::ShardEpoch;
-use stead_shared::id::{BootId, ClusterId, Epoch, NodeBoot, NodeId, Version};
+use stead_shared::id::{BootId, ClusterId, Epoch, NodeBoot, NodeId, ShardId, Version};
 use stead_shared::member::Role;
 use stead_shared::net::link::{
     CloseReason, Link, LinkConfig, LinkHandler, LinkLimits, Links, PeerInfo, Reply, ServerStream,
@@ -354,6 +354,86 @@ async fn connections_break_and_nothing_is_missing_or_doubled() {
     assert_eq!(contents(&b.host, &names).await, before);
     assert!(before.values().all(|(_, n, _)| *n == Some(48)));
     assert!(a.reports.try_recv().is_err() && b.reports.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_copies_that_come_and_go_under_load_are_the_same_in_the_end() {
+    let (mut a, mut b, c) = (Peer::start("a"), Peer::start("b"), Peer::start("c"));
+    a.owns(1);
+    let at = a.at(1);
+    a.fill(&mut b).await;
+    let names = names(50);
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let (host, names) = (a.host.clone(), names.clone());
+            tokio::spawn(async move {
+                for n in 0..500 {
+                    let name = &names[(n * 7 + writer) % names.len()];
+                    let body = if n % 9 == 0 { "delete".to_owned() } else { n.to_string() };
+                    say(&host, name, &body).await;
+                }
+            })
+        })
+        .collect();
+    while !writers.iter().all(|writer| writer.is_finished()) {
+        a.host.begin_fill(c.me, c.addr, vec![at]);
+        assert_eq!(a.report().await, ReplicaReport::Filled { to: c.me, shards: vec![at] });
+        a.host.set_followers(SHARD, &[b.me, c.me]);
+        a.cut(&c).await;
+        tokio::task::yield_now().await;
+        a.cut(&b).await;
+        a.host.set_followers(SHARD, &[b.me]);
+        // One that is called off, if that comes in time.
+        a.host.begin_fill(c.me, c.addr, vec![a.at(1)]);
+        a.host.stop_following(c.me, &[SHARD]);
+        while a.reports.try_recv().is_ok() {}
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    a.host.begin_fill(c.me, c.addr, vec![at]);
+    while !c.host.copies().first().is_some_and(|copy| copy.complete && copy.seq == 2000) {
+        tokio::task::yield_now().await;
+    }
+    let before = contents(&a.host, &names).await;
+    assert_eq!(b.copy().seq, 2000);
+    for copy in [&b, &c] {
+        assert!(copy.host.promote(SHARD, copy.epoch(2)));
+        assert_eq!(contents(&copy.host, &names).await, before);
+    }
+}
+
+#[tokio::test]
+async fn thousands_of_empty_shards_are_followed_at_once() {
+    let (mut a, mut b) = (Peer::start("a"), Peer::start("b"));
+    let epoch = a.epoch(1);
+    let shards: Vec<_> = (0..16_384).map(ShardId).collect();
+    for shard in &shards {
+        a.host.activate_empty(*shard, epoch);
+    }
+    let wanted: Vec<_> = shards.iter().map(|shard| ShardEpoch { shard: *shard, epoch }).collect();
+    a.host.begin_fill(b.me, b.addr, wanted.clone());
+    let (mut filled, mut n_reports) = (Vec::new(), 0);
+    while filled.len() < shards.len() {
+        let ReplicaReport::Filled { to, shards } = a.report().await else { panic!("not filled") };
+        assert_eq!(to, b.me);
+        filled.extend(shards);
+        n_reports += 1;
+    }
+    assert_eq!(filled, wanted);
+    assert!(n_reports < 200, "{n_reports}");
+    assert!(b.host.copies().iter().all(|copy| copy.complete && copy.owner == a.me));
+    for shard in &shards {
+        a.host.set_followers(*shard, &[b.me]);
+    }
+    while b.reports.try_recv().is_ok() {}
+    assert_eq!(say(&a.host, "s", "x").await, "1");
+    assert_eq!(b.host.copies()[SHARD.0 as usize].seq, 1);
+    for shard in &shards {
+        a.host.set_followers(*shard, &[]);
+    }
+    assert!(b.host.promote(SHARD, b.epoch(2)));
+    assert_eq!(say(&b.host, "s", "read").await, "1");
 }
 
 #[tokio::test]
