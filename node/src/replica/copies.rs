@@ -135,8 +135,8 @@ pub(super) fn drop_copy(host: &Host, shard: ShardId) -> usize {
 /// Serves a complete copy; with `only_own` one that was made of a shard that was served here.
 pub(super) fn promote(host: &Host, shard: ShardId, epoch: Epoch, only_own: bool) -> bool {
     let Entry::Occupied(mut copy) = host.replicas().copies.entry(shard) else { return false };
-    let CopyState { complete, at, .. } = copy.get().state;
-    let may = complete && (copy.get().is_own || !only_own) && at.epoch <= epoch;
+    let CopyState { complete, at, promised, .. } = copy.get().state;
+    let may = complete && (copy.get().is_own || !only_own) && promised <= epoch;
     if !may || host.gate(shard).is_some() {
         return false;
     }

@@ -192,7 +192,8 @@ impl Host {
     /// wait for it from now on.
     ///
     /// A shard that has changed since it began here is reported lost at once. So it is better to
-    /// say this right before the shard begins: one that is not here is adopted when it is.
+    /// say this right before the shard begins: one that is not here is adopted when it is, unless
+    /// [`stop_following`](Self::stop_following) takes that back.
     pub fn adopt(&self, to: NodeBoot, addr: SocketAddr, shards: Vec<ShardEpoch>, member: bool) {
         self.add_followers((to, addr), &shards, |feed, at| match self.shard(at.shard) {
             Some(shard) => shard.adopt(feed, at.epoch, member),
@@ -280,8 +281,8 @@ impl Host {
         copies::drop_copy(self, shard)
     }
 
-    /// Serves a complete copy from now on, in `epoch`. False when there is none, or the shard is
-    /// served here. This takes the same time however much is in it.
+    /// Serves a complete copy from now on, in `epoch`. False when there is none, it has promised
+    /// itself to a higher epoch, or the shard is here already. This takes the same time however much is in it.
     pub fn promote(&self, shard: ShardId, epoch: Epoch) -> bool {
         copies::promote(self, shard, epoch, false)
     }

@@ -556,6 +556,41 @@ async fn a_shard_that_was_granted_away_for_nothing_is_taken_back() {
 }
 
 #[tokio::test]
+async fn a_copy_promotes_in_no_epoch_below_its_promise() {
+    let (mut a, mut b) = (Peer::start("a"), Peer::start("b"));
+    a.owns(3);
+    a.fill(&mut b).await;
+    assert!(!b.host.promote(SHARD, b.epoch(2)));
+    assert!(b.host.promise(SHARD, b.epoch(5)));
+    assert!(!b.host.promote(SHARD, b.epoch(4)));
+    // Its owner is shut out.
+    let host = a.host.clone();
+    let waiting = tokio::spawn(async move { ask(&host, "s", "stale").await });
+    let shards = vec![(SHARD, Lost::HigherEpoch(b.epoch(5)))];
+    assert_eq!(a.report().await, ReplicaReport::FollowerLost { to: b.me, shards });
+    assert!(b.host.promote(SHARD, b.epoch(5)));
+    assert!(!waiting.is_finished());
+    assert!(!b.host.promise(SHARD, b.epoch(6)), "it is no copy any more");
+}
+
+#[tokio::test]
+async fn a_copy_that_finds_no_memory_is_given_up_and_gives_it_back() {
+    let config = HostConfig { memory_max: 20_000, ..HostConfig::default() };
+    let (mut a, mut b) = (Peer::start("a"), Peer::start_with("b", config));
+    a.owns(1);
+    a.fill(&mut b).await;
+    say(&a.host, "small", &"x".repeat(5_000)).await;
+    let host = a.host.clone();
+    let waiting = tokio::spawn(async move { say(&host, "large", &"x".repeat(50_000)).await });
+    let shards = vec![(SHARD, Lost::NoCopy)];
+    assert_eq!(a.report().await, ReplicaReport::FollowerLost { to: b.me, shards });
+    assert_eq!((b.host.copies(), b.host.stats().bytes), (Vec::new(), 0));
+    assert!(!waiting.is_finished());
+    a.host.set_followers(SHARD, &[]);
+    assert_eq!(timeout(SOON, waiting).await.expect("soon").unwrap(), "1");
+}
+
+#[tokio::test]
 async fn what_is_not_acknowledged_is_bounded() {
     let config = HostConfig { unacked_bytes_max: 100_000, ..HostConfig::default() };
     let (mut a, mut b) = (Peer::start_with("a", config), Peer::start("b"));
