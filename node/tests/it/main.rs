@@ -17,6 +17,7 @@ mod pins;
 mod replica;
 mod rolling;
 mod room;
+mod served;
 mod throttle;
 mod time;
 #[cfg(feature = "axum")]
