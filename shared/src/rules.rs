@@ -29,6 +29,10 @@ pub struct Rules {
     pub balance_freezes: bool,
     /// R10: a shard that moved for balance stays for a while.
     pub balance_stays: bool,
+    /// R10: a drain is never held up.
+    pub drain_never_waits: bool,
+    /// R10: what nobody holds is claimed whatever else is going on.
+    pub takeover_never_waits: bool,
     /// R5: ask all live nodes before serving a dead owner's shards from a copy.
     pub takeover_asks: bool,
     /// R6: a copy takes an entry only where it follows the one before, of no lower epoch.
@@ -57,6 +61,8 @@ impl Rules {
         balance_waits: true,
         balance_freezes: true,
         balance_stays: true,
+        drain_never_waits: true,
+        takeover_never_waits: true,
         takeover_asks: true,
         appends_follow: true,
         entries_stay: true,
