@@ -228,10 +228,6 @@ impl Ownership {
         let Some(handoff) = self.outgoing.remove(&number) else { return };
         let (to, n_shards) = (handoff.to, handoff.shards.len());
         let (id, why) = (handoff.id, Abort::NoCopy);
-        // Who followed may have followed the target.
-        for shard in handoff.ids() {
-            self.log.set_replicas(shard, Replicas::NONE);
-        }
         out.push(Action::Note(Note::Aborted { handoff: id, to, n_shards, why }));
         self.reopen(&handoff, 2, out);
     }
@@ -247,6 +243,10 @@ impl Ownership {
                 None => false,
             };
             if is_its {
+                // Who followed may have followed the target of a grant.
+                if matches!(self.slots.get(&at.shard), Some(Slot::Granted { .. })) {
+                    self.log.set_replicas(at.shard, Replicas::NONE);
+                }
                 let epoch = Epoch { counter: at.epoch.counter + raise, node };
                 let at = ShardEpoch { shard: at.shard, epoch };
                 self.serve(at);
