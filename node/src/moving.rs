@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use stead_shared::net::admin::{MovesReport, PendingMoves};
+use stead_shared::net::admin::{DrainReport, DrainState, MovesReport, PendingMoves};
 use stead_shared::time::Time;
 
 use crate::driver::Standing;
+use crate::host::HostStats;
 use crate::logic::ownership::Pending;
 
 /// What this node still has to hand off or to take over.
@@ -51,6 +52,25 @@ impl Rate {
         self.per_second = if newest == 0 || self.per_second == 0 { newest } else { mean };
         (self.at, self.total) = (now, total);
         self.per_second
+    }
+}
+
+/// How far a drain is.
+pub(crate) fn drain_report(name: &str, progress: Standing, stats: HostStats) -> DrainReport {
+    let state = match (progress.draining, progress.drained) {
+        (false, _) => DrainState::Idle,
+        (true, false) => DrainState::Draining,
+        (true, true) => DrainState::Drained,
+    };
+    let elapsed = progress.draining_since.map_or(Duration::ZERO, |since| since.elapsed());
+    DrainReport {
+        node: name.to_owned(),
+        state,
+        shards_left: u32::try_from(progress.n_owned).unwrap_or(u32::MAX),
+        sessions_left: stats.sessions,
+        bytes_left: stats.bytes,
+        bytes_per_second: progress.bytes_per_second,
+        elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
     }
 }
 

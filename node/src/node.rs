@@ -13,9 +13,7 @@ use stead_shared::config::{NodeConfig, NodeOptions};
 use stead_shared::control::{HandoffId, ShardEpoch, kind};
 use stead_shared::id::{Epoch, NodeId, ShardId};
 use stead_shared::member::{Members, Phase, Role};
-use stead_shared::net::admin::{
-    ClusterAdmin, DrainReport, DrainState, Local, MovesReport, Readiness,
-};
+use stead_shared::net::admin::{ClusterAdmin, DrainReport, Local, MovesReport, Readiness};
 use stead_shared::net::agent::{Agent, End};
 use stead_shared::net::link::{ConnectionKind, Links, PeerInfo, Reply, ServerStream};
 use stead_shared::net::mesh::Hooks;
@@ -234,7 +232,7 @@ impl Hooks for NodeHooks {
             kind::DRAIN_PROGRESS => {
                 let progress = *self.progress.borrow();
                 let stats = self.server.get().map(|server| server.host.stats());
-                let report = drain_report(&self.name, progress, stats.unwrap_or_default());
+                let report = moving::drain_report(&self.name, progress, stats.unwrap_or_default());
                 reply.send(json(&report));
             }
             kind::MOVES => reply.send(json(&moving::report(&self.progress.borrow()))),
@@ -639,25 +637,6 @@ fn process_config(
     }
 }
 
-/// How far a drain is.
-fn drain_report(name: &str, progress: Standing, stats: HostStats) -> DrainReport {
-    let state = match (progress.draining, progress.drained) {
-        (false, _) => DrainState::Idle,
-        (true, false) => DrainState::Draining,
-        (true, true) => DrainState::Drained,
-    };
-    let elapsed = progress.draining_since.map_or(Duration::ZERO, |since| since.elapsed());
-    DrainReport {
-        node: name.to_owned(),
-        state,
-        shards_left: u32::try_from(progress.n_owned).unwrap_or(u32::MAX),
-        sessions_left: stats.sessions,
-        bytes_left: stats.bytes,
-        bytes_per_second: progress.bytes_per_second,
-        elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
-    }
-}
-
 impl Local for Handle {
     fn name(&self) -> String {
         self.inner.name.clone()
@@ -694,7 +673,7 @@ impl Local for Handle {
 
     fn drain_report(&self) -> Option<DrainReport> {
         let stats = self.inner.host.stats();
-        Some(drain_report(&self.inner.name, *self.inner.progress.borrow(), stats))
+        Some(moving::drain_report(&self.inner.name, *self.inner.progress.borrow(), stats))
     }
 }
 
