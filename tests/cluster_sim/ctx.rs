@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use stead_node::logic::copying::Progress;
-use stead_node::logic::ownership::OwnershipConfig;
+use stead_node::logic::ownership::{Event, OwnershipConfig};
 use stead_shared::control::HandoffId;
 use stead_shared::hash::{HashSecret, ShardCount};
 use stead_shared::id::{BootId, NodeBoot, NodeId, ShardId};
@@ -67,6 +67,14 @@ pub(crate) enum Happens {
     CopyStep(HandoffId),
     Copied(HandoffId, Progress),
     CopyFailed(HandoffId),
+    /// What the host tells the machine of copies.
+    Reported(Event),
+    /// The next step of the fills at this node.
+    FillStep(NodeBoot),
+    /// The stream to copies at this node opens.
+    Stream(NodeBoot),
+    /// Whether that node is silent.
+    Watch(NodeBoot),
     Sealed(HandoffId),
     Sizes,
     Compare,
@@ -114,6 +122,8 @@ pub(crate) struct Knobs {
     pub(crate) repeats: u32,
     /// Nodes that speak the protocol before this one.
     pub(crate) old_nodes: u32,
+    /// Copies of each shard beside its owner's.
+    pub(crate) replicas: u8,
     pub(crate) n_clients: u32,
     pub(crate) think: Range<Duration>,
     pub(crate) rules: Rules,
@@ -140,6 +150,8 @@ pub(crate) struct Ctx {
     pub(crate) triggers: Vec<Trigger>,
     /// Targets of handoffs.
     pub(crate) targets: BTreeMap<HandoffId, Host>,
+    /// Who was named in claims of processes that have died, and lives.
+    pub(crate) heirs: BTreeMap<(NodeBoot, ShardId), BTreeSet<NodeBoot>>,
     /// Handoffs that were hit.
     pub(crate) hit: BTreeSet<HandoffId>,
 }
@@ -148,12 +160,12 @@ pub(crate) fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-pub(crate) fn params() -> ClusterParams {
+pub(crate) fn params(replicas: u8) -> ClusterParams {
     ClusterParams {
         shards: ShardCount::new(N_SHARDS).expect("a power of two"),
         balance_permille: 1050,
         secret: HashSecret::public(),
-        replicas: 0,
+        replicas,
     }
 }
 
@@ -238,6 +250,7 @@ impl Ctx {
         config.balance_quiet = BALANCE_QUIET;
         config.balance_stay = BALANCE_STAY;
         config.orphan_grace = ms(3_000);
+        config.replicas = self.knobs.replicas;
         config
     }
 }
@@ -253,7 +266,7 @@ pub(crate) fn targets_of(
     members: &Members,
     pins: u8,
 ) -> (Arc<Targets>, u64) {
-    type Known = BTreeMap<(Vec<NodeId>, u8), Arc<Targets>>;
+    type Known = BTreeMap<(Vec<NodeId>, u8, u8), Arc<Targets>>;
     thread_local! {
         static KNOWN: RefCell<Known> = const { RefCell::new(BTreeMap::new()) };
     }
@@ -261,7 +274,7 @@ pub(crate) fn targets_of(
     let in_force = pins_of(pins);
     let digest = params.members_digest(members, &in_force);
     let targets = KNOWN.with_borrow_mut(|known| {
-        let entry = known.entry((ids, pins));
+        let entry = known.entry((ids, pins, params.replicas));
         Arc::clone(entry.or_insert_with(|| Arc::new(params.targets(members, &in_force))))
     });
     (targets, digest)

@@ -9,6 +9,7 @@ use stead_shared::refusal::Refusal;
 use stead_shared::rules::Rules;
 
 use crate::ctx::SESSIONS;
+use crate::feed::Follow;
 
 /// A request at a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,9 @@ pub(crate) struct Shard {
     sealers: Vec<HandoffId>,
     /// Bytes per second of changes, while they are throttled.
     pub(crate) throttle: Option<u64>,
+    /// The epoch in which it was served before, until it changes.
+    pub(crate) origin: Option<Epoch>,
+    pub(crate) follows: Vec<Follow>,
 }
 
 impl Shard {
@@ -108,11 +112,20 @@ impl HostModel {
             running: 0,
             sealers: Vec::new(),
             throttle: None,
+            origin: None,
+            follows: Vec::new(),
         }
     }
 
-    pub(crate) fn activate(&mut self, at: ShardEpoch, seq: u64, sessions: Vec<Session>) {
-        let shard = self.fresh(at.epoch, seq, sessions);
+    pub(crate) fn activate(
+        &mut self,
+        at: ShardEpoch,
+        seq: u64,
+        sessions: Vec<Session>,
+        origin: Option<Epoch>,
+    ) {
+        let mut shard = self.fresh(at.epoch, seq, sessions);
+        shard.origin = origin;
         self.shards.insert(at.shard, shard);
     }
 
@@ -121,7 +134,7 @@ impl HostModel {
         if self.shards.contains_key(&at.shard) {
             return self.reopen(at);
         }
-        self.activate(at, 0, vec![Session::default(); usize::from(SESSIONS)]);
+        self.activate(at, 0, vec![Session::default(); usize::from(SESSIONS)], None);
         Vec::new()
     }
 

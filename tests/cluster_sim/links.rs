@@ -5,14 +5,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use stead_node::logic::replication::Lost;
 use stead_shared::claims::ClaimsUpdate;
 use stead_shared::control::{Control, HandoffId, ShardEpoch};
-use stead_shared::id::{BootId, Epoch, NodeBoot, ShardId};
+use stead_shared::id::{BootId, Epoch, NodeBoot, ShardId, Version};
 use stead_shared::refusal::Refusal;
 use stead_shared::sim::{Connect, Host};
 use stead_shared::time::Time;
 
 use crate::ctx::{Ctx, Happens, ms};
+use crate::feed::Item;
 use crate::host::{Ask, Session};
 
 /// After so long without a sign a connection is given up: a ping after 1 s, 2 s for its answer.
@@ -38,10 +40,20 @@ pub(crate) enum Msg {
         session: u8,
         state: Session,
     },
-    /// All of it was sent; the sequence numbers that the shards had.
+    /// All of it was sent; where the shards ended.
     End {
         handoff: HandoffId,
-        seqs: Vec<(ShardId, u64)>,
+        ends: Vec<(ShardId, Version)>,
+    },
+    /// To copies: the first has this position.
+    Items {
+        first: u64,
+        items: Vec<Item>,
+    },
+    /// From copies: how far all was taken in, and what was refused.
+    Taken {
+        position: u64,
+        refused: Vec<(u64, ShardId, Lost)>,
     },
     /// Sessions of a shard that was given up.
     Offer {
@@ -283,6 +295,15 @@ impl Ctx {
         let ids: Vec<u64> = self.links.conns.iter().filter_map(of_kind).collect();
         let n = self.below(u32::try_from(ids.len()).expect("few"));
         ids.get(n as usize).copied()
+    }
+
+    /// All streams of state from and to a process break.
+    pub(crate) fn break_streams(&mut self, host: Host) {
+        for id in self.conns_of(host) {
+            if self.links.conns.get(&id).is_some_and(|conn| conn.kind == Kind::Bulk) {
+                self.break_conn(id);
+            }
+        }
     }
 
     /// What is sent from `from` to `to` takes longer from now on.

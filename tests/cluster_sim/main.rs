@@ -4,8 +4,10 @@
 //! `SEED=n` runs one seed and prints its log; `SEEDS=n` runs so many.
 
 mod ctx;
+mod feed;
 mod history;
 mod host;
+mod kept;
 mod links;
 mod membership;
 mod node;
@@ -17,7 +19,7 @@ mod transfer;
 mod world;
 
 use oracle::{Finding, Violation};
-use plan::{Luck, plan};
+use plan::{Luck, Plan, plan, plan_with_copies};
 use rules::Rule;
 use stead_shared::rules::Rules;
 use world::{Outcome, run};
@@ -39,30 +41,54 @@ fn assert_clean(luck: Luck, seed: u64) {
     assert!(outcome.findings.is_empty(), "{luck:?} {seed}: {:#?}", outcome.findings);
 }
 
-#[test]
-fn no_seed_finds_a_violation() {
+/// Panics with what was found with copies, and with what shows it again.
+fn assert_clean_with_copies(seed: u64) {
+    let luck = Luck::with_copies(seed);
+    let outcome = run(seed, &plan_with_copies(luck, seed, Rules::ALL), false);
+    assert!(outcome.findings.is_empty(), "{luck:?} {seed}: {:#?}", outcome.findings);
+}
+
+type Planner = fn(Luck, u64, Rules) -> Plan;
+
+/// Runs one seed with its log, or all of them.
+fn run_seeds(luck_of: fn(u64) -> Luck, plan: Planner) {
     if let Some(seed) = number("SEED") {
-        let luck = Luck::of_seed(seed);
-        println!("{luck:?} {:#?}", plan(luck, seed, Rules::ALL));
-        let outcome = run_seed(luck, seed, Rules::ALL, true);
+        let luck = luck_of(seed);
+        let plan = plan(luck, seed, Rules::ALL);
+        println!("{luck:?} {plan:#?}");
+        let outcome = run(seed, &plan, true);
         assert!(outcome.findings.is_empty(), "SEED={seed} {luck:?}: {:#?}", outcome.findings);
         return;
     }
-    let (mut n_events, mut n_moves, mut n_ops) = (0, 0, 0);
+    let (mut n_events, mut n_moves, mut n_taken_over, mut n_ops) = (0, 0, 0, 0);
     let n_seeds = number("SEEDS").unwrap_or(2_000);
     let mut failed = Vec::new();
-    for seed in 0..n_seeds {
-        let luck = Luck::of_seed(seed);
-        let outcome = run_seed(luck, seed, Rules::ALL, false);
+    for seed in number("FROM").unwrap_or(0)..n_seeds {
+        let luck = luck_of(seed);
+        let outcome = run(seed, &plan(luck, seed, Rules::ALL), false);
         n_events += outcome.n_events;
         n_moves += u64::from(outcome.n_moves);
+        n_taken_over += u64::from(outcome.n_taken_over);
         n_ops += outcome.n_ops;
         for Finding { at, what, text } in outcome.findings {
             failed.push(format!("SEED={seed} {luck:?}: {at:?} {what:?}: {text}"));
         }
     }
-    println!("{n_seeds} seeds: {n_events} events, {n_ops} requests, {n_moves} shards moved");
+    println!(
+        "{n_seeds} seeds: {n_events} events, {n_ops} requests, {n_moves} shards moved, \
+         {n_taken_over} taken over"
+    );
     assert!(failed.is_empty(), "{} findings:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[test]
+fn no_seed_finds_a_violation() {
+    run_seeds(Luck::of_seed, plan);
+}
+
+#[test]
+fn no_seed_with_copies_finds_a_violation() {
+    run_seeds(Luck::with_copies, plan_with_copies);
 }
 
 #[test]

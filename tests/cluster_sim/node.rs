@@ -14,7 +14,9 @@ use stead_shared::sim::Host;
 use stead_shared::time::Time;
 
 use crate::ctx::{BALANCE_QUIET, Ctx, Happens, ms};
-use crate::host::{Ask, HostModel, Met, Session};
+use crate::feed::Feeds;
+use crate::host::{Ask, HostModel, Met, Session, Shard};
+use crate::kept::KeptCopies;
 use crate::links::{Answer, Kind, Msg};
 use crate::membership::{Change, DOWN_GRACE, Health, News, Sight};
 use crate::oracle::Violation;
@@ -51,7 +53,9 @@ pub(crate) struct NodeModel {
     /// Whether anybody was heard lately (R11).
     ear: Ear,
     /// Answers that wait for the end of a doubt, each with its shard's life and epoch.
-    held: Vec<(Ask, u64, Epoch, Answer)>,
+    held: Vec<(Ask, u64, Epoch, Answer, Vec<u32>)>,
+    pub(crate) feeds: Feeds,
+    pub(crate) kept: KeptCopies,
 }
 
 /// Between two packets of gossip that a process hears from anybody.
@@ -92,6 +96,8 @@ impl NodeModel {
             is_granted: false,
             ear: Ear::new(ctx.knobs.rules.heard_lately),
             held: Vec::new(),
+            feeds: Feeds::default(),
+            kept: KeptCopies::default(),
         }
     }
 
@@ -134,6 +140,10 @@ impl NodeModel {
                 self.feed(ctx, Event::Copied { handoff, progress });
             }
             Happens::CopyFailed(id) => self.copy_failed(ctx, id),
+            Happens::Reported(event) => self.feed(ctx, event),
+            Happens::FillStep(to) => self.fill_step(ctx, to),
+            Happens::Stream(to) => self.open_stream(ctx, to),
+            Happens::Watch(to) => self.watch(ctx, to),
             Happens::Sealed(id) => self.feed(ctx, Event::Sealed(id)),
             Happens::Sizes => {
                 let sizes = self.sizes(ctx);
@@ -163,7 +173,7 @@ impl NodeModel {
     }
 
     fn sizes(&self, ctx: &Ctx) -> BTreeMap<ShardId, u64> {
-        let size = |(&id, shard): (&ShardId, &crate::host::Shard)| {
+        let size = |(&id, shard): (&ShardId, &Shard)| {
             let n = shard.sessions.iter().filter(|session| session.is_there()).count() as u64;
             (0 < n).then_some((id, n * ctx.knobs.session_bytes))
         };
@@ -289,7 +299,7 @@ impl NodeModel {
         let Some(peer) = ctx.linked(conn, self.at) else { return };
         let is_old = |host: Option<Host>| host.is_some_and(|h| h.0 < ctx.knobs.old_nodes);
         let old = is_old(Some(self.at)) || is_old(ctx.host_of(peer.node));
-        let protocol = if old { 1 } else { 2 };
+        let protocol = if old { 1 } else { 3 };
         self.feed(ctx, Event::Connected { peer, protocol });
     }
 
@@ -335,15 +345,22 @@ impl NodeModel {
     }
 
     /// Lets an answer out, unless nobody was heard lately.
-    fn answer(&mut self, ctx: &mut Ctx, ask: &Ask, life: u64, answer: Answer) {
+    pub(crate) fn answer(
+        &mut self,
+        ctx: &mut Ctx,
+        ask: &Ask,
+        life: u64,
+        answer: Answer,
+        ops: Vec<u32>,
+    ) {
         if let Answer::Done { epoch, .. } = answer {
             let change = self.ear.check(ctx.now());
             self.on_ear(ctx, change);
             if self.ear.is_in_doubt() {
-                self.held.push((*ask, life, epoch, answer));
+                self.held.push((*ask, life, epoch, answer, ops));
                 return;
             }
-            ctx.oracle.let_out(ctx.sim.now(), self.me);
+            ctx.oracle.let_out(ctx.sim.now(), self.me, ops);
         }
         ctx.send(ask.conn, self.at, Msg::Answer { op: ask.op, attempt: ask.attempt, answer });
     }
@@ -360,10 +377,10 @@ impl NodeModel {
         } else {
             ctx.oracle.heard(self.me, ctx.sim.now());
         }
-        for (ask, life, epoch, answer) in std::mem::take(&mut self.held) {
+        for (ask, life, epoch, answer, ops) in std::mem::take(&mut self.held) {
             let here = self.host.shards.get(&ask.shard);
             let is_same = here.is_some_and(|s| s.life == life && s.gate.epoch() == Some(epoch));
-            self.answer(ctx, &ask, life, if is_same { answer } else { Answer::Unknown });
+            self.answer(ctx, &ask, life, if is_same { answer } else { Answer::Unknown }, ops);
         }
     }
 
@@ -396,7 +413,9 @@ impl NodeModel {
             | Msg::Record { .. }
             | Msg::End { .. }
             | Msg::Offer { .. }
-            | Msg::Settled { .. } => self.on_state(ctx, conn, from, msg),
+            | Msg::Settled { .. }
+            | Msg::Items { .. }
+            | Msg::Taken { .. } => self.on_state(ctx, conn, from, msg),
         }
     }
 
@@ -460,8 +479,8 @@ impl NodeModel {
 
     fn on_turn_end(&mut self, ctx: &mut Ctx, ask: Ask, life: u64, read: Option<u64>) {
         let committed = self.host.commit(&ask, life);
-        let answer = match committed {
-            None => Answer::Unknown,
+        match committed {
+            None => self.answer(ctx, &ask, life, Answer::Unknown, Vec::new()),
             Some(committed) => {
                 let (version, value) = (committed.version, read.unwrap_or(committed.value));
                 if ask.is_write {
@@ -475,25 +494,33 @@ impl NodeModel {
                         let (at, op, shard) = (self.at.0, ask.op, ask.shard);
                         format!("n{at} ran {op}: shard {shard} {version:?} value {value}")
                     });
+                    self.tell_change(ctx, ask.shard, version.seq - 1, Some(ask.session));
                 }
-                Answer::Done { epoch: version.epoch, value }
+                let ops = match self.host.shards.get(&ask.shard) {
+                    Some(here) => &here.sessions[usize::from(ask.session)].ops[..value as usize],
+                    None => &[],
+                };
+                let ops = ops.to_vec();
+                let answer = Answer::Done { epoch: version.epoch, value };
+                self.answer_when_acked(ctx, ask, life, answer, ops);
             }
-        };
-        self.answer(ctx, &ask, life, answer);
+        }
         let (next, ended) = self.host.release(&ask, life);
-        self.seals_ended(ctx, ended);
+        self.seals_ended(ctx, &ended);
         if let Some(next) = next {
             self.run(ctx, next, life, None);
         }
     }
 
-    fn seals_ended(&self, ctx: &mut Ctx, ended: Vec<HandoffId>) {
-        for handoff in ended {
-            let is_sealing = self.host.seal_goes_on(handoff);
-            if !is_sealing {
-                ctx.after(self.at, Duration::from_micros(50), Happens::Sealed(handoff));
-            }
+    fn seals_ended(&mut self, ctx: &mut Ctx, ended: &[HandoffId]) {
+        if !ended.is_empty() {
+            self.look_at_seals(ctx);
         }
+    }
+
+    /// A shard that was granted to somebody else is not said to be any more.
+    pub(crate) fn granted_to_others_ends(&mut self, shard: ShardId) {
+        self.granted.remove(&shard);
     }
 
     // ---- actions ---------------------------------------------------------------------------
@@ -536,10 +563,13 @@ impl NodeModel {
             Action::Reopen { shards } => {
                 for at in shards {
                     self.granted.remove(&at.shard);
-                    if self.host.shards.contains_key(&at.shard) {
+                    if let Some(old) = self.host.shards.get(&at.shard).map(Shard::epoch) {
                         let waiting = self.host.reopen(at);
-                        self.seals_ended(ctx, waiting);
+                        self.seals_ended(ctx, &waiting);
                         ctx.oracle.opened(ctx.sim.now(), self.me, at);
+                        self.follow_epoch(ctx, at.shard, old);
+                    } else {
+                        self.promote(ctx, at, true);
                     }
                 }
             }
@@ -556,6 +586,13 @@ impl NodeModel {
                 }
             }
             Action::Yield { to, shards } => self.yield_to(ctx, to, &shards),
+            Action::SetReplicas { sets } => self.set_replicas(ctx, &sets),
+            Action::Fill { to, shards } => self.fill(ctx, to, &shards),
+            Action::Adopt { to, shards, named } => self.adopt(ctx, to, &shards, named),
+            Action::StopFill { to, shards } => self.stop_fill(ctx, to, &shards),
+            Action::KeepCopy { owner, shards } => self.keep_copies(ctx, owner, &shards),
+            Action::DropReplicas { shards } => self.drop_replicas(&shards),
+            Action::OpenReplica { shards } => self.open_replicas(ctx, &shards),
             Action::Certain { doubt, alone } => self.end_doubt(ctx, doubt, alone),
             Action::Publish => {}
             Action::Drained => {
@@ -607,6 +644,13 @@ impl NodeModel {
             | Action::SendState { .. }
             | Action::DropCopy { .. }
             | Action::DropState { .. }
+            | Action::SetReplicas { .. }
+            | Action::Fill { .. }
+            | Action::Adopt { .. }
+            | Action::StopFill { .. }
+            | Action::KeepCopy { .. }
+            | Action::DropReplicas { .. }
+            | Action::OpenReplica { .. }
             | Action::Yield { .. }
             | Action::Publish
             | Action::Certain { .. }
@@ -636,6 +680,10 @@ impl NodeModel {
             | Control::Declined { .. }
             | Control::CaughtUp { .. }
             | Control::NoCopy { .. }
+            | Control::TakeOver { .. }
+            | Control::Takeable { .. }
+            | Control::SeeClaims { .. }
+            | Control::SeenClaims { .. }
             | Control::Abort { .. }
             | Control::Served { .. } => {}
         }
@@ -671,9 +719,12 @@ impl NodeModel {
     fn open_empty(&mut self, ctx: &mut Ctx, shards: &[ShardEpoch], lost: bool) {
         for &at in shards {
             self.granted.remove(&at.shard);
+            let old = self.host.shards.get(&at.shard).map(Shard::epoch);
             let waiting = self.host.activate_empty(at);
-            self.seals_ended(ctx, waiting);
+            self.seals_ended(ctx, &waiting);
             ctx.oracle.opened(ctx.sim.now(), self.me, at);
+            self.follow_epoch(ctx, at.shard, old.unwrap_or(at.epoch));
+            self.begun(ctx, at);
             if lost {
                 ctx.note(|| format!("n{}: shard {} starts empty", self.at.0, at.shard));
             }
@@ -690,7 +741,8 @@ impl NodeModel {
                 self.refuse(ctx, &ask, Refusal::Moving);
             }
         }
-        self.seals_ended(ctx, vec![handoff]);
+        self.is_sealing(handoff, shards);
+        self.look_at_seals(ctx);
     }
 
     /// Takes a shard out for good.
@@ -701,14 +753,31 @@ impl NodeModel {
             self.refuse(ctx, &ask, Refusal::NotOwner { claim: None });
         }
         let waiting = HostModel::sealers(&mut shard);
-        self.seals_ended(ctx, waiting);
+        self.seals_ended(ctx, &waiting);
+        self.unfollowed(ctx, &shard);
         Some((shard.seq, shard.sessions))
     }
 
     /// The process is gone; what others hold of each shard is given.
-    pub(crate) fn bury(&self, ctx: &mut Ctx, elsewhere: impl Fn(ShardId) -> BTreeSet<u32>) {
+    pub(crate) fn bury(
+        &self,
+        ctx: &mut Ctx,
+        elsewhere: impl Fn(ShardId) -> BTreeSet<u32>,
+        has_heirs: impl Fn(&Ctx, NodeBoot, ShardId) -> bool,
+    ) {
         for (&id, shard) in &self.host.shards {
-            ctx.oracle.died(self.me, id, ops_of(&shard.sessions), &elsewhere(id));
+            let heirs = has_heirs(ctx, self.me, id);
+            ctx.oracle.died(self.me, id, ops_of(&shard.sessions), (&elsewhere(id), heirs));
+        }
+        for (&id, copy) in &self.kept.copies {
+            let owner = copy.state.owner;
+            let was_heir =
+                ctx.heirs.get(&(owner, id)).is_some_and(|heirs| heirs.contains(&self.me));
+            if was_heir && !has_heirs(ctx, owner, id) {
+                let elsewhere = elsewhere(id);
+                let gone = ops_of(&copy.sessions).filter(|op| !elsewhere.contains(op));
+                ctx.oracle.excuse_released(id, gone);
+            }
         }
         for aside in self.asides.values() {
             ctx.oracle.excuse(aside.at.shard, ops_of(&aside.sessions));
@@ -716,6 +785,27 @@ impl NodeModel {
     }
 
     /// The changes of a shard that are here, behind a gate or set aside.
+    /// Who holds all that was acknowledged of a shard beside this node, which owns it: whoever is
+    /// named in its claim, as one of `others` knows.
+    pub(crate) fn heirs<'a>(
+        &self,
+        shard: ShardId,
+        others: impl Iterator<Item = &'a Self> + Clone,
+    ) -> BTreeSet<NodeBoot> {
+        let set = self.machine.replicas(shard);
+        let named = others.clone().filter(|other| set.contains(other.me));
+        let is_known = |heir: NodeBoot| {
+            let mut sets =
+                others.clone().filter_map(|o| o.machine.book().replicas_of(self.me, shard));
+            sets.any(|set| set.contains(heir))
+        };
+        let is_own = |heir: &Self| {
+            heir.host.shards.contains_key(&shard)
+                || heir.kept.copies.get(&shard).is_some_and(|copy| copy.is_own)
+        };
+        named.filter(|heir| is_known(heir.me) || is_own(heir)).map(|heir| heir.me).collect()
+    }
+
     pub(crate) fn ops_here(&self, shard: ShardId) -> impl Iterator<Item = u32> {
         let gate = self.host.shards.get(&shard).into_iter().flat_map(|s| ops_of(&s.sessions));
         let asides = self.asides.values().filter(move |aside| aside.at.shard == shard);

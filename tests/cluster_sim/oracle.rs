@@ -7,12 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use stead_shared::claims::Replicas;
 use stead_shared::control::{HandoffId, ShardEpoch};
 use stead_shared::id::{Epoch, NodeBoot, ShardId, Version};
 use stead_shared::time::Time;
 
 use crate::ctx::{BALANCE_STAY, N_SHARDS};
 use crate::history::{Done, Op};
+use crate::host::Session;
 
 /// What can be found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +54,12 @@ pub(crate) enum Violation {
     MovedInFreeze,
     /// R10: a shard moved for balance that had only just done so.
     MovedAgain,
+    /// I3: a change was acknowledged in one place and is another one in a copy.
+    Diverged,
+    /// R13: who was not waited for any more took over.
+    StaleCopy,
+    /// R13: somebody took over who has no copy.
+    NothingToOpen,
 }
 
 /// What was found out, and when.
@@ -84,6 +92,12 @@ pub(crate) struct Oracle {
     ended: BTreeMap<At, Epoch>,
     entries: BTreeMap<(ShardId, Version), (u32, NodeBoot)>,
     acked: BTreeMap<u32, (ShardId, u8)>,
+    /// Changes that somebody was told of.
+    released: BTreeSet<u32>,
+    /// The session after each change, or nothing.
+    contents: BTreeMap<(ShardId, Version), Option<(u8, Vec<u32>)>>,
+    /// For whom answers wait.
+    sets: BTreeMap<At, Replicas>,
     excused: BTreeSet<u32>,
     /// Shards whose histories have a gap.
     torn: BTreeSet<ShardId>,
@@ -95,6 +109,8 @@ pub(crate) struct Oracle {
     /// When the last packet was sent that a process heard, while it is not alone.
     heard: BTreeMap<NodeBoot, Time>,
     pub(crate) n_moves: u32,
+    /// Shards that were served from copies of dead owners.
+    pub(crate) n_taken_over: u32,
     pub(crate) ops: Vec<Op>,
     /// The requests that must succeed: the first, and the one after the last.
     pub(crate) first_probe: usize,
@@ -171,13 +187,20 @@ impl Oracle {
         who: NodeBoot,
         shard: ShardId,
         ops: impl Iterator<Item = u32>,
-        elsewhere: &BTreeSet<u32>,
+        (elsewhere, has_heirs): (&BTreeSet<u32>, bool),
     ) {
         let here = self.here.entry(shard).or_default();
         let mine = here.get(&who).copied();
         let is_owner = here.values().max().copied() == mine;
         self.dropped(who, shard);
-        let gone: Vec<u32> = ops.filter(|op| is_owner || !elsewhere.contains(op)).collect();
+        if !(is_owner && has_heirs) {
+            self.excuse_released(shard, ops.filter(|op| is_owner || !elsewhere.contains(op)));
+        }
+    }
+
+    /// As [`Self::excuse`], of those of `ops` that anybody was told of.
+    pub(crate) fn excuse_released(&mut self, shard: ShardId, ops: impl Iterator<Item = u32>) {
+        let gone: Vec<u32> = ops.filter(|op| self.released.contains(op)).collect();
         if !gone.is_empty() {
             self.excuse(shard, gone.into_iter());
         }
@@ -219,6 +242,37 @@ impl Oracle {
         }
     }
 
+    /// A change, in its owner's log or a copy's.
+    pub(crate) fn entry(
+        &mut self,
+        now: Time,
+        shard: ShardId,
+        version: Version,
+        state: Option<&(u8, Session)>,
+    ) {
+        let content = state.map(|(session, state)| (*session, state.ops.clone()));
+        let known = self.contents.entry((shard, version)).or_insert_with(|| content.clone());
+        if *known != content {
+            let text = format!("shard {shard}: {version:?} is {known:?} and {content:?}");
+            self.find(now, Violation::Diverged, text);
+        }
+    }
+
+    /// Answers of a node wait for these replicas.
+    pub(crate) fn waits_for(&mut self, who: NodeBoot, shard: ShardId, set: &Replicas) {
+        self.sets.insert((who, shard), set.clone());
+    }
+
+    /// A copy of a dead owner's shard is served.
+    pub(crate) fn promoted(&mut self, now: Time, who: NodeBoot, shard: ShardId, owner: NodeBoot) {
+        self.n_taken_over += 1;
+        let set = self.sets.get(&(owner, shard)).cloned().unwrap_or(Replicas::NONE);
+        if self.is_honest && !set.contains(who) {
+            let text = format!("{} takes {shard} over, {owner:?} waited for {set:?}", who.node);
+            self.find(now, Violation::StaleCopy, text);
+        }
+    }
+
     /// A process heard a packet that was sent then.
     pub(crate) fn heard(&mut self, who: NodeBoot, sent: Time) {
         let last = self.heard.entry(who).or_insert(sent);
@@ -230,8 +284,9 @@ impl Oracle {
         self.heard.remove(&who);
     }
 
-    /// An answer leaves a node.
-    pub(crate) fn let_out(&mut self, now: Time, who: NodeBoot) {
+    /// An answer leaves a node. It tells of these changes.
+    pub(crate) fn let_out(&mut self, now: Time, who: NodeBoot, ops: Vec<u32>) {
+        self.released.extend(ops);
         let silence = self.heard.get(&who).map(|sent| now.since(*sent));
         if silence.is_some_and(|silence| HEARD_MAX < silence) {
             let text = format!("{} answers, and heard nobody for {silence:?}", who.node);
@@ -339,7 +394,8 @@ impl Oracle {
             .map(|(op, (shard, session))| format!("{op} of shard {shard} session {session}"))
             .collect();
         if !lost.is_empty() {
-            self.find(now, Violation::LostChange, lost.join(", "));
+            let text = format!("{}: {}", lost.len(), lost[..lost.len().min(8)].join(", "));
+            self.find(now, Violation::LostChange, text);
         }
         self.check_answers(now);
     }

@@ -59,6 +59,8 @@ pub(crate) enum Fault {
     Heal,
     BreakLink,
     BreakStream,
+    /// All streams of state from and to a process.
+    BreakStreams(Host),
     /// What is sent from one to the other takes longer.
     Slow {
         from: Host,
@@ -157,6 +159,8 @@ pub(crate) enum Luck {
     Unrest,
     /// Grants that are long under way while their source dies.
     LateGrants,
+    /// Copies that lag, or are cut off, while their owner dies.
+    Copies,
 }
 
 impl Luck {
@@ -174,9 +178,19 @@ impl Luck {
         }
     }
 
+    /// The kind that a seed of the great run with copies has.
+    pub(crate) fn with_copies(seed: u64) -> Self {
+        if seed.is_multiple_of(3) { Self::Copies } else { Self::of_seed(seed / 3) }
+    }
+
     fn is_honest(self, rng: &mut StdRng) -> bool {
         match self {
-            Self::Honest | Self::Forming | Self::Deaths | Self::Unrest | Self::LateGrants => true,
+            Self::Honest
+            | Self::Forming
+            | Self::Deaths
+            | Self::Unrest
+            | Self::LateGrants
+            | Self::Copies => true,
             Self::Handoffs => rng.random_bool(0.7),
             Self::Wild | Self::Echoes => false,
         }
@@ -286,6 +300,7 @@ impl Draw {
             copy_rate: self.one(&[100 << 20, 20 << 20]),
             repeats: 0,
             old_nodes: if self.below(6) == 0 { 1 + self.below(2) } else { 0 },
+            replicas: 0,
             n_clients: 4,
             think: ms(3)..ms(60),
             rules,
@@ -310,6 +325,38 @@ fn late_grant(draw: &mut Draw, triggers: &mut Vec<Trigger>) {
     let blow = Blow::Restart { confirmed: true, after: draw.millis(500..2_500) };
     let after = draw.millis(0..300);
     triggers.push(Trigger { step: Step::Granted, skip: 0, part, blow, after });
+}
+
+/// A replica lags or is out of reach, and then its owner dies.
+fn lagging_copies(draw: &mut Draw, faults: &mut Vec<(Duration, Fault)>) {
+    let from = draw.millis(2_500..8_000);
+    let n_nodes = draw.n_nodes;
+    let host = draw.node();
+    let other = Host((host.0 + 1 + draw.below(n_nodes - 1)) % n_nodes);
+    let lag = match draw.below(4) {
+        0 => Fault::BreakStreams(host),
+        1 => Fault::Cut { from: host, to: other },
+        2 => Fault::Cut { from: other, to: host },
+        _ => Fault::Slow { from: host, to: other, by: draw.millis(20..2_500) },
+    };
+    let is_short = lag == Fault::BreakStreams(host) || draw.below(2) == 0;
+    let after = if is_short { draw.millis(1..60) } else { draw.millis(900..2_500) };
+    faults.push((from, lag));
+    let confirmed = draw.below(3) > 0;
+    let last = match draw.below(4) {
+        0 => Fault::Crash { host, confirmed },
+        1 => Fault::Drain(host),
+        _ => Fault::Restart { host, confirmed, after: draw.millis(20..1_500) },
+    };
+    faults.push((from + after, last));
+    faults.push((from + after + draw.millis(50..1_500), Fault::Heal));
+}
+
+/// The run of a seed, with copies of all shards: of most one.
+pub(crate) fn plan_with_copies(luck: Luck, seed: u64, rules: Rules) -> Plan {
+    let mut plan = plan(luck, seed, rules);
+    plan.knobs.replicas = 1 + u8::from(seed % 5 == 4);
+    plan
 }
 
 /// The run of a seed.
@@ -363,6 +410,13 @@ pub(crate) fn plan(luck: Luck, seed: u64, rules: Rules) -> Plan {
                 let pins = draw.below(u32::from(PIN_SETS)) as u8;
                 faults.push((ms(at), Fault::Pins(pins)));
                 late_grant(&mut draw, &mut triggers);
+            }
+        }
+        Luck::Copies => {
+            (n_faults, n_triggers) = (draw.below(3), draw.below(2));
+            knobs.replicas = 1 + u8::from(seed % 5 == 4);
+            for _ in 0..2 + draw.below(3) {
+                lagging_copies(&mut draw, &mut faults);
             }
         }
         Luck::Unrest => {

@@ -145,6 +145,10 @@ impl RouterModel {
             | Happens::CopyStep(_)
             | Happens::Copied(..)
             | Happens::CopyFailed(_)
+            | Happens::Reported(_)
+            | Happens::FillStep(_)
+            | Happens::Stream(_)
+            | Happens::Watch(_)
             | Happens::Sealed(_)
             | Happens::Sizes
             | Happens::Compare
@@ -210,7 +214,9 @@ impl RouterModel {
             | Msg::Record { .. }
             | Msg::End { .. }
             | Msg::Offer { .. }
-            | Msg::Settled { .. } => unreachable!("not for a router"),
+            | Msg::Settled { .. }
+            | Msg::Items { .. }
+            | Msg::Taken { .. } => unreachable!("not for a router"),
         }
     }
 
@@ -243,6 +249,10 @@ impl RouterModel {
             | Control::CaughtUp { .. }
             | Control::Grant { .. }
             | Control::NoCopy { .. }
+            | Control::TakeOver { .. }
+            | Control::Takeable { .. }
+            | Control::SeeClaims { .. }
+            | Control::SeenClaims { .. }
             | Control::Abort { .. }
             | Control::Served { .. } => {}
         }

@@ -8,7 +8,7 @@ use stead_node::logic::copying::Progress;
 use stead_node::logic::gate::Gate;
 use stead_node::logic::ownership::Event;
 use stead_shared::control::{HandoffId, ShardEpoch};
-use stead_shared::id::{NodeBoot, ShardId};
+use stead_shared::id::{NodeBoot, ShardId, Version};
 
 use crate::ctx::{Ctx, Happens, SESSIONS, ms};
 use crate::host::Session;
@@ -53,7 +53,7 @@ pub(crate) struct Copy {
     conn: u64,
     is_whole: bool,
     sessions: BTreeMap<(ShardId, u8), Session>,
-    seqs: BTreeMap<ShardId, u64>,
+    ends: BTreeMap<ShardId, Version>,
 }
 
 /// Sessions of a shard that was given up.
@@ -134,12 +134,13 @@ impl NodeModel {
             }
             Stage::Last => {
                 let shards = std::mem::take(&mut task.shards);
-                let seq = |at: &ShardEpoch| {
-                    self.host.shards.get(&at.shard).map(|shard| (at.shard, shard.seq))
+                let end = |at: &ShardEpoch| {
+                    let shard = self.host.shards.get(&at.shard)?;
+                    Some((at.shard, Version { epoch: shard.epoch(), seq: shard.seq }))
                 };
-                let seqs = shards.iter().filter_map(seq).collect();
+                let ends = shards.iter().filter_map(end).collect();
                 self.tasks.remove(&handoff);
-                ctx.send(conn, self.at, Msg::End { handoff, seqs });
+                ctx.send(conn, self.at, Msg::End { handoff, ends });
             }
         }
     }
@@ -168,6 +169,9 @@ impl NodeModel {
     }
 
     pub(crate) fn on_stream_broken(&mut self, ctx: &mut Ctx, conn: u64) {
+        if self.is_stream_broken(ctx, conn) {
+            return;
+        }
         let sent = self.tasks.iter().find(|(_, task)| task.conn == conn).map(|(id, _)| *id);
         if let Some(handoff) = sent {
             self.copy_failed(ctx, handoff);
@@ -196,9 +200,9 @@ impl NodeModel {
                     copy.sessions.insert((shard, session), state);
                 }
             }
-            Msg::End { handoff, seqs } => {
+            Msg::End { handoff, ends } => {
                 if let Some(copy) = self.copies.get_mut(&handoff) {
-                    copy.seqs = seqs.into_iter().collect();
+                    copy.ends = ends.into_iter().collect();
                     copy.is_whole = true;
                     self.feed(ctx, Event::Received(handoff));
                 }
@@ -211,6 +215,8 @@ impl NodeModel {
                 self.asides.remove(&number);
             }
             Msg::Settled { number, all: false } => self.offer_later(ctx, number),
+            Msg::Items { first, items } => self.on_items(ctx, conn, from, first, items),
+            Msg::Taken { position, refused } => self.on_taken(ctx, from, position, &refused),
             Msg::Control(_)
             | Msg::Claims(_)
             | Msg::ClaimsWanted
@@ -233,8 +239,11 @@ impl NodeModel {
             let mut take = |session| copy.sessions.remove(&(at.shard, session)).unwrap_or_default();
             let sessions = (0..SESSIONS).map(&mut take).collect();
             self.take_out(ctx, at.shard);
-            self.host.activate(at, copy.seqs.get(&at.shard).copied().unwrap_or(0), sessions);
+            let end = copy.ends.get(&at.shard);
+            let (seq, origin) = (end.map_or(0, |end| end.seq), end.map(|end| end.epoch));
+            self.host.activate(at, seq, sessions, origin);
             ctx.oracle.opened(ctx.sim.now(), self.me, at);
+            self.begun(ctx, at);
             if self.is_granted {
                 ctx.oracle.moved(ctx.sim.now(), self.me, handoff, at.shard);
             }
@@ -302,12 +311,21 @@ impl NodeModel {
         if !is_served || busy {
             return false;
         }
-        here.seq = here.seq.max(seq);
-        for (mine, theirs) in here.sessions.iter_mut().zip(sessions) {
+        let prev = here.seq;
+        here.seq = prev.max(seq);
+        if prev < seq {
+            self.tell_change(ctx, at.shard, prev, None);
+        }
+        for (session, theirs) in (0..SESSIONS).zip(sessions) {
+            let Some(here) = self.host.shards.get_mut(&at.shard) else { return false };
+            let mine = &mut here.sessions[usize::from(session)];
             if mine.is_there() && theirs.is_there() {
                 ctx.oracle.excuse(at.shard, theirs.ops.into_iter());
             } else if theirs.is_there() {
                 *mine = theirs;
+                here.seq += 1;
+                let prev = here.seq - 1;
+                self.tell_change(ctx, at.shard, prev, Some(session));
             }
         }
         for session in 0..SESSIONS {

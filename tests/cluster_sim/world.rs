@@ -38,6 +38,7 @@ pub(crate) struct Outcome {
     pub(crate) findings: Vec<Finding>,
     pub(crate) n_events: u64,
     pub(crate) n_moves: u32,
+    pub(crate) n_taken_over: u32,
     pub(crate) n_ops: usize,
 }
 
@@ -67,6 +68,7 @@ pub(crate) fn run(seed: u64, plan: &Plan, log: bool) -> Outcome {
         findings: oracle.findings,
         n_events,
         n_moves: oracle.n_moves,
+        n_taken_over: oracle.n_taken_over,
         n_ops: oracle.ops.len(),
     }
 }
@@ -85,13 +87,14 @@ impl World {
             oracle,
             truth: (0..n_hosts).map(|_| Truth::none()).collect(),
             names: (0..knobs.n_nodes).map(name).chain(routers).collect(),
-            params: Arc::new(params()),
+            params: Arc::new(params(knobs.replicas)),
             pins: (0, 0),
             next_stamp: 0,
             is_quiet: false,
             log,
             triggers: plan.triggers.clone(),
             targets: Default::default(),
+            heirs: Default::default(),
             hit: Default::default(),
             knobs,
         };
@@ -240,6 +243,7 @@ impl World {
                     self.ctx.break_conn(conn);
                 }
             }
+            Fault::BreakStreams(host) => self.ctx.break_streams(host),
             Fault::Slow { from, to, by } => self.ctx.slow_down(from, to, by),
             Fault::Quiet => self.quiet(),
         }
@@ -270,9 +274,17 @@ impl World {
     fn bury(&mut self, host: Host) {
         if let Some(node) = self.nodes[host.0 as usize].take() {
             let others = &self.nodes;
+            for shard in (0..N_SHARDS).map(ShardId) {
+                let heirs = node.heirs(shard, others.iter().flatten());
+                self.ctx.heirs.insert((node.me, shard), heirs);
+            }
+            let lives = |boot: &NodeBoot| others.iter().flatten().any(|other| other.me == *boot);
+            let has_heirs = |ctx: &Ctx, owner, shard| {
+                ctx.heirs.get(&(owner, shard)).is_some_and(|heirs| heirs.iter().any(lives))
+            };
             let elsewhere =
                 |shard| others.iter().flatten().flat_map(|other| other.ops_here(shard)).collect();
-            node.bury(&mut self.ctx, elsewhere);
+            node.bury(&mut self.ctx, elsewhere, has_heirs);
         }
         self.ctx.sim.crash(host);
         self.ctx.truth[host.0 as usize].is_up = false;

@@ -1,0 +1,229 @@
+//! Copies of others' shards, which follow their owners by the production rules.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use stead_node::logic::gate::Gate;
+use stead_node::logic::ownership::Event;
+use stead_node::logic::replication::{Accept, CopyRules, CopyState, EntryHead, Lost};
+use stead_shared::control::ShardEpoch;
+use stead_shared::id::{Epoch, NodeBoot, ShardId, Version};
+
+use crate::ctx::{Ctx, Happens, SESSIONS};
+use crate::feed::Item;
+use crate::host::Session;
+use crate::links::Msg;
+use crate::node::NodeModel;
+use crate::oracle::Violation;
+
+/// A copy.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) state: CopyState,
+    pub(crate) sessions: Vec<Session>,
+    /// A shard that was served here until it was granted away.
+    pub(crate) is_own: bool,
+}
+
+/// The replica's side of all copies.
+#[derive(Debug, Default)]
+pub(crate) struct KeptCopies {
+    pub(crate) copies: BTreeMap<ShardId, Kept>,
+    /// Up to which position each owner's items were taken in.
+    taken: BTreeMap<NodeBoot, u64>,
+    /// Shards of which an item was refused on a connection, and none that begins anew came since.
+    refused: BTreeMap<u64, BTreeSet<ShardId>>,
+}
+
+fn outcome(accept: Accept) -> Result<bool, Lost> {
+    match accept {
+        Accept::Apply => Ok(true),
+        Accept::Duplicate => Ok(false),
+        Accept::Refuse(lost) => Err(lost),
+    }
+}
+
+impl NodeModel {
+    pub(crate) fn on_items(
+        &mut self,
+        ctx: &mut Ctx,
+        conn: u64,
+        owner: NodeBoot,
+        first: u64,
+        items: Vec<Item>,
+    ) {
+        let mut refused = Vec::new();
+        for (position, item) in (first..).zip(items) {
+            let taken = self.kept.taken.entry(owner).or_default();
+            if position <= *taken {
+                continue;
+            }
+            *taken = position;
+            let shard = item.shard();
+            let begins = matches!(item, Item::FillBegin { .. } | Item::Adopt { .. });
+            let outcome = self.take_in(ctx, owner, item);
+            let on_conn = self.kept.refused.entry(conn).or_default();
+            match outcome {
+                Ok(()) => {
+                    on_conn.remove(&shard);
+                }
+                Err(why) if on_conn.insert(shard) || begins => {
+                    refused.push((position, shard, why));
+                }
+                Err(_) => {}
+            }
+        }
+        let position = self.kept.taken.get(&owner).copied().unwrap_or(0);
+        ctx.send(conn, self.at, Msg::Taken { position, refused });
+    }
+
+    fn take_in(&mut self, ctx: &mut Ctx, owner: NodeBoot, item: Item) -> Result<(), Lost> {
+        let rules = &CopyRules { replica_checks_previous: ctx.knobs.rules.appends_follow };
+        match item {
+            Item::FillBegin { shard, at } => {
+                self.is_served(ctx, shard, at.epoch)?;
+                let here = self.kept.copies.get(&shard).map(|copy| &copy.state);
+                let state = CopyState::begin_fill(here, owner, at, rules)?;
+                let sessions = vec![Session::default(); usize::from(SESSIONS)];
+                self.kept.copies.insert(shard, Kept { state, sessions, is_own: false });
+                let shards = vec![ShardEpoch { shard, epoch: at.epoch }];
+                self.report(ctx, Event::CopyBegun { owner, shards });
+            }
+            Item::Fill { shard, epoch, session, state } => {
+                self.is_here(ctx, shard, epoch)?;
+                let Some(copy) = self.kept.copies.get_mut(&shard) else { return Ok(()) };
+                if outcome(copy.state.fill(owner, epoch, rules))? {
+                    copy.sessions[usize::from(session)] = state;
+                }
+            }
+            Item::FillEnd { shard, at } => {
+                self.is_here(ctx, shard, at.epoch)?;
+                let Some(copy) = self.kept.copies.get_mut(&shard) else { return Ok(()) };
+                if outcome(copy.state.end_fill(owner, at, rules))? {
+                    let shards = vec![ShardEpoch { shard, epoch: at.epoch }];
+                    self.report(ctx, Event::CopyComplete { owner, shards });
+                }
+            }
+            Item::Adopt { shard, epoch, prev } => {
+                self.keep_own(ctx, shard, (owner, epoch), Some(prev));
+                self.is_here(ctx, shard, epoch)?;
+                let Some(copy) = self.kept.copies.get_mut(&shard) else { return Ok(()) };
+                outcome(copy.state.adopt(owner, epoch, prev, rules))?;
+                let shards = vec![ShardEpoch { shard, epoch }];
+                self.report(ctx, Event::CopyComplete { owner, shards });
+            }
+            Item::NextEpoch { shard, epoch, prev } => {
+                self.is_here(ctx, shard, epoch)?;
+                let Some(copy) = self.kept.copies.get_mut(&shard) else { return Ok(()) };
+                outcome(copy.state.next_epoch(owner, epoch, prev, rules))?;
+            }
+            Item::Entry { shard, at, prev, state } => {
+                self.is_here(ctx, shard, at.epoch)?;
+                let Some(copy) = self.kept.copies.get_mut(&shard) else { return Ok(()) };
+                let Version { epoch, seq } = at;
+                let head = EntryHead { owner, epoch, seq, prev };
+                if outcome(copy.state.accept(&head, rules))? {
+                    ctx.oracle.entry(ctx.sim.now(), shard, at, state.as_ref());
+                    if let Some((session, state)) = state {
+                        copy.sessions[usize::from(session)] = state;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, ctx: &mut Ctx, event: Event) {
+        ctx.after(self.at, Duration::ZERO, Happens::Reported(event));
+    }
+
+    /// Nobody who serves a shard takes a copy of it.
+    fn is_served(&self, ctx: &Ctx, shard: ShardId, epoch: Epoch) -> Result<(), Lost> {
+        match self.host.shards.get(&shard).map(crate::host::Shard::epoch) {
+            Some(served) if epoch <= served && ctx.knobs.rules.appends_follow => {
+                Err(Lost::HigherEpoch(served))
+            }
+            Some(_) if ctx.knobs.rules.appends_follow => Err(Lost::NoCopy),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn is_here(&self, ctx: &Ctx, shard: ShardId, epoch: Epoch) -> Result<(), Lost> {
+        if self.kept.copies.contains_key(&shard) {
+            return Ok(());
+        }
+        self.is_served(ctx, shard, epoch)?;
+        if self.host.shards.contains_key(&shard) { Ok(()) } else { Err(Lost::NoCopy) }
+    }
+
+    // ---- what the machine wants ------------------------------------------------------------
+
+    pub(crate) fn keep_copies(&mut self, ctx: &mut Ctx, owner: NodeBoot, shards: &[ShardEpoch]) {
+        for &at in shards {
+            self.granted_to_others_ends(at.shard);
+            self.keep_own(ctx, at.shard, (owner, at.epoch), None);
+            // Where it cannot be kept it is of no use.
+            if !self.kept.copies.contains_key(&at.shard) {
+                ctx.note(|| format!("n{}: nothing to keep of {}", self.at.0, at.shard));
+            }
+        }
+    }
+
+    /// Makes a sealed shard a complete copy; only one that ends at `end` if that is given.
+    fn keep_own(
+        &mut self,
+        ctx: &mut Ctx,
+        shard: ShardId,
+        (owner, epoch): (NodeBoot, Epoch),
+        end: Option<Version>,
+    ) {
+        if self.kept.copies.contains_key(&shard) {
+            return;
+        }
+        let Some(here) = self.host.shards.get(&shard) else { return };
+        let at = Version { epoch: here.epoch(), seq: here.seq };
+        let is_sealed = matches!(here.gate, Gate::Sealed(_)) && at.epoch < epoch;
+        if !is_sealed || end.is_some_and(|end| end != at) {
+            return;
+        }
+        let Some((seq, sessions)) = self.take_out(ctx, shard) else { return };
+        let state = CopyState::of_own(owner, epoch, Version { seq, ..at });
+        self.kept.copies.insert(shard, Kept { state, sessions, is_own: true });
+    }
+
+    pub(crate) fn drop_replicas(&mut self, shards: &[ShardId]) {
+        for shard in shards {
+            self.kept.copies.remove(shard);
+        }
+    }
+
+    /// Serves complete copies.
+    pub(crate) fn open_replicas(&mut self, ctx: &mut Ctx, shards: &[ShardEpoch]) {
+        for &at in shards {
+            let owner = self.kept.copies.get(&at.shard).map(|copy| copy.state.owner);
+            if let Some(owner) = owner {
+                ctx.oracle.promoted(ctx.sim.now(), self.me, at.shard, owner);
+            }
+            if !self.promote(ctx, at, false) {
+                let text = format!("n{} has no copy of {} to open", self.at.0, at.shard);
+                ctx.oracle.find(ctx.sim.now(), Violation::NothingToOpen, text);
+            }
+        }
+    }
+
+    pub(crate) fn promote(&mut self, ctx: &mut Ctx, at: ShardEpoch, only_own: bool) -> bool {
+        let may = self.kept.copies.get(&at.shard).is_some_and(|copy| {
+            copy.state.complete && (copy.is_own || !only_own) && copy.state.at.epoch <= at.epoch
+        });
+        if !may || self.host.shards.contains_key(&at.shard) {
+            return false;
+        }
+        let Some(Kept { state, sessions, .. }) = self.kept.copies.remove(&at.shard) else {
+            return false;
+        };
+        self.host.activate(at, state.at.seq, sessions, Some(state.at.epoch));
+        ctx.oracle.opened(ctx.sim.now(), self.me, at);
+        self.begun(ctx, at);
+        true
+    }
+}
