@@ -183,6 +183,12 @@ fn what_comes_over_a_link_is_heard() {
     assert_clean(Luck::of_seed(56_814), 56_814);
 }
 
+/// Two heirs took each other's wish to take over for a claim, and waited for each other for ever.
+#[test]
+fn of_two_heirs_one_takes_over() {
+    assert_clean_with_copies(9);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

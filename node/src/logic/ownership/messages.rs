@@ -111,7 +111,8 @@ impl Ownership {
         shards: &[ShardRange],
         out: &mut Vec<Action>,
     ) {
-        let (holdings, highest) = self.holdings(shards);
+        let (mut holdings, highest) = self.holdings(shards);
+        holdings.extend(self.claimed_by_me(shards, |shard| self.may_take_over(shard)));
         let members_digest = self.digest;
         let message = Control::Holds { token, members_digest, holdings, highest };
         out.push(Action::Send { to: from.node, message });
@@ -128,14 +129,24 @@ impl Ownership {
                     let range = ClaimRange { first: shard.0, len: 1, counter };
                     holdings.push(Holding { owner: *to, range });
                 }
-                if self.may_take_over(shard) {
-                    let counter = self.book.highest(shard).max(1);
-                    let range = ClaimRange { first: shard.0, len: 1, counter };
-                    holdings.push(Holding { owner: self.config.me, range });
-                }
             }
         }
         (holdings, highest)
+    }
+
+    /// Those of these shards that this node is about to serve.
+    pub(super) fn claimed_by_me(
+        &self,
+        shards: &[ShardRange],
+        is_mine: impl Fn(ShardId) -> bool,
+    ) -> Vec<Holding> {
+        let all = shards.iter().flat_map(|range| range.shards(self.config.n_shards));
+        let holding = |shard: ShardId| {
+            let counter = self.book.highest(shard).max(1);
+            let range = ClaimRange { first: shard.0, len: 1, counter };
+            Holding { owner: self.config.me, range }
+        };
+        all.filter(|shard| is_mine(*shard)).map(holding).collect()
     }
 
     pub(super) fn on_holds(

@@ -187,6 +187,10 @@ impl Ownership {
             .is_some_and(|copy| copy.complete && copy.named && !self.members.is_live(copy.owner))
     }
 
+    fn asks_for(&self, shard: ShardId) -> bool {
+        self.takeovers.values().any(|it| it.query.shards.contains(&shard))
+    }
+
     fn ask_to_take_over(
         &mut self,
         owner: NodeBoot,
@@ -283,7 +287,15 @@ impl Ownership {
         {
             out.push(Action::SendClaims { to: from.node, update });
         }
-        let (holdings, highest) = self.holdings(shards);
+        let (mut holdings, highest) = self.holdings(shards);
+        // Of two who ask at a time, the lower one goes on, and the other asks anew.
+        if self.config.me < from {
+            holdings.extend(self.claimed_by_me(shards, |shard| self.asks_for(shard)));
+        } else {
+            let ranges = || shards.iter().flat_map(|range| range.shards(self.config.n_shards));
+            self.takeovers.retain(|_, it| !ranges().any(|shard| it.query.shards.contains(&shard)));
+            self.recheck_by(self.now + TAKE_EVERY);
+        }
         let message = Control::Takeable { token, pos: known, holdings, highest };
         out.push(Action::Send { to: from.node, message });
     }
