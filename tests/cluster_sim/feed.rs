@@ -119,7 +119,6 @@ pub(crate) struct Feed {
     dials: bool,
     watches: bool,
     pause: Duration,
-    last_follow: u64,
 }
 
 impl Feed {
@@ -135,7 +134,6 @@ impl Feed {
             dials: false,
             watches: false,
             pause: PAUSE_FIRST,
-            last_follow: 0,
         }
     }
 }
@@ -156,6 +154,7 @@ pub(crate) struct Unacked {
 pub(crate) struct Feeds {
     by_node: BTreeMap<NodeBoot, Feed>,
     unacked: Vec<Unacked>,
+    last_follow: u64,
     /// Followers of shards that are about to be here.
     adoptions: BTreeMap<ShardId, Vec<(NodeBoot, Epoch, bool)>>,
     /// Seals whose turns have ended.
@@ -368,9 +367,9 @@ impl NodeModel {
         phase: Phase,
         last: u64,
     ) -> u64 {
-        let feed = self.feeds.by_node.entry(to).or_insert_with(Feed::new);
-        feed.last_follow += 1;
-        let id = feed.last_follow;
+        self.feeds.by_node.entry(to).or_insert_with(Feed::new);
+        self.feeds.last_follow += 1;
+        let id = self.feeds.last_follow;
         let here = self.host.shards.get_mut(&shard).expect("it is served");
         let old = here.follows.iter().position(|it| it.to == to).map(|n| here.follows.remove(n));
         let is_member = old.is_some_and(|old| old.is_member);
@@ -616,6 +615,7 @@ impl NodeModel {
         if waits.is_empty() {
             self.answer(ctx, &ask, life, answer, ops);
         } else {
+            ctx.note(|| format!("n{}: answer {} waits for {waits:?}", self.at.0, ask.op));
             self.feeds.unacked.push(Unacked { ask, life, answer, ops, waits });
         }
     }
