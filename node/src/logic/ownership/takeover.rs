@@ -10,17 +10,17 @@
 //! ```
 //!
 //! Everybody named in a claim has acknowledged all that its owner acknowledged, so any of them will
-//! do, and the order of the set decides. One that is not named by the newest set it can learn of
-//! never takes over.
+//! do, and the order of the set decides: who comes later in it hears those before it first, who say
+//! that they hold the shard. One that is not named by the newest set it can learn of never takes
+//! over.
 
 use stead_shared::claims::Replicas;
 
 use super::*;
 
-/// How long a node without a link is waited for.
+/// How long a node without a link is waited for that is not to take over itself. One with a link
+/// may serve what it was granted: it is waited for while it lives.
 const TAKE_FOR: Duration = Duration::from_millis(300);
-/// How long one with a link is.
-const TAKE_FOR_MAX: Duration = Duration::from_secs(1);
 /// How often those who are silent are asked again.
 const TAKE_EVERY: Duration = Duration::from_millis(100);
 /// How long those go first who are named before this node.
@@ -142,9 +142,7 @@ impl Ownership {
             }
             let lives = self.members.is_live(copy.owner);
             copy.orphan_since = (!lives).then(|| copy.orphan_since.unwrap_or(now));
-            let served = self.book.get(shard).is_some_and(|(epoch, owner)| {
-                owner != copy.owner && self.members.is_live(owner) && copy.epoch < epoch
-            });
+            let served = self.is_taken_over(shard, copy);
             if !served && copy.complete && copy.named {
                 copy.idle_since = None;
                 if !lives && self.is_my_turn(shard, copy) {
@@ -182,13 +180,45 @@ impl Ownership {
 
     /// Whether this node may yet take the shard over from a copy.
     pub(super) fn may_take_over(&self, shard: ShardId) -> bool {
-        self.copies
-            .get(&shard)
-            .is_some_and(|copy| copy.complete && copy.named && !self.members.is_live(copy.owner))
+        let is_orphan = |copy: &HeldCopy| !self.members.is_live(copy.owner);
+        self.is_heir(shard) && self.copies.get(&shard).is_some_and(is_orphan)
     }
 
-    fn asks_for(&self, shard: ShardId) -> bool {
-        self.takeovers.values().any(|it| it.query.shards.contains(&shard))
+    /// Whether this node holds all that was acknowledged of a shard, and nobody serves it who took
+    /// it over.
+    pub(super) fn is_heir(&self, shard: ShardId) -> bool {
+        let Some(copy) = self.copies.get(&shard) else { return false };
+        copy.complete
+            && self.is_named(copy.owner, shard).unwrap_or(copy.named)
+            && !self.is_taken_over(shard, copy)
+    }
+
+    fn is_taken_over(&self, shard: ShardId, copy: &HeldCopy) -> bool {
+        self.book.get(shard).is_some_and(|(epoch, owner)| {
+            owner != copy.owner && self.members.is_live(owner) && copy.epoch < epoch
+        })
+    }
+
+    /// Whether `one` is to take a shard of `owner` over rather than `other`.
+    fn precedes(&self, owner: NodeBoot, shard: ShardId, one: NodeBoot, other: NodeBoot) -> bool {
+        let set = self.book.replicas_of(owner, shard);
+        let place = |boot: NodeBoot| {
+            let mut named = set.map_or(&[][..], Replicas::as_slice).iter();
+            (named.position(|it| *it == boot).unwrap_or(usize::MAX), boot)
+        };
+        place(one) < place(other)
+    }
+
+    /// Whether a node must answer before this one takes a shard over: it is to do so itself.
+    fn is_heir_before_me(&self, owner: NodeBoot, query: &Query, node: NodeId) -> bool {
+        let Some(boot) = self.members.find(node).map(|member| member.node_boot()) else {
+            return false;
+        };
+        query.shards.iter().any(|shard| {
+            let set = self.book.replicas_of(owner, *shard);
+            set.is_none_or(|set| set.contains(boot))
+                && self.precedes(owner, *shard, boot, self.config.me)
+        })
     }
 
     fn ask_to_take_over(
@@ -238,14 +268,17 @@ impl Ownership {
             }
             let waited = self.now.since(it.query.since);
             let members = Arc::clone(&self.members);
-            it.query.waiting.retain(|node| {
+            let query = &it.query;
+            let gone = query.waiting.iter().copied().filter(|node| {
                 let lives = members.find(*node).is_some_and(|m| m.state.is_live());
-                let most = match self.connected.contains_key(node) {
-                    true => TAKE_FOR_MAX,
-                    false => TAKE_FOR,
-                };
-                lives && waited < most
+                let is_near = waited < TAKE_FOR || self.connected.contains_key(node);
+                !lives || !(is_near || self.is_heir_before_me(owner, query, *node))
             });
+            for node in gone.collect::<Vec<_>>() {
+                it.query.waiting.remove(&node);
+                // What others say of it counts.
+                it.query.asked.remove(&node);
+            }
             if it.query.waiting.is_empty() {
                 self.take_over(owner, &it.query, out);
                 continue;
@@ -288,14 +321,11 @@ impl Ownership {
             out.push(Action::SendClaims { to: from.node, update });
         }
         let (mut holdings, highest) = self.holdings(shards);
-        // Of two who ask at a time, the lower one goes on, and the other asks anew.
-        if self.config.me < from {
-            holdings.extend(self.claimed_by_me(shards, |shard| self.asks_for(shard)));
-        } else {
-            let ranges = || shards.iter().flat_map(|range| range.shards(self.config.n_shards));
-            self.takeovers.retain(|_, it| !ranges().any(|shard| it.query.shards.contains(&shard)));
-            self.recheck_by(self.now + TAKE_EVERY);
-        }
+        let me = self.config.me;
+        holdings.extend(self.claimed_by_me(shards, |shard| {
+            let is_heir = self.copies.get(&shard).is_some_and(|it| it.owner == owner);
+            is_heir && self.is_heir(shard) && self.precedes(owner, shard, me, from)
+        }));
         let message = Control::Takeable { token, pos: known, holdings, highest };
         out.push(Action::Send { to: from.node, message });
     }
