@@ -339,6 +339,16 @@ struct OwnerClaims {
 }
 
 impl OwnerClaims {
+    /// A whole log.
+    fn of(update: &ClaimsUpdate) -> Self {
+        let mut log = Self { boot: update.owner.boot, pos: update.pos, ..Self::default() };
+        for (shard, counter) in pairs(&update.ranges).filter(|&(_, counter)| counter > 0) {
+            log.put(shard, counter);
+        }
+        log.put_sets(&update.sets);
+        log
+    }
+
     /// Takes a claim in without replicas; counter 0 takes it out.
     fn put(&mut self, shard: ShardId, counter: u64) {
         let old = match counter {
@@ -373,6 +383,8 @@ impl OwnerClaims {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Book {
     owners: BTreeMap<NodeId, OwnerClaims>,
+    /// The last log of each name's process before the present one: who held copies of its shards.
+    former: BTreeMap<NodeId, OwnerClaims>,
     table: ClaimTable,
     /// Highest counter ever seen for each shard, whoever claimed it.
     highest: Vec<u64>,
@@ -382,6 +394,7 @@ pub struct Book {
 impl Hash for Book {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.owners.hash(state);
+        self.former.hash(state);
         self.highest.hash(state);
     }
 }
@@ -392,6 +405,7 @@ impl Book {
     pub fn new(n_shards: u32) -> Self {
         Self {
             owners: BTreeMap::new(),
+            former: BTreeMap::new(),
             table: ClaimTable::new(n_shards),
             highest: vec![0; n_shards as usize],
         }
@@ -419,24 +433,32 @@ impl Book {
     /// another boot of it is known.
     #[must_use]
     pub fn replicas_of(&self, owner: NodeBoot, shard: ShardId) -> Option<&Replicas> {
-        let known = self.owners.get(&owner.node).filter(|known| known.boot == owner.boot)?;
-        known.claims.get(&shard).map(|claim| &claim.replicas)
+        self.log_known(owner)?.claims.get(&shard).map(|claim| &claim.replicas)
+    }
+
+    /// What processes claimed of a shard that others of the same name have replaced.
+    pub fn former(&self, shard: ShardId) -> impl Iterator<Item = (NodeBoot, &Replicas)> + '_ {
+        self.former.iter().filter_map(move |(&node, known)| {
+            let claim = known.claims.get(&shard)?;
+            Some((NodeBoot { node, boot: known.boot }, &claim.replicas))
+        })
+    }
+
+    fn log_known(&self, owner: NodeBoot) -> Option<&OwnerClaims> {
+        let logs = [&self.owners, &self.former].into_iter();
+        logs.filter_map(|logs| logs.get(&owner.node)).find(|known| known.boot == owner.boot)
     }
 
     /// How far the log of this boot is known; 0 when nothing is.
     #[must_use]
     pub fn pos_of(&self, owner: NodeBoot) -> u64 {
-        let known = self.owners.get(&owner.node).filter(|known| known.boot == owner.boot);
-        known.filter(|known| !known.broken).map_or(0, |known| known.pos)
+        self.log_known(owner).filter(|known| !known.broken).map_or(0, |known| known.pos)
     }
 
     /// The whole log of this boot, as far as it is known: for one who knows less of it.
     #[must_use]
     pub fn log_of(&self, owner: NodeBoot) -> Option<ClaimsUpdate> {
-        let known = self.owners.get(&owner.node)?;
-        if known.boot != owner.boot || known.broken {
-            return None;
-        }
+        let known = self.log_known(owner).filter(|known| !known.broken)?;
         let ranges = ranges_of(known.claims.iter().map(|(&shard, claim)| (shard, claim.counter)));
         let sets = known.claims.iter().map(|(&shard, claim)| (shard, &claim.replicas));
         let sets = Sets::pack(sets, known.sets_checksum);
@@ -498,6 +520,7 @@ impl Book {
         let node = update.owner.node;
         let known = self.owners.get(&node);
         if known.is_some_and(|known| known.boot > update.owner.boot) {
+            self.apply_to_former(update);
             return Applied::Same;
         }
         if !update.ranges.iter().all(|range| self.is_valid(range)) {
@@ -521,6 +544,21 @@ impl Book {
         }
     }
 
+    /// A log of a process that is replaced changes nothing but what is known of its copies.
+    fn apply_to_former(&mut self, update: &ClaimsUpdate) {
+        let known = self.former.get(&update.owner.node).map(|known| (known.boot, known.pos));
+        let is_newer = known < Some((update.owner.boot, update.pos));
+        if update.base.is_some() || !is_newer || !update.ranges.iter().all(|it| self.is_valid(it)) {
+            return;
+        }
+        let log = OwnerClaims::of(update);
+        for (&shard, claim) in &log.claims {
+            let highest = &mut self.highest[shard.0 as usize];
+            *highest = claim.counter.max(*highest);
+        }
+        self.former.insert(update.owner.node, log);
+    }
+
     fn is_valid(&self, range: &ClaimRange) -> bool {
         range.len > 0
             && range.first.checked_add(range.len).is_some_and(|end| end <= self.table.n_shards)
@@ -528,12 +566,7 @@ impl Book {
 
     fn replace(&mut self, update: &ClaimsUpdate) -> Applied {
         let old = self.owners.remove(&update.owner.node).unwrap_or_default();
-        let mut new =
-            OwnerClaims { boot: update.owner.boot, pos: update.pos, ..Default::default() };
-        for (shard, counter) in pairs(&update.ranges).filter(|&(_, counter)| counter > 0) {
-            new.put(shard, counter);
-        }
-        new.put_sets(&update.sets);
+        let new = OwnerClaims::of(update);
         let same_boot = old.boot == new.boot;
         let touched: BTreeSet<ShardId> = old
             .claims
@@ -543,6 +576,9 @@ impl Book {
             .map(|(&shard, _)| shard)
             .collect();
         self.owners.insert(update.owner.node, new);
+        if !same_boot && !old.claims.is_empty() {
+            self.former.insert(update.owner.node, old);
+        }
         self.settle(touched)
     }
 

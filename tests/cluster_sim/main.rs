@@ -189,6 +189,19 @@ fn of_two_heirs_one_takes_over() {
     assert_clean_with_copies(9);
 }
 
+/// Two heirs could not hear each other, and each gave up on the other's answer.
+#[test]
+fn an_heir_waits_for_those_before_it() {
+    assert_clean_with_copies(24);
+}
+
+/// An owner started again: its new log hid who had copies of its shards, and one of them claimed
+/// them empty.
+#[test]
+fn who_holds_a_copy_does_not_claim_its_shard_empty() {
+    assert_clean_with_copies(40);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

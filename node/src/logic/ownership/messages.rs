@@ -14,7 +14,7 @@ impl Ownership {
                     if members_digest == self.digest {
                         self.void_copies(&shards, None, out);
                     }
-                    self.on_who_holds(from, token, &shards, out);
+                    self.on_who_holds(from, (token, members_digest), &shards, out);
                 }
             }
             Control::Holds { token, members_digest, holdings, highest } => {
@@ -107,12 +107,16 @@ impl Ownership {
     pub(super) fn on_who_holds(
         &self,
         from: NodeBoot,
-        token: Token,
+        (token, digest): (Token, u64),
         shards: &[ShardRange],
         out: &mut Vec<Action>,
     ) {
         let (mut holdings, highest) = self.holdings(shards);
-        holdings.extend(self.claimed_by_me(shards, |shard| self.may_take_over(shard)));
+        // Whoever may claim them on the answer may know of the owner's death before this node.
+        holdings.extend(self.claimed_by_me(shards, |shard| match digest {
+            NO_CLAIM => self.may_take_over(shard),
+            _ => self.is_heir(shard),
+        }));
         let members_digest = self.digest;
         let message = Control::Holds { token, members_digest, holdings, highest };
         out.push(Action::Send { to: from.node, message });

@@ -12,10 +12,14 @@ impl Ownership {
             if self.targets.owner_of(shard) != Some(me.node) || self.slots.contains_key(&shard) {
                 continue;
             }
+            if self.is_heir(shard) {
+                continue;
+            }
             match self.book.get(shard) {
                 Some((_, owner)) if self.is_holder(owner) || self.has_heirs(shard, owner) => {
                     waits |= !self.members.is_live(owner);
                 }
+                None if self.has_heirs_of_former(shard) => waits = true,
                 Some(_) | None => {
                     shards.insert(shard);
                 }
@@ -30,7 +34,16 @@ impl Ownership {
     /// Whether a dead owner has left copies that may be taken over. One that never does so is not
     /// waited for longer than a silent owner.
     fn has_heirs(&self, shard: ShardId, owner: NodeBoot) -> bool {
-        let set = self.book.replicas(shard);
+        self.any_heir(owner, self.book.replicas(shard))
+    }
+
+    /// The same where the owner's name has a new process.
+    fn has_heirs_of_former(&self, shard: ShardId) -> bool {
+        let mut claims = self.book.former(shard);
+        claims.any(|(owner, set)| self.any_heir(owner, set.as_slice()))
+    }
+
+    fn any_heir(&self, owner: NodeBoot, set: &[NodeBoot]) -> bool {
         let lives = |boot: &NodeBoot| *boot == self.config.me || self.members.is_live(*boot);
         let waited = self.deaths.get(&owner).map_or(Duration::ZERO, |it| self.now.since(it.since));
         waited < self.config.orphan_grace && set.iter().any(lives)
