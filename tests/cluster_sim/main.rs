@@ -202,6 +202,12 @@ fn who_holds_a_copy_does_not_claim_its_shard_empty() {
     assert_clean_with_copies(40);
 }
 
+/// A copy whose owner had let its shard go was still taken for an heir's.
+#[test]
+fn who_follows_an_owner_no_more_is_no_heir() {
+    assert_clean_with_copies(15);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

@@ -96,10 +96,14 @@ impl Ownership {
         matches!(self.slots.get(&shard), Some(Slot::Granted { to, .. }) if *to == owner)
     }
 
-    /// Whether `owner` names this node; none when its claim is not known.
+    /// Whether `owner` names this node; none when its log is not known. One that does not claim the
+    /// shard has let it go.
     fn is_named(&self, owner: NodeBoot, shard: ShardId) -> Option<bool> {
-        let replicas = self.book.replicas_of(owner, shard)?;
-        Some(replicas.contains(self.config.me))
+        let is_known = 0 < self.book.pos_of(owner);
+        match self.book.replicas_of(owner, shard) {
+            Some(replicas) => Some(replicas.contains(self.config.me)),
+            None => is_known.then_some(false),
+        }
     }
 
     /// A shard that was granted away stays here as a copy of its new owner's, when that says so.
