@@ -208,6 +208,13 @@ fn who_follows_an_owner_no_more_is_no_heir() {
     assert_clean_with_copies(15);
 }
 
+/// A node was granted a shard of which it had a copy. The copy stayed, and was in the way when the
+/// shard went on.
+#[test]
+fn who_serves_a_shard_keeps_no_copy_of_it() {
+    assert_clean_with_copies(269);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

@@ -129,6 +129,7 @@ impl Ownership {
             shards.push(at);
         }
         self.founded_at = Some(self.now);
+        self.drop_replicas(&shards, out);
         out.push(Action::OpenEmpty { shards, lost: false });
         self.become_ready(Note::Founded { alone }, out);
     }

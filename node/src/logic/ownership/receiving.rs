@@ -92,6 +92,7 @@ impl Ownership {
                     self.settle_in(at.shard, id.source);
                 }
             }
+            self.drop_replicas(shards, out);
             self.adopt_copies(id.source, shards, out);
             out.push(Action::OpenCopy { handoff: id, shards: shards.to_vec() });
             // Members may have changed since the source chose this node: what came may have to go

@@ -78,14 +78,19 @@ impl Ownership {
         complete: bool,
         out: &mut Vec<Action>,
     ) {
+        let mut dropped = Vec::new();
         for at in shards {
             if self.slots.contains_key(&at.shard) && !self.is_granted_to(at.shard, owner) {
+                dropped.push(at.shard);
                 continue;
             }
             let (epoch, idle_since, orphan_since) = (at.epoch, None, None);
             let named = self.is_named(owner, at.shard).unwrap_or(false);
             let copy = HeldCopy { owner, epoch, complete, named, idle_since, orphan_since };
             self.copies.insert(at.shard, copy);
+        }
+        if !dropped.is_empty() {
+            out.push(Action::DropReplicas { shards: dropped });
         }
         if !self.members.is_live(owner) {
             self.review_copies(out);
@@ -128,6 +133,19 @@ impl Ownership {
         for (owner, shards) in kept {
             self.on_copy(owner, &shards, true, out);
             out.push(Action::KeepCopy { owner, shards });
+        }
+    }
+
+    /// These shards are served here from other state: copies of them are of no use.
+    pub(super) fn drop_replicas<'a>(
+        &mut self,
+        shards: impl IntoIterator<Item = &'a ShardEpoch>,
+        out: &mut Vec<Action>,
+    ) {
+        let held = shards.into_iter().filter(|at| self.copies.remove(&at.shard).is_some());
+        let shards: Vec<ShardId> = held.map(|at| at.shard).collect();
+        if !shards.is_empty() {
+            out.push(Action::DropReplicas { shards });
         }
     }
 

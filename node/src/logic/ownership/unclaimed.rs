@@ -145,6 +145,7 @@ impl Ownership {
         for &at in fresh.iter().chain(&lost).chain(copies.values().flatten()) {
             self.serve(at);
         }
+        self.drop_replicas(fresh.iter().chain(&lost).chain(copies.values().flatten()), out);
         for (shards, lost) in [(fresh, false), (lost, true)] {
             if !shards.is_empty() {
                 out.push(Action::OpenEmpty { shards, lost });
