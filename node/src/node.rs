@@ -197,6 +197,7 @@ impl NodeBuilder {
         let host = HostConfig {
             session_ttl: config.session_ttl,
             memory_max: config.memory_max,
+            min_copies: usize::from(config.min_copies),
             acks: if config.ack.replicas() { Acks::Replica } else { Acks::Memory },
             ..self.host
         };

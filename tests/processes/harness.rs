@@ -414,6 +414,7 @@ async fn settled(admin: SocketAddr, n: usize) -> Result<(), String> {
     let owned: u32 = report.by_node.values().sum();
     assert_eq!(owned + report.unowned, report.shards, "{admin}: by_node + unowned = shards");
     let at_home = report.moving == 0 && report.by_node == report.targets;
+    let at_home = at_home && report.under_replicated == 0;
     if report.shards == 0 || report.unowned > 0 || !at_home || report.by_node.len() != n {
         let short = ShardsReport { owned: vec![], ..report };
         return Err(format!("{admin}: {short:?}"));

@@ -17,6 +17,7 @@ mod counting;
 mod demo;
 mod failures;
 mod harness;
+mod heirs;
 mod judge;
 mod leaving;
 mod live;

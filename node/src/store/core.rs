@@ -38,6 +38,9 @@ pub struct HostConfig {
     pub timer_turns_max: usize,
     /// For whose acknowledgement answers wait. Default: the members among a shard's followers.
     pub acks: Acks,
+    /// Copies, the one here included, below which nothing is changed: refused `Degraded`. Default 1.
+    /// Higher keeps what is new in more places, and refuses it while a node is missing.
+    pub min_copies: usize,
     /// After how long without an acknowledgement a follower is reported. Default 1 s. Shorter
     /// leaves copies behind for a hiccup; longer lets answers wait longer.
     pub silent_after: Duration,
@@ -68,6 +71,7 @@ impl Default for HostConfig {
             mailbox_age_max: Duration::from_secs(10),
             timer_turns_max: 256,
             acks: Acks::default(),
+            min_copies: 1,
             silent_after: Duration::from_secs(1),
             unacked_bytes_max: 32 << 20,
         }

@@ -140,6 +140,12 @@ fn record<'a>(core: &Core, stored: &'a Stored) -> Record<'a> {
 }
 
 impl Inner {
+    /// Copies of the shard that answers wait for, and the one here.
+    pub(super) fn n_copies(&self) -> usize {
+        let followers = self.followers.as_ref().map_or(&[][..], |followers| &followers.list);
+        1 + followers.iter().filter(|follow| follow.is_member && follow.is_live()).count()
+    }
+
     /// Gives the next change its number, which is above `above`. Whoever calls it makes the change
     /// and then [tells](Self::tell) it.
     pub(super) fn next_seq(&mut self, above: u64) -> u64 {

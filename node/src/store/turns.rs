@@ -154,6 +154,10 @@ impl Waited {
         // A doubt closes every gate, without a change of any.
         let is_in_doubt = shard.core.doubts.is_in_doubt();
         let open = if is_in_doubt { Err(Refusal::Moving) } else { inner.gate.open() };
+        let is_degraded =
+            self.permit.access == Access::Change && inner.n_copies() < shard.core.config.min_copies;
+        let open =
+            open.and_then(|epoch| if is_degraded { Err(Refusal::Degraded) } else { Ok(epoch) });
         let epoch = match open {
             Ok(epoch) => epoch,
             Err(refusal) => {

@@ -644,6 +644,21 @@ async fn a_follower_that_nobody_waits_for_is_given_up_when_it_has_too_much_to_ta
 }
 
 #[tokio::test]
+async fn with_too_few_copies_changes_are_refused_and_reads_are_not() {
+    let config = HostConfig { min_copies: 2, ..HostConfig::default() };
+    let (mut a, mut b) = (Peer::start_with("a", config), Peer::start("b"));
+    a.owns(1);
+    assert_eq!(ask(&a.host, "s", "one").await.unwrap_err(), Refusal::Degraded);
+    a.fill(&mut b).await;
+    assert_eq!(say(&a.host, "s", "one").await, "1");
+    a.host.set_followers(SHARD, &[]);
+    assert_eq!(ask(&a.host, "s", "two").await.unwrap_err(), Refusal::Degraded);
+    let read = Request::builder().uri("/read").body(Body::from("read")).unwrap();
+    let (_, response) = a.host.serve(meta("s"), read).await.unwrap();
+    assert_eq!(text(response).await, "1");
+}
+
+#[tokio::test]
 async fn without_a_wait_a_change_is_answered_at_once_and_follows() {
     let config = HostConfig { acks: stead_node::Acks::Memory, ..HostConfig::default() };
     let (mut a, mut b) = (Peer::start_with("a", config), Peer::start("b"));
