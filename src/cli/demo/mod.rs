@@ -171,7 +171,7 @@ fn welcome(children: &Children, ports: &Ports, program: &str, took: Duration) ->
     let count = format!("curl -i -X POST http://{router}/sessions/alice/counters/visits");
     text += &format!(
         "\nTry:\n  # a counter: always the same node\n  {count}\n  \
-         # a killed node: its sessions are gone, the others are not\n  \
+         # a killed node: its sessions are served on from their copies\n  \
          kill -9 {}; {count}\n  \
          # a drained node: its sessions move\n  \
          curl -X POST -H 'stead-admin: 1' 'http://{admin}/v1/drain?node={drained}'\n\n\
