@@ -303,7 +303,8 @@ impl NodeModel {
         named: bool,
     ) {
         for &at in shards {
-            if self.host.shards.contains_key(&at.shard) {
+            let epoch = self.host.shards.get(&at.shard).map(Shard::epoch);
+            if epoch.is_some_and(|epoch| at.epoch <= epoch) {
                 self.adopt_one(ctx, to, at, named);
             } else {
                 let waiting = self.feeds.adoptions.entry(at.shard).or_default();

@@ -215,6 +215,13 @@ fn who_serves_a_shard_keeps_no_copy_of_it() {
     assert_clean_with_copies(269);
 }
 
+/// A source took shards back that it had granted, with an empty set: answers still waited for who was
+/// named before.
+#[test]
+fn what_is_taken_back_keeps_its_copies() {
+    assert_clean_with_copies(527);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

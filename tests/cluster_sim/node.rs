@@ -568,6 +568,7 @@ impl NodeModel {
                         self.seals_ended(ctx, &waiting);
                         ctx.oracle.opened(ctx.sim.now(), self.me, at);
                         self.follow_epoch(ctx, at.shard, old);
+                        self.begun(ctx, at);
                     } else {
                         self.promote(ctx, at, true);
                     }

@@ -210,8 +210,9 @@ pub enum Action {
         /// The shards, at the epochs they are served in.
         shards: Vec<ShardEpoch>,
     },
-    /// Let a replica follow, from before the gate opens, that may hold the same state; tell [`Event::Filled`], or
-    /// [`Event::FollowerLost`] when it does not.
+    /// Let a replica follow that may hold the same state; tell [`Event::Filled`], or
+    /// [`Event::FollowerLost`] when it does not. This comes before the gates open in these epochs:
+    /// no change is to come in between.
     Adopt {
         /// The replica.
         to: NodeBoot,

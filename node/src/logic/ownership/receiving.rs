@@ -93,8 +93,9 @@ impl Ownership {
                 }
             }
             self.drop_replicas(shards, out);
-            self.adopt_copies(id.source, shards, out);
+            let named = self.adopt_copies(id.source, shards, out);
             out.push(Action::OpenCopy { handoff: id, shards: shards.to_vec() });
+            self.tell_sets(named, out);
             // Members may have changed since the source chose this node: what came may have to go
             // on, and nobody else may have news for long.
             self.recheck = true;

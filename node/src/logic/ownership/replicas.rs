@@ -180,7 +180,11 @@ impl Ownership {
 
     /// Answers of these shards wait for whoever is named now. Not yet where somebody has left of
     /// whom nobody else knows: there they wait for everybody who was named.
-    fn tell_sets(&self, shards: impl IntoIterator<Item = ShardId>, out: &mut Vec<Action>) {
+    pub(super) fn tell_sets(
+        &self,
+        shards: impl IntoIterator<Item = ShardId>,
+        out: &mut Vec<Action>,
+    ) {
         let is_known = |shard: &ShardId| {
             self.slots.contains_key(shard)
                 && self.leaving_sets.iter().all(|leaving| !leaving.shards.contains(shard))
@@ -302,16 +306,16 @@ impl Ownership {
     }
 
     /// Shards were granted to this node: the source holds the first copy from the first answer on,
-    /// and those who followed the source may follow on. This comes before their gates open: nothing
-    /// is to change without them.
+    /// and those who followed the source may follow on. Gives the shards whose claims name it.
     pub(super) fn adopt_copies(
         &mut self,
         source: NodeBoot,
         shards: &[ShardEpoch],
         out: &mut Vec<Action>,
-    ) {
+    ) -> Vec<ShardId> {
+        let mut named = Vec::new();
         if self.config.replicas == 0 {
-            return;
+            return named;
         }
         let mut adopted: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
         if self.members.is_live(source) && self.speaks_of_replicas(source.node) {
@@ -320,6 +324,7 @@ impl Ownership {
                 self.log.set_replicas(at.shard, first.clone());
             }
             out.push(Action::Adopt { to: source, shards: shards.to_vec(), named: true });
+            named.extend(shards.iter().map(|at| at.shard));
         }
         for &at in shards {
             for &boot in self.book.replicas_of(source, at.shard).iter().flat_map(|r| r.as_slice()) {
@@ -329,6 +334,7 @@ impl Ownership {
             }
         }
         self.adopt(adopted, out);
+        named
     }
 
     /// Lets those follow who may hold the same state already.

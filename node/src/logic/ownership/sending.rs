@@ -1,7 +1,5 @@
 //! The source's side of handoffs.
 
-use stead_shared::claims::Replicas;
-
 use super::*;
 
 impl Ownership {
@@ -229,6 +227,22 @@ impl Ownership {
         let (to, n_shards) = (handoff.to, handoff.shards.len());
         let (id, why) = (handoff.id, Abort::NoCopy);
         out.push(Action::Note(Note::Aborted { handoff: id, to, n_shards, why }));
+        // Who followed may have followed the target, and may be where this node is.
+        let mut adopted: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
+        let node = self.config.me.node;
+        let slots = &self.slots;
+        let is_its = |at: &&ShardEpoch| {
+            matches!(slots.get(&at.shard), Some(Slot::Granted { to, .. }) if *to == handoff.to)
+        };
+        for at in handoff.shards.iter().filter(is_its) {
+            let epoch = Epoch { counter: at.epoch.counter + 2, node };
+            for &boot in self.log.replicas(at.shard).as_slice() {
+                adopted.entry(boot).or_default().push(ShardEpoch { shard: at.shard, epoch });
+            }
+        }
+        for (to, shards) in adopted {
+            out.push(Action::Adopt { to, shards, named: true });
+        }
         self.reopen(&handoff, 2, out);
     }
 
@@ -243,10 +257,6 @@ impl Ownership {
                 None => false,
             };
             if is_its {
-                // Who followed may have followed the target of a grant.
-                if matches!(self.slots.get(&at.shard), Some(Slot::Granted { .. })) {
-                    self.log.set_replicas(at.shard, Replicas::NONE);
-                }
                 let epoch = Epoch { counter: at.epoch.counter + raise, node };
                 let at = ShardEpoch { shard: at.shard, epoch };
                 self.serve(at);
