@@ -85,7 +85,10 @@ impl NodeModel {
                 let here = self.kept.copies.get(&shard).map(|copy| &copy.state);
                 let state = CopyState::begin_fill(here, owner, at, rules)?;
                 let sessions = vec![Session::default(); usize::from(SESSIONS)];
-                self.kept.copies.insert(shard, Kept { state, sessions, is_own: false });
+                let copy = Kept { state, sessions, is_own: false };
+                if let Some(old) = self.kept.copies.insert(shard, copy) {
+                    self.forgotten(ctx, shard, &old);
+                }
                 let shards = vec![ShardEpoch { shard, epoch: at.epoch }];
                 self.report(ctx, Event::CopyBegun { owner, shards });
             }
@@ -191,9 +194,22 @@ impl NodeModel {
         self.kept.copies.insert(shard, Kept { state, sessions, is_own: true });
     }
 
-    pub(crate) fn drop_replicas(&mut self, shards: &[ShardId]) {
-        for shard in shards {
-            self.kept.copies.remove(shard);
+    pub(crate) fn drop_replicas(&mut self, ctx: &mut Ctx, shards: &[ShardId]) {
+        for &shard in shards {
+            if let Some(copy) = self.kept.copies.remove(&shard) {
+                self.forgotten(ctx, shard, &copy);
+            }
+        }
+    }
+
+    /// A copy is gone. An heir that was taken for dead, wrongly, while its owner died comes back to
+    /// a shard that somebody else serves without what the copy holds: that is not offered.
+    fn forgotten(&self, ctx: &mut Ctx, shard: ShardId, copy: &Kept) {
+        let heirs = ctx.heirs.get(&(copy.state.owner, shard));
+        let was_heir = heirs.is_some_and(|heirs| heirs.contains(&self.me));
+        if !ctx.knobs.honest && copy.state.complete && was_heir {
+            let ops = copy.sessions.iter().flat_map(|session| session.ops.iter().copied());
+            ctx.oracle.excuse_released(shard, ops);
         }
     }
 

@@ -592,7 +592,7 @@ impl NodeModel {
             Action::Adopt { to, shards, named } => self.adopt(ctx, to, &shards, named),
             Action::StopFill { to, shards } => self.stop_fill(ctx, to, &shards),
             Action::KeepCopy { owner, shards } => self.keep_copies(ctx, owner, &shards),
-            Action::DropReplicas { shards } => self.drop_replicas(&shards),
+            Action::DropReplicas { shards } => self.drop_replicas(ctx, &shards),
             Action::OpenReplica { shards } => self.open_replicas(ctx, &shards),
             Action::Certain { doubt, alone } => self.end_doubt(ctx, doubt, alone),
             Action::Publish => {}
