@@ -222,6 +222,13 @@ fn what_is_taken_back_keeps_its_copies() {
     assert_clean_with_copies(527);
 }
 
+/// A copy was named, and its node had not heard of it when the owner died.
+#[test]
+fn who_may_be_named_asks() {
+    assert_clean_with_copies(967);
+    assert_clean_with_copies(1211);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

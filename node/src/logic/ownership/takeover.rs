@@ -38,6 +38,8 @@ pub(super) struct HeldCopy {
     complete: bool,
     /// Named by its owner's claim, as far as known.
     named: bool,
+    /// Everybody was asked after the owner's death whether it is named.
+    settled: bool,
     /// Since when nobody needs it.
     idle_since: Option<Time>,
     /// Since when its owner is dead.
@@ -86,7 +88,9 @@ impl Ownership {
             }
             let (epoch, idle_since, orphan_since) = (at.epoch, None, None);
             let named = self.is_named(owner, at.shard).unwrap_or(false);
-            let copy = HeldCopy { owner, epoch, complete, named, idle_since, orphan_since };
+            let settled = false;
+            let copy =
+                HeldCopy { owner, epoch, complete, named, settled, idle_since, orphan_since };
             self.copies.insert(at.shard, copy);
         }
         if !dropped.is_empty() {
@@ -165,11 +169,16 @@ impl Ownership {
             let lives = self.members.is_live(copy.owner);
             copy.orphan_since = (!lives).then(|| copy.orphan_since.unwrap_or(now));
             let served = self.is_taken_over(shard, copy);
+            if lives {
+                copy.settled = false;
+            }
+            let may_be_named = copy.named || !copy.settled;
+            let is_orphan = !served && copy.complete && !lives && may_be_named;
+            if is_orphan && self.is_my_turn(shard, copy) {
+                orphans.entry(copy.owner).or_default().insert(shard);
+            }
             if !served && copy.complete && copy.named {
                 copy.idle_since = None;
-                if !lives && self.is_my_turn(shard, copy) {
-                    orphans.entry(copy.owner).or_default().insert(shard);
-                }
                 return true;
             }
             let since = *copy.idle_since.get_or_insert(now);
@@ -206,13 +215,15 @@ impl Ownership {
         self.is_heir(shard) && self.copies.get(&shard).is_some_and(is_orphan)
     }
 
-    /// Whether this node holds all that was acknowledged of a shard, and nobody serves it who took
-    /// it over.
+    /// Whether this node holds all that was acknowledged of a shard, as far as it knows, and nobody
+    /// serves it who took it over. It may be named without having heard of it yet.
     pub(super) fn is_heir(&self, shard: ShardId) -> bool {
         let Some(copy) = self.copies.get(&shard) else { return false };
-        copy.complete
-            && self.is_named(copy.owner, shard).unwrap_or(copy.named)
-            && !self.is_taken_over(shard, copy)
+        let named = self.is_named(copy.owner, shard).unwrap_or(copy.named);
+        let may_be_named = !copy.settled && !self.members.is_live(copy.owner)
+            || self.members.is_live(copy.owner)
+                && self.book.replicas_of(copy.owner, shard).is_some();
+        copy.complete && (named || may_be_named) && !self.is_taken_over(shard, copy)
     }
 
     fn is_taken_over(&self, shard: ShardId, copy: &HeldCopy) -> bool {
@@ -389,6 +400,9 @@ impl Ownership {
             };
             let asks = self.config.rules.takeover_asks;
             let named = self.is_named(owner, shard).unwrap_or(copy.named);
+            if let Some(copy) = self.copies.get_mut(&shard) {
+                (copy.named, copy.settled) = (named, true);
+            }
             let is_newest = named || !self.config.rules.set_is_known_first;
             if !copy.complete || !is_newest || self.slots.contains_key(&shard) {
                 continue;
