@@ -229,6 +229,13 @@ fn who_may_be_named_asks() {
     assert_clean_with_copies(1211);
 }
 
+/// A target served what it was granted, did not reach its source, and went on without it. The source
+/// took the shards back when it died, and others had copies of more.
+#[test]
+fn a_source_asks_before_it_takes_back() {
+    assert_clean_with_copies(1464);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

@@ -159,7 +159,7 @@ impl Ownership {
             let gone = !self.members.is_live(handoff.to);
             let holder = self.is_holder(handoff.to);
             match handoff.phase {
-                outgoing::Phase::Granted { .. } if !holder => self.take_back(number, out),
+                outgoing::Phase::Granted { .. } if !holder => self.target_died(number, out),
                 outgoing::Phase::Granted { since, resend_at } => {
                     self.resend_grant(number, since, resend_at, out);
                 }

@@ -263,10 +263,11 @@ impl Ownership {
         if self.doubt.is_some() || self.stage == Stage::Joining {
             return;
         }
-        let under_way = self.takeovers.get(&owner).is_some_and(|it| it.query.shards == shards);
-        if under_way {
+        let under_way = self.takeovers.get(&owner).map(|it| &it.query.shards);
+        if under_way.is_some_and(|asked| shards.is_subset(asked)) {
             return;
         }
+        let shards = &shards | under_way.unwrap_or(&BTreeSet::new());
         let members = Arc::clone(&self.members);
         let nodes = members.live_peers().filter(|m| m.role == Role::Node);
         let waiting: BTreeSet<NodeId> = match self.config.rules.takeover_asks {
@@ -290,6 +291,48 @@ impl Ownership {
         let pos = self.book.pos_of(owner);
         self.takeovers.insert(owner, TakeOver { query, pos });
         self.advance_takeovers(out);
+    }
+
+    /// A target died that shards were granted to. Where there are copies, others may know that it
+    /// served, and who has all that it acknowledged.
+    pub(super) fn target_died(&mut self, number: u64, out: &mut Vec<Action>) {
+        let Some(handoff) = self.outgoing.get(&number) else { return };
+        if self.config.replicas == 0 {
+            self.take_back(number, out);
+            return;
+        }
+        let (to, shards) = (handoff.to, handoff.ids().collect());
+        self.ask_to_take_over(to, shards, out);
+    }
+
+    /// Takes back what was granted to `target`, except where it served and did not name this node
+    /// but others who live: they have more than is here.
+    fn take_back_from(&mut self, target: NodeBoot, query: &Query, out: &mut Vec<Action>) {
+        let members = Arc::clone(&self.members);
+        let is_heirs = |set: &Replicas| {
+            !set.contains(self.config.me) && set.as_slice().iter().any(|it| members.is_live(*it))
+        };
+        let gone = query.shards.iter().copied().filter(|shard| {
+            self.is_granted_to(*shard, target)
+                && self.book.replicas_of(target, *shard).is_some_and(is_heirs)
+        });
+        let gone: Vec<ShardId> = gone.collect();
+        for shard in &gone {
+            self.slots.remove(shard);
+            self.log.release(*shard);
+        }
+        if !gone.is_empty() {
+            out.push(Action::DropState { shards: gone });
+        }
+        let of_target = |it: &Outgoing| {
+            it.to == target
+                && matches!(it.phase, outgoing::Phase::Granted { .. })
+                && it.ids().all(|shard| query.shards.contains(&shard))
+        };
+        let numbers = self.outgoing.iter().filter(|(_, it)| of_target(it)).map(|(n, _)| *n);
+        for number in numbers.collect::<Vec<_>>() {
+            self.take_back(number, out);
+        }
     }
 
     pub(super) fn advance_takeovers(&mut self, out: &mut Vec<Action>) {
@@ -394,6 +437,7 @@ impl Ownership {
         for (&shard, &counter) in &query.highest {
             self.book.remember(shard, counter);
         }
+        self.take_back_from(owner, query, out);
         for &shard in &query.shards {
             let Some(&copy) = self.copies.get(&shard).filter(|copy| copy.owner == owner) else {
                 continue;
