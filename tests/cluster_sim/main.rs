@@ -236,6 +236,13 @@ fn a_source_asks_before_it_takes_back() {
     assert_clean_with_copies(1464);
 }
 
+/// An owner that was cut off served on below the epoch of one who had taken over and died: the heir of
+/// that one waited for it.
+#[test]
+fn an_heir_waits_for_nobody_below_its_epoch() {
+    assert_clean_with_copies(574);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

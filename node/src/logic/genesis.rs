@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use stead_shared::claims::ClaimRange;
 use stead_shared::control::{Control, Holding, ShardRange, Token};
-use stead_shared::id::{NodeBoot, NodeId, ShardId};
+use stead_shared::id::{Epoch, NodeBoot, NodeId, ShardId};
 use stead_shared::time::Time;
 
 /// Unanswered questions are sent again.
@@ -44,6 +44,8 @@ pub struct Query {
     /// Shards that somebody holds by the word of others, who may be behind: the highest counter
     /// that any of them knows, and whose it is.
     pub said_to_be_held: BTreeMap<ShardId, (u64, NodeBoot)>,
+    /// The highest counter at which each of them is said to hold it.
+    pub held_at: BTreeMap<(ShardId, NodeBoot), u64>,
     /// Asked since.
     pub since: Time,
     /// When to ask those again who are silent.
@@ -78,6 +80,8 @@ impl Query {
         for holding in holdings {
             let end = holding.range.first.saturating_add(holding.range.len);
             for &shard in self.shards.range(ShardId(holding.range.first)..ShardId(end)) {
+                let counter = self.held_at.entry((shard, holding.owner)).or_default();
+                *counter = holding.range.counter.max(*counter);
                 if holding.owner.node == from {
                     self.held.insert(shard, holding.owner);
                     continue;
@@ -103,5 +107,14 @@ impl Query {
         let said = self.said_to_be_held.get(&shard).map(|(_, owner)| owner);
         let said = said.filter(|owner| !self.asked.contains(&owner.node));
         self.held.get(&shard).or(said).copied()
+    }
+
+    /// The same, of those who hold it above `epoch`.
+    #[must_use]
+    pub fn holder_above(&self, shard: ShardId, epoch: Epoch) -> Option<NodeBoot> {
+        self.holder(shard).filter(|holder| {
+            let counter = self.held_at.get(&(shard, *holder)).copied().unwrap_or(0);
+            epoch < Epoch { counter, node: holder.node }
+        })
     }
 }

@@ -146,7 +146,7 @@ impl Ownership {
     ) -> Vec<Holding> {
         let all = shards.iter().flat_map(|range| range.shards(self.config.n_shards));
         let holding = |shard: ShardId| {
-            let counter = self.book.highest(shard).max(1);
+            let counter = 1 + self.book.highest(shard);
             let range = ClaimRange { first: shard.0, len: 1, counter };
             Holding { owner: self.config.me, range }
         };

@@ -283,6 +283,7 @@ impl Ownership {
             highest: BTreeMap::new(),
             held: BTreeMap::new(),
             said_to_be_held: BTreeMap::new(),
+            held_at: BTreeMap::new(),
             since: self.now,
             resend_at: self.now,
             disagreed: false,
@@ -452,7 +453,10 @@ impl Ownership {
                 continue;
             }
             let is_other = |holder: &NodeBoot| *holder != owner && *holder != self.config.me;
-            let holder = query.holder(shard).filter(is_other).filter(|it| self.may_hold(*it));
+            let holder = query
+                .holder_above(shard, copy.epoch)
+                .filter(is_other)
+                .filter(|it| self.may_hold(*it));
             let booked = self
                 .book
                 .get(shard)

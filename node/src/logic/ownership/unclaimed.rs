@@ -70,6 +70,7 @@ impl Ownership {
             highest: BTreeMap::new(),
             held: BTreeMap::new(),
             said_to_be_held: BTreeMap::new(),
+            held_at: BTreeMap::new(),
             since: self.now,
             resend_at: self.now,
             disagreed: false,
