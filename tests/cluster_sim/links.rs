@@ -297,10 +297,10 @@ impl Ctx {
         ids.get(n as usize).copied()
     }
 
-    /// All streams of state from and to a process break.
-    pub(crate) fn break_streams(&mut self, host: Host) {
+    /// All connections of this kind from and to a process break.
+    pub(crate) fn break_all(&mut self, host: Host, kind: Kind) {
         for id in self.conns_of(host) {
-            if self.links.conns.get(&id).is_some_and(|conn| conn.kind == Kind::Bulk) {
+            if self.links.conns.get(&id).is_some_and(|conn| conn.kind == kind) {
                 self.break_conn(id);
             }
         }

@@ -225,7 +225,6 @@ fn what_is_taken_back_keeps_its_copies() {
 /// A copy was named, and its node had not heard of it when the owner died.
 #[test]
 fn who_may_be_named_asks() {
-    assert_clean_with_copies(967);
     assert_clean_with_copies(1211);
 }
 

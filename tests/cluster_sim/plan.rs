@@ -61,6 +61,8 @@ pub(crate) enum Fault {
     BreakStream,
     /// All streams of state from and to a process.
     BreakStreams(Host),
+    /// All links from and to a process.
+    BreakLinks(Host),
     /// What is sent from one to the other takes longer.
     Slow {
         from: Host,
@@ -161,6 +163,8 @@ pub(crate) enum Luck {
     LateGrants,
     /// Copies that lag, or are cut off, while their owner dies.
     Copies,
+    /// Owners that are taken for dead, and do not hear who takes over.
+    Zombies,
 }
 
 impl Luck {
@@ -180,7 +184,11 @@ impl Luck {
 
     /// The kind that a seed of the great run with copies has.
     pub(crate) fn with_copies(seed: u64) -> Self {
-        if seed.is_multiple_of(3) { Self::Copies } else { Self::of_seed(seed / 3) }
+        match seed % 6 {
+            0 | 3 => Self::Copies,
+            1 => Self::Zombies,
+            _ => Self::of_seed(seed / 3),
+        }
     }
 
     fn is_honest(self, rng: &mut StdRng) -> bool {
@@ -192,7 +200,7 @@ impl Luck {
             | Self::LateGrants
             | Self::Copies => true,
             Self::Handoffs => rng.random_bool(0.7),
-            Self::Wild | Self::Echoes => false,
+            Self::Wild | Self::Echoes | Self::Zombies => false,
         }
     }
 }
@@ -352,6 +360,16 @@ fn lagging_copies(draw: &mut Draw, faults: &mut Vec<(Duration, Fault)>) {
     faults.push((from + after + draw.millis(50..1_500), Fault::Heal));
 }
 
+/// An owner is taken for dead, and its links break while others take over.
+fn zombie(draw: &mut Draw, faults: &mut Vec<(Duration, Fault)>) {
+    let (from, host) = (draw.millis(2_500..8_000), draw.node());
+    let lasts = draw.millis(500..2_500);
+    faults.push((from, Fault::FalseDeath { host, by_all: true, lasts }));
+    for _ in 0..2 {
+        faults.push((from + draw.millis(280..600), Fault::BreakLinks(host)));
+    }
+}
+
 /// The run of a seed, with copies of all shards: of most one.
 pub(crate) fn plan_with_copies(luck: Luck, seed: u64, rules: Rules) -> Plan {
     let mut plan = plan(luck, seed, rules);
@@ -410,6 +428,13 @@ pub(crate) fn plan(luck: Luck, seed: u64, rules: Rules) -> Plan {
                 let pins = draw.below(u32::from(PIN_SETS)) as u8;
                 faults.push((ms(at), Fault::Pins(pins)));
                 late_grant(&mut draw, &mut triggers);
+            }
+        }
+        Luck::Zombies => {
+            (n_faults, n_triggers) = (draw.below(2), 0);
+            knobs.replicas = 1 + u8::from(seed % 5 == 4);
+            for _ in 0..2 + draw.below(3) {
+                zombie(&mut draw, &mut faults);
             }
         }
         Luck::Copies => {

@@ -27,10 +27,14 @@ pub(crate) enum Rule {
     DrainNeverWaits,
     TakeoverNeverWaits,
     HeardLately,
+    TakeoverAsks,
+    AppendsFollow,
+    EntriesStay,
+    SetIsKnownFirst,
 }
 
 impl Rule {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::GenesisAsks,
         Self::FormingAgrees,
         Self::ClaimsRaiseEpoch,
@@ -46,6 +50,10 @@ impl Rule {
         Self::DrainNeverWaits,
         Self::TakeoverNeverWaits,
         Self::HeardLately,
+        Self::TakeoverAsks,
+        Self::AppendsFollow,
+        Self::EntriesStay,
+        Self::SetIsKnownFirst,
     ];
 
     /// All rules but this one.
@@ -67,6 +75,10 @@ impl Rule {
             Self::DrainNeverWaits => rules.drain_never_waits = false,
             Self::TakeoverNeverWaits => rules.takeover_never_waits = false,
             Self::HeardLately => rules.heard_lately = false,
+            Self::TakeoverAsks => rules.takeover_asks = false,
+            Self::AppendsFollow => rules.appends_follow = false,
+            Self::EntriesStay => rules.entries_stay = false,
+            Self::SetIsKnownFirst => rules.set_is_known_first = false,
         }
         rules
     }
@@ -87,6 +99,8 @@ impl Rule {
             Self::StaleIsIgnored | Self::NewestServes => Luck::LateGrants,
             Self::BalanceWaits | Self::BalanceStays => Luck::Unrest,
             Self::HeardLately => Luck::Wild,
+            Self::TakeoverAsks | Self::EntriesStay | Self::SetIsKnownFirst => Luck::Copies,
+            Self::AppendsFollow => Luck::Zombies,
         }
     }
 
@@ -105,6 +119,8 @@ impl Rule {
             Self::BalanceFreezes => Violation::MovedInFreeze,
             Self::BalanceStays => Violation::MovedAgain,
             Self::HeardLately => Violation::UnheardAnswer,
+            Self::TakeoverAsks | Self::SetIsKnownFirst => Violation::StaleCopy,
+            Self::AppendsFollow | Self::EntriesStay => Violation::LostChange,
         }
     }
 }

@@ -243,7 +243,8 @@ impl World {
                     self.ctx.break_conn(conn);
                 }
             }
-            Fault::BreakStreams(host) => self.ctx.break_streams(host),
+            Fault::BreakStreams(host) => self.ctx.break_all(host, Kind::Bulk),
+            Fault::BreakLinks(host) => self.ctx.break_all(host, Kind::Main),
             Fault::Slow { from, to, by } => self.ctx.slow_down(from, to, by),
             Fault::Quiet => self.quiet(),
         }
