@@ -221,8 +221,11 @@ impl NodeModel {
                 ctx.oracle.promoted(ctx.sim.now(), self.me, at.shard, owner);
             }
             if !self.promote(ctx, at, false) {
-                let text = format!("n{} has no copy of {} to open", self.at.0, at.shard);
-                ctx.oracle.find(ctx.sim.now(), Violation::NothingToOpen, text);
+                if ctx.knobs.honest {
+                    let text = format!("n{} has no copy of {} to open", self.at.0, at.shard);
+                    ctx.oracle.find(ctx.sim.now(), Violation::NothingToOpen, text);
+                }
+                self.report(ctx, Event::NotOpened(vec![at]));
             }
         }
     }

@@ -242,6 +242,12 @@ fn an_heir_waits_for_nobody_below_its_epoch() {
     assert_clean_with_copies(574);
 }
 
+/// An owner that was wrongly taken for dead began to fill a copy that was just about to be served.
+#[test]
+fn who_has_nothing_to_open_lets_go() {
+    assert_clean_with_copies(511);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

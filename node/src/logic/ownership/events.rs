@@ -92,6 +92,9 @@ pub enum Event {
         /// The shards, at its epochs.
         shards: Vec<ShardEpoch>,
     },
+    /// There was no copy to open these shards over: its owner, which is not dead after all, had begun
+    /// to replace it.
+    NotOpened(Vec<ShardEpoch>),
     /// Sizes of shards that hold anything; all others are empty.
     Sizes(BTreeMap<ShardId, u64>),
     /// This process has not heard anybody for too long (R11): the doubt with this number begins.
@@ -240,7 +243,7 @@ pub enum Action {
         /// The shards.
         shards: Vec<ShardId>,
     },
-    /// Open gates over copies of a dead owner's shards.
+    /// Open gates over copies of a dead owner's shards; tell [`Event::NotOpened`] where there is none.
     OpenReplica {
         /// The shards and the epochs to serve in.
         shards: Vec<ShardEpoch>,

@@ -357,6 +357,7 @@ impl Ownership {
             Event::FollowerSilent(to) => self.on_follower_silent(to, out),
             Event::CopyBegun { owner, shards } => self.on_copy(owner, &shards, false, out),
             Event::CopyComplete { owner, shards } => self.on_copy(owner, &shards, true, out),
+            Event::NotOpened(shards) => self.on_not_opened(&shards),
             Event::Doubt(number) => self.on_doubt(number, out),
             Event::Heard(number) => self.on_heard(number),
             Event::Drain => self.stage = Stage::Leaving,

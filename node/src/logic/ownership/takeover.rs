@@ -198,6 +198,18 @@ impl Ownership {
         }
     }
 
+    /// ## Serving => (none): nothing is here.
+    pub(super) fn on_not_opened(&mut self, shards: &[ShardEpoch]) {
+        for at in shards {
+            let serves = |slot: &Slot| *slot == Slot::Serving { epoch: at.epoch };
+            if self.slots.get(&at.shard).is_some_and(serves) {
+                self.slots.remove(&at.shard);
+                self.log.release(at.shard);
+                self.recheck = true;
+            }
+        }
+    }
+
     /// Whether nobody alive is named before this node, or has had its time.
     fn is_my_turn(&self, shard: ShardId, copy: &HeldCopy) -> bool {
         let set = self.book.replicas_of(copy.owner, shard);
