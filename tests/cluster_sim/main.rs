@@ -248,6 +248,20 @@ fn who_has_nothing_to_open_lets_go() {
     assert_clean_with_copies(511);
 }
 
+/// A replica took its owner for dead and did not hear that it was named: it claimed the shard empty, and
+/// the owner believed that it had taken over.
+#[test]
+fn only_who_knows_that_it_is_named_supersedes() {
+    assert_clean_with_copies(1007);
+}
+
+/// The first heir by an older set did not learn from the next one's question that its set was old, and
+/// took over when that one died.
+#[test]
+fn a_question_tells_that_a_set_is_old() {
+    assert_clean_with_copies(984);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

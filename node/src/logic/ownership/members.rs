@@ -32,6 +32,7 @@ impl Ownership {
         }
         let members = Arc::clone(&self.members);
         self.deaths.retain(|who, death| death.confirmed || !members.is_live(*who));
+        self.told_of.retain(|who, _| !members.is_live(*who));
         self.drop_dead_replicas(out);
         // The list may tell of a death before, after or without the event.
         for member in members.list.iter().filter(|m| m.state == MemberState::Down) {

@@ -19,7 +19,7 @@ impl Ownership {
             }
             Control::Holds { token, members_digest, holdings, highest } => {
                 self.on_doubt_answer(from, token, &holdings, out);
-                self.on_takeable(from.node, token, (&holdings, &highest));
+                self.on_takeable(from.node, (token, None), (&holdings, &highest), out);
                 self.on_holds(from, token, members_digest, (&holdings, &highest));
             }
             Control::Prepare { handoff, members_digest, shards, drain } => {
@@ -42,8 +42,9 @@ impl Ownership {
             Control::TakeOver { token, owner, pos, shards } => {
                 self.on_take_over(from, (token, owner, pos), &shards, out);
             }
-            Control::Takeable { token, pos: _, holdings, highest } => {
-                self.on_takeable(from.node, token, (&holdings, &highest));
+            Control::Takeable { token, pos, holdings, highest } => {
+                let answer = (&holdings[..], &highest[..]);
+                self.on_takeable(from.node, (token, Some(pos)), answer, out);
             }
             Control::SeeClaims { pos } => self.on_see_claims(from, pos, out),
             Control::SeenClaims { pos } => self.on_seen_claims(from, pos, out),

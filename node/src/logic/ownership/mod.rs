@@ -170,9 +170,13 @@ pub struct Ownership {
     /// Until when replicas are left alone that did not acknowledge.
     shunned: BTreeMap<NodeBoot, Time>,
     leaving_sets: Vec<replicas::Leaving>,
+    /// Where in the own log replicas were last named, and whether they know it.
+    named_at: BTreeMap<NodeBoot, replicas::Named>,
     n_under: usize,
     /// Copies of others' shards.
     copies: BTreeMap<ShardId, takeover::HeldCopy>,
+    /// How far somebody knows the logs of dead owners of which less is known here.
+    told_of: BTreeMap<NodeBoot, u64>,
     /// By the dead owner.
     takeovers: BTreeMap<NodeBoot, takeover::TakeOver>,
     /// Whom this newcomer has asked for the counters that they remember, when last, and whether
@@ -236,8 +240,10 @@ impl Ownership {
             filling: BTreeMap::new(),
             shunned: BTreeMap::new(),
             leaving_sets: Vec::new(),
+            named_at: BTreeMap::new(),
             n_under: 0,
             copies: BTreeMap::new(),
+            told_of: BTreeMap::new(),
             takeovers: BTreeMap::new(),
             counters_of: BTreeMap::new(),
             founds_by: None,

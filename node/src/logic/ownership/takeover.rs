@@ -108,7 +108,11 @@ impl Ownership {
     /// Whether `owner` names this node; none when its log is not known. One that does not claim the
     /// shard has let it go.
     fn is_named(&self, owner: NodeBoot, shard: ShardId) -> Option<bool> {
-        let is_known = 0 < self.book.pos_of(owner);
+        let pos = self.book.pos_of(owner);
+        if self.told_of.get(&owner).is_some_and(|newest| pos < *newest) {
+            return Some(false);
+        }
+        let is_known = 0 < pos;
         match self.book.replicas_of(owner, shard) {
             Some(replicas) => Some(replicas.contains(self.config.me)),
             None => is_known.then_some(false),
@@ -403,6 +407,7 @@ impl Ownership {
             return;
         }
         self.void_copies(shards, Some(owner), out);
+        self.told_of_log(owner, pos);
         let known = self.book.pos_of(owner);
         if pos < known
             && let Some(update) = self.book.log_of(owner)
@@ -422,17 +427,40 @@ impl Ownership {
     pub(super) fn on_takeable(
         &mut self,
         from: NodeId,
-        token: Token,
+        (token, pos): (Token, Option<u64>),
         answer: (&[Holding], &[ClaimRange]),
+        out: &mut Vec<Action>,
     ) {
+        let asked = self.takeovers.iter().find(|(_, it)| it.query.token == token);
+        if let (Some((&owner, _)), Some(pos)) = (asked, pos) {
+            self.told_of_log(owner, pos);
+            if pos < self.book.pos_of(owner)
+                && let Some(update) = self.book.log_of(owner)
+            {
+                out.push(Action::SendClaims { to: from, update });
+            }
+        }
         for it in self.takeovers.values_mut().filter(|it| it.query.token == token) {
             it.query.answer(from, it.query.digest, false, answer);
         }
     }
 
-    /// Takes a dead owner's log in, of which somebody knew more. Whether that was it.
+    /// Somebody knows a log up to `pos`: who knows less of it may not be named any more.
+    fn told_of_log(&mut self, owner: NodeBoot, pos: u64) {
+        if !self.members.is_live(owner) && self.book.pos_of(owner) < pos {
+            let newest = self.told_of.entry(owner).or_default();
+            *newest = pos.max(*newest);
+        }
+    }
+
+    /// Takes a dead owner's log in, of which somebody knew more, or what it said last. Whether that
+    /// was it.
     pub(super) fn on_log_of_the_dead(&mut self, update: &ClaimsUpdate) -> bool {
-        let is_asked = self.takeovers.contains_key(&update.owner) && update.base.is_none();
+        let pos = self.book.pos_of(update.owner);
+        let follows = 0 < pos && update.base == Some(pos);
+        let is_asked = self.takeovers.contains_key(&update.owner)
+            || self.copies.values().any(|copy| copy.owner == update.owner);
+        let is_asked = follows || is_asked && update.base.is_none();
         if is_asked && self.book.pos_of(update.owner) < update.pos {
             let _ = self.book.apply(update);
             let (members, me) = (Arc::clone(&self.members), self.config.me);
