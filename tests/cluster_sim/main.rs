@@ -262,6 +262,12 @@ fn a_question_tells_that_a_set_is_old() {
     assert_clean_with_copies(984);
 }
 
+/// A node followed an owner whose start it had not heard of, and took it for dead.
+#[test]
+fn an_owner_that_is_news_is_not_dead() {
+    assert_clean_with_copies(909);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

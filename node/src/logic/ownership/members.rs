@@ -69,8 +69,15 @@ impl Ownership {
     /// Whether somebody who is said to hold a shard may do so. One that is not known here yet, or
     /// only as an earlier boot, is known to those who said it: this node is behind.
     pub(super) fn may_hold(&self, who: NodeBoot) -> bool {
+        let is_known = self.members.is_live(who) || self.is_dead(who);
+        !is_known || self.is_holder(who)
+    }
+
+    /// Whether this boot is dead, as far as known. One that is not known yet is not: it has sent
+    /// something before the news of it came.
+    pub(super) fn is_dead(&self, who: NodeBoot) -> bool {
         let is_news = self.members.find(who.node).is_none_or(|member| member.boot < who.boot);
-        is_news || self.is_holder(who)
+        !is_news && who != self.config.me && !self.members.is_live(who)
     }
 
     fn is_node(&self, node: NodeId) -> bool {

@@ -96,7 +96,7 @@ impl Ownership {
         if !dropped.is_empty() {
             out.push(Action::DropReplicas { shards: dropped });
         }
-        if !self.members.is_live(owner) {
+        if self.is_dead(owner) {
             self.review_copies(out);
         }
     }
@@ -170,7 +170,7 @@ impl Ownership {
             if let Some(named) = self.is_named(copy.owner, shard) {
                 copy.named = named;
             }
-            let lives = self.members.is_live(copy.owner);
+            let lives = !self.is_dead(copy.owner);
             copy.orphan_since = (!lives).then(|| copy.orphan_since.unwrap_or(now));
             let served = self.is_taken_over(shard, copy);
             if lives {
@@ -218,7 +218,7 @@ impl Ownership {
     fn is_my_turn(&self, shard: ShardId, copy: &HeldCopy) -> bool {
         let set = self.book.replicas_of(copy.owner, shard);
         let first = set.and_then(|set| {
-            let lives = |boot: &&NodeBoot| **boot == self.config.me || self.members.is_live(**boot);
+            let lives = |boot: &&NodeBoot| !self.is_dead(**boot);
             set.as_slice().iter().find(lives).copied()
         });
         let had_its_time = copy.orphan_since.is_some_and(|at| TURN <= self.now.since(at));
@@ -227,7 +227,7 @@ impl Ownership {
 
     /// Whether this node may yet take the shard over from a copy.
     pub(super) fn may_take_over(&self, shard: ShardId) -> bool {
-        let is_orphan = |copy: &HeldCopy| !self.members.is_live(copy.owner);
+        let is_orphan = |copy: &HeldCopy| self.is_dead(copy.owner);
         self.is_heir(shard) && self.copies.get(&shard).is_some_and(is_orphan)
     }
 
@@ -236,9 +236,8 @@ impl Ownership {
     pub(super) fn is_heir(&self, shard: ShardId) -> bool {
         let Some(copy) = self.copies.get(&shard) else { return false };
         let named = self.is_named(copy.owner, shard).unwrap_or(copy.named);
-        let may_be_named = !copy.settled && !self.members.is_live(copy.owner)
-            || self.members.is_live(copy.owner)
-                && self.book.replicas_of(copy.owner, shard).is_some();
+        let may_be_named = !copy.settled && self.is_dead(copy.owner)
+            || !self.is_dead(copy.owner) && self.book.replicas_of(copy.owner, shard).is_some();
         copy.complete && (named || may_be_named) && !self.is_taken_over(shard, copy)
     }
 
@@ -314,11 +313,11 @@ impl Ownership {
     /// served, and who has all that it acknowledged.
     pub(super) fn target_died(&mut self, number: u64, out: &mut Vec<Action>) {
         let Some(handoff) = self.outgoing.get(&number) else { return };
-        if self.config.replicas == 0 {
+        let (to, shards) = (handoff.to, handoff.ids().collect());
+        if self.config.replicas == 0 || !self.is_dead(to) {
             self.take_back(number, out);
             return;
         }
-        let (to, shards) = (handoff.to, handoff.ids().collect());
         self.ask_to_take_over(to, shards, out);
     }
 
@@ -356,7 +355,7 @@ impl Ownership {
         let owners: Vec<NodeBoot> = self.takeovers.keys().copied().collect();
         for owner in owners {
             let Some(mut it) = self.takeovers.remove(&owner) else { continue };
-            if self.members.is_live(owner) || self.doubt.is_some() {
+            if !self.is_dead(owner) || self.doubt.is_some() {
                 continue;
             }
             let waited = self.now.since(it.query.since);
@@ -447,7 +446,7 @@ impl Ownership {
 
     /// Somebody knows a log up to `pos`: who knows less of it may not be named any more.
     fn told_of_log(&mut self, owner: NodeBoot, pos: u64) {
-        if !self.members.is_live(owner) && self.book.pos_of(owner) < pos {
+        if self.is_dead(owner) && self.book.pos_of(owner) < pos {
             let newest = self.told_of.entry(owner).or_default();
             *newest = pos.max(*newest);
         }
