@@ -61,6 +61,8 @@ pub(crate) struct Shard {
     pub(crate) throttle: Option<u64>,
     /// The epoch in which it was served before, until it changes.
     pub(crate) origin: Option<Epoch>,
+    /// Where the copy ended that it was served from.
+    pub(crate) since: Option<Version>,
     pub(crate) follows: Vec<Follow>,
 }
 
@@ -113,6 +115,7 @@ impl HostModel {
             sealers: Vec::new(),
             throttle: None,
             origin: None,
+            since: None,
             follows: Vec::new(),
         }
     }

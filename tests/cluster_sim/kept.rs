@@ -61,7 +61,18 @@ impl NodeModel {
             *taken = position;
             let shard = item.shard();
             let begins = matches!(item, Item::FillBegin { .. } | Item::Adopt { .. });
+            let entry = match &item {
+                Item::Entry { at, prev, .. } => Some((shard, *at, *prev)),
+                Item::FillBegin { .. }
+                | Item::Fill { .. }
+                | Item::FillEnd { .. }
+                | Item::Adopt { .. }
+                | Item::NextEpoch { .. } => None,
+            };
             let outcome = self.take_in(ctx, owner, item);
+            if let (Some(entry), Ok(())) = (entry, outcome) {
+                self.judge(ctx, entry);
+            }
             let on_conn = self.kept.refused.entry(conn).or_default();
             match outcome {
                 Ok(()) => {
@@ -134,6 +145,17 @@ impl NodeModel {
             }
         }
         Ok(())
+    }
+
+    fn judge(&self, ctx: &mut Ctx, entry: (ShardId, Version, Version)) {
+        let copy = self.kept.copies.get(&entry.0);
+        // One that is incomplete gets the rest by its fill.
+        if copy.is_some_and(|copy| !copy.state.complete) {
+            return;
+        }
+        let here = self.host.shards.get(&entry.0).map(|here| &here.sessions[..]);
+        let sessions = copy.map_or(here, |copy| Some(&copy.sessions[..])).unwrap_or_default();
+        ctx.oracle.took_in(ctx.sim.now(), self.me, entry, sessions);
     }
 
     fn report(&self, ctx: &mut Ctx, event: Event) {
@@ -241,6 +263,9 @@ impl NodeModel {
             return false;
         };
         self.host.activate(at, state.at.seq, sessions, Some(state.at.epoch));
+        if let Some(here) = self.host.shards.get_mut(&at.shard) {
+            here.since = Some(state.at);
+        }
         ctx.oracle.opened(ctx.sim.now(), self.me, at);
         self.begun(ctx, at);
         true

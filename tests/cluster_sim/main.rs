@@ -248,11 +248,13 @@ fn who_has_nothing_to_open_lets_go() {
     assert_clean_with_copies(511);
 }
 
-/// A replica took its owner for dead and did not hear that it was named: it claimed the shard empty, and
-/// the owner believed that it had taken over.
+/// Replicas took an owner for dead and claimed its shards empty, or served copies of another line. The
+/// owner believed that they had all that it had acknowledged.
 #[test]
-fn only_who_knows_that_it_is_named_supersedes() {
+fn who_is_superseded_offers_what_is_there() {
+    assert_clean_with_copies(736);
     assert_clean_with_copies(1007);
+    assert_clean_with_copies(1964);
 }
 
 /// The first heir by an older set did not learn from the next one's question that its set was old, and

@@ -56,6 +56,8 @@ pub(crate) enum Violation {
     MovedAgain,
     /// I3: a change was acknowledged in one place and is another one in a copy.
     Diverged,
+    /// R6: a copy acknowledged a change and does not hold it, or not the one before.
+    FalseAck,
     /// R13: who was not waited for any more took over.
     StaleCopy,
     /// R13: somebody took over who has no copy.
@@ -255,6 +257,27 @@ impl Oracle {
         if *known != content {
             let text = format!("shard {shard}: {version:?} is {known:?} and {content:?}");
             self.find(now, Violation::Diverged, text);
+        }
+    }
+
+    /// A replica acknowledges a change, and holds these sessions.
+    pub(crate) fn took_in(
+        &mut self,
+        now: Time,
+        who: NodeBoot,
+        (shard, version, prev): (ShardId, Version, Version),
+        sessions: &[Session],
+    ) {
+        for at in [version, prev] {
+            let Some(Some((session, ops))) = self.contents.get(&(shard, at)) else { continue };
+            let is_held = sessions
+                .get(usize::from(*session))
+                .is_some_and(|here| ops.last().is_none_or(|op| here.ops.contains(op)));
+            if !is_held {
+                let text = format!("{} takes {version:?} of {shard} in, lacks {at:?}", who.node);
+                self.find(now, Violation::FalseAck, text);
+                return;
+            }
         }
     }
 

@@ -120,7 +120,8 @@ impl Rule {
             Self::BalanceStays => Violation::MovedAgain,
             Self::HeardLately => Violation::UnheardAnswer,
             Self::TakeoverAsks | Self::SetIsKnownFirst => Violation::StaleCopy,
-            Self::AppendsFollow | Self::EntriesStay => Violation::LostChange,
+            Self::AppendsFollow => Violation::FalseAck,
+            Self::EntriesStay => Violation::LostChange,
         }
     }
 }

@@ -318,6 +318,13 @@ impl NodeModel {
         }
         for (session, theirs) in (0..SESSIONS).zip(sessions) {
             let Some(here) = self.host.shards.get_mut(&at.shard) else { return false };
+            // It was in the copy, and perhaps something came after it.
+            let is_in = |since: Version| {
+                theirs.version.is_some_and(|it| it.epoch == since.epoch && it.seq <= since.seq)
+            };
+            if here.since.is_some_and(is_in) {
+                continue;
+            }
             let mine = &mut here.sessions[usize::from(session)];
             if mine.is_there() && theirs.is_there() {
                 ctx.oracle.excuse(at.shard, theirs.ops.into_iter());

@@ -46,7 +46,7 @@ impl Ownership {
 
     pub(super) fn on_book_changed(&mut self, shards: &[ShardId], out: &mut Vec<Action>) {
         let mut dropped = Vec::new();
-        let mut superseded = Vec::new();
+        let mut n_superseded = 0;
         let mut yielded: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
         for &shard in shards {
             let (Some(slot), Some((epoch, owner))) =
@@ -65,20 +65,16 @@ impl Ownership {
                     yielded.entry(owner).or_default().push(ShardEpoch { shard, epoch });
                 }
                 Slot::Granted { next, .. } if epoch >= next => dropped.push(shard),
-                // It held a copy of all that was acknowledged here.
-                Slot::Serving { epoch: mine } | Slot::Sealed { epoch: mine }
-                    if epoch > mine && self.is_superseded_by(shard, owner) =>
-                {
-                    superseded.push(shard);
-                }
+                // Even who held a copy may not have served that one.
                 Slot::Serving { epoch: mine } | Slot::Sealed { epoch: mine } if epoch > mine => {
+                    n_superseded += usize::from(self.is_superseded_by(shard, owner));
                     yielded.entry(owner).or_default().push(ShardEpoch { shard, epoch });
                 }
                 Slot::Serving { .. } | Slot::Sealed { .. } | Slot::Granted { .. } => {}
             }
         }
         let yields = yielded.values().flatten().map(|at| at.shard);
-        let yields: BTreeSet<ShardId> = yields.chain(superseded.iter().copied()).collect();
+        let yields: BTreeSet<ShardId> = yields.collect();
         for &shard in dropped.iter().chain(&yields) {
             self.slots.remove(&shard);
             self.log.release(shard);
@@ -89,10 +85,8 @@ impl Ownership {
             }
         }
         self.drop_outdated_copies(shards, out);
-        if !superseded.is_empty() {
-            let n_shards = superseded.len();
-            out.push(Action::Note(Note::Superseded { n_shards }));
-            out.push(Action::DropState { shards: superseded });
+        if 0 < n_superseded {
+            out.push(Action::Note(Note::Superseded { n_shards: n_superseded }));
         }
         if !dropped.is_empty() {
             self.keep_or_drop(dropped, out);

@@ -318,8 +318,8 @@ pub enum Note {
         /// Number of shards.
         n_shards: usize,
     },
-    /// Replicas of this node have taken shards over: it was taken for dead. They have all that was
-    /// acknowledged here.
+    /// Replicas of this node have taken shards over: it was taken for dead. What is here is offered
+    /// to them; of most of it they have the same or more.
     Superseded {
         /// Number of shards.
         n_shards: usize,

@@ -170,8 +170,6 @@ pub struct Ownership {
     /// Until when replicas are left alone that did not acknowledge.
     shunned: BTreeMap<NodeBoot, Time>,
     leaving_sets: Vec<replicas::Leaving>,
-    /// Where in the own log replicas were last named, and whether they know it.
-    named_at: BTreeMap<NodeBoot, replicas::Named>,
     n_under: usize,
     /// Copies of others' shards.
     copies: BTreeMap<ShardId, takeover::HeldCopy>,
@@ -240,7 +238,6 @@ impl Ownership {
             filling: BTreeMap::new(),
             shunned: BTreeMap::new(),
             leaving_sets: Vec::new(),
-            named_at: BTreeMap::new(),
             n_under: 0,
             copies: BTreeMap::new(),
             told_of: BTreeMap::new(),

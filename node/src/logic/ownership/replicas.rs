@@ -33,16 +33,6 @@ pub(super) struct Leaving {
     pub(super) ask_at: Time,
 }
 
-/// A replica that was named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Named {
-    /// The position of the last such change in the own log.
-    pos: u64,
-    /// It knows it.
-    is_seen: bool,
-    pub(super) ask_at: Time,
-}
-
 impl Ownership {
     /// Shards that this node serves with fewer copies than are wanted, where there are nodes for
     /// them.
@@ -149,7 +139,6 @@ impl Ownership {
 
     /// Asks whether it is known who left claims; with nobody to ask, it is.
     pub(super) fn settle_sets(&mut self, out: &mut Vec<Action>) {
-        self.tell_named(out);
         if self.leaving_sets.is_empty() {
             return;
         }
@@ -175,28 +164,6 @@ impl Ownership {
         for to in peers {
             out.push(Action::Send { to, message: Control::SeeClaims { pos } });
         }
-    }
-
-    /// Asks those who were named whether they know it: one that does not may claim a shard empty
-    /// of which it has a copy.
-    fn tell_named(&mut self, out: &mut Vec<Action>) {
-        let now = self.now;
-        let mut asked = Vec::new();
-        for (&boot, named) in self.named_at.iter_mut().filter(|(_, it)| !it.is_seen) {
-            if named.ask_at <= now && named.pos <= self.log.pos() {
-                named.ask_at = now + SEE_EVERY;
-                asked.push((boot, named.pos));
-            }
-        }
-        for (boot, pos) in asked.into_iter().filter(|(boot, _)| self.is_connected(*boot)) {
-            out.push(Action::Send { to: boot.node, message: Control::SeeClaims { pos } });
-        }
-    }
-
-    /// The claim that names it is part of the next commit.
-    fn note_named(&mut self, boot: NodeBoot) {
-        let named = Named { pos: self.log.pos() + 1, is_seen: false, ask_at: self.now };
-        self.named_at.insert(boot, named);
     }
 
     fn sets_are_known(&mut self, pos: u64, out: &mut Vec<Action>) {
@@ -239,9 +206,6 @@ impl Ownership {
 
     pub(super) fn on_seen_claims(&mut self, from: NodeBoot, pos: u64, out: &mut Vec<Action>) {
         if self.members.is_live(from) {
-            if let Some(named) = self.named_at.get_mut(&from) {
-                named.is_seen |= named.pos <= pos;
-            }
             self.sets_are_known(pos, out);
         }
     }
@@ -260,9 +224,6 @@ impl Ownership {
             }
         }
         self.filling.retain(|_, shards| !shards.is_empty());
-        if !named.is_empty() {
-            self.note_named(to);
-        }
         self.tell_sets(named, out);
         self.recheck = true;
     }
@@ -342,7 +303,6 @@ impl Ownership {
         }
         let now = self.now;
         self.shunned.retain(|boot, until| now < *until && members.is_live(*boot));
-        self.named_at.retain(|boot, _| members.is_live(*boot));
     }
 
     /// Shards were granted to this node: the source holds the first copy from the first answer on,
@@ -365,7 +325,6 @@ impl Ownership {
             }
             out.push(Action::Adopt { to: source, shards: shards.to_vec(), named: true });
             named.extend(shards.iter().map(|at| at.shard));
-            self.note_named(source);
         }
         for &at in shards {
             for &boot in self.book.replicas_of(source, at.shard).iter().flat_map(|r| r.as_slice()) {
@@ -392,10 +351,9 @@ impl Ownership {
         }
     }
 
-    /// Whether somebody who served this shard has everything that was acknowledged here: it was
-    /// named by the claim, and knew it. One that did not know may have claimed the shard empty.
+    /// Whether somebody who serves this shard was named by the claim, and so has probably taken it
+    /// over with all that was acknowledged here.
     pub(super) fn is_superseded_by(&self, shard: ShardId, owner: NodeBoot) -> bool {
-        let knows_it = self.named_at.get(&owner).is_some_and(|named| named.is_seen);
-        knows_it && self.log.replicas(shard).contains(owner)
+        self.log.replicas(shard).contains(owner)
     }
 }

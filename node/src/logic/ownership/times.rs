@@ -53,7 +53,6 @@ impl Ownership {
         }
         self.shunned.values_mut().for_each(|at| visit(at, Duration::ZERO));
         self.leaving_sets.iter_mut().for_each(|it| visit(&mut it.ask_at, Duration::ZERO));
-        self.named_at.values_mut().for_each(|it| visit(&mut it.ask_at, Duration::ZERO));
         self.copies.values_mut().for_each(|copy| copy.each_time(visit));
         for it in self.takeovers.values_mut() {
             visit(&mut it.query.since, ASK_FOR);
