@@ -2,6 +2,7 @@
 #![warn(missing_docs)]
 
 pub mod builtin;
+pub mod disk;
 pub mod logic;
 
 mod body;

@@ -1,6 +1,7 @@
 //! Decisions about shards: pure state machines; the driver feeds them and does what they say.
 
 pub mod copying;
+pub mod durable;
 pub mod forming;
 pub mod gate;
 pub mod genesis;

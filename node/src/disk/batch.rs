@@ -1,0 +1,212 @@
+//! From changes to rows: one batch with at most one change of each row, and the rows of the shards
+//! that it touches.
+
+use std::collections::{BTreeMap, HashMap};
+
+use stead_shared::id::{Epoch, NodeId, ShardId, Version};
+
+use super::queue::Op;
+use super::store::{Place, ShardIndex, Write};
+use crate::logic::durable::{
+    MetaRow, Role, Seen, ShardMeta, Tally, encode_meta, encode_session, session_key,
+};
+
+/// The version of a shard of which nothing is known.
+pub(super) const NOBODY: Version = Version { epoch: Epoch { counter: 0, node: NodeId(0) }, seq: 0 };
+
+/// What the committer knows of the shards on disk, with everything that it was handed so far.
+#[derive(Default)]
+pub(super) struct Book {
+    /// The number of the last commit.
+    pub(super) commit: u64,
+    pub(super) rows: BTreeMap<ShardId, MetaRow>,
+    pub(super) index: HashMap<ShardId, ShardIndex>,
+}
+
+/// A batch, complete: written as often as it takes.
+#[derive(Debug, Default)]
+pub(super) struct Prepared {
+    pub(super) writes: Vec<Write>,
+    /// What the witness is told once it is on disk.
+    pub(super) seen: Vec<Seen>,
+    /// Bytes of rows.
+    pub(super) bytes: usize,
+    /// Bytes in the queue that go when it is on disk.
+    pub(super) queued: usize,
+    /// The position of its last change.
+    pub(super) through: u64,
+}
+
+impl Prepared {
+    fn push(&mut self, place: Place, key: &[u8], value: Option<&[u8]>) {
+        self.bytes += key.len() + value.map_or(0, <[u8]>::len);
+        self.writes.push(Write { place, key: key.into(), value: value.map(Into::into) });
+    }
+}
+
+/// Which change of a row counts: the last. Two changes of one row in one batch would have the same
+/// number in the database, and which of them it keeps is nobody's promise.
+pub(super) fn prepare(book: &mut Book, ops: &[Op]) -> Prepared {
+    let mut prepared = Prepared::default();
+    let mut last: HashMap<(ShardId, &[u8]), usize> = HashMap::with_capacity(ops.len());
+    for (number, op) in ops.iter().enumerate() {
+        if let Op::Put { shard, key, .. } | Op::Remove { shard, key, .. } = op {
+            last.insert((*shard, key), number);
+        }
+    }
+    let mut touched = BTreeMap::new();
+    for (number, op) in ops.iter().enumerate() {
+        match op {
+            Op::Put { shard, at, key, record, written_ms } => {
+                let row = touch(book, &mut touched, *shard, *at);
+                row.meta.at = *at;
+                if last.get(&(*shard, key)) != Some(&number) {
+                    continue;
+                }
+                let key = session_key(*shard, key);
+                let (value, digest) = encode_session(&key, *at, *written_ms, record);
+                let old = book.index.entry(*shard).or_default().replace(&key, Some(digest));
+                tally(&mut row.tally, old, Some(digest));
+                prepared.push(Place::Sessions, &key, Some(&value));
+            }
+            Op::Remove { shard, at, key } => {
+                let row = touch(book, &mut touched, *shard, *at);
+                row.meta.at = *at;
+                if last.get(&(*shard, key)) != Some(&number) {
+                    continue;
+                }
+                let key = session_key(*shard, key);
+                let old = book.index.entry(*shard).or_default().replace(&key, None);
+                tally(&mut row.tally, old, None);
+                prepared.push(Place::Sessions, &key, None);
+            }
+            Op::Meta { shard, meta } => {
+                touch(book, &mut touched, *shard, meta.at).meta = *meta;
+            }
+            // The committer puts them between batches.
+            Op::Forget { .. } => debug_assert!(false, "a shard is forgotten in steps"),
+        }
+    }
+    finish(book, touched, &mut prepared);
+    prepared
+}
+
+fn touch<'a>(
+    book: &Book,
+    touched: &'a mut BTreeMap<ShardId, MetaRow>,
+    shard: ShardId,
+    at: Version,
+) -> &'a mut MetaRow {
+    touched.entry(shard).or_insert_with(|| {
+        let meta = ShardMeta { at, role: Role::Unknown, complete: false };
+        let new =
+            MetaRow { meta, commit: 0, tally: Tally::default(), forgetting: false, damaged: false };
+        book.rows.get(&shard).copied().unwrap_or(new)
+    })
+}
+
+fn tally(tally: &mut Tally, old: Option<u64>, new: Option<u64>) {
+    if let Some(old) = old {
+        tally.take(old);
+    }
+    if let Some(new) = new {
+        tally.add(new);
+    }
+}
+
+fn finish(book: &mut Book, touched: BTreeMap<ShardId, MetaRow>, prepared: &mut Prepared) {
+    if touched.is_empty() {
+        return;
+    }
+    book.commit += 1;
+    for (shard, mut row) in touched {
+        row.commit = book.commit;
+        book.rows.insert(shard, row);
+        prepared.push(Place::Shards, &shard.0.to_be_bytes(), Some(&encode_meta(shard, &row)));
+        prepared.seen.push(seen(shard, &row));
+    }
+}
+
+pub(super) fn seen(shard: ShardId, row: &MetaRow) -> Seen {
+    Seen { shard, commit: row.commit, at: row.meta.at, gone: row.forgetting }
+}
+
+/// The first step of forgetting a shard: from here on its sessions mean nothing.
+pub(super) fn begin_to_forget(book: &mut Book, shard: ShardId) -> Prepared {
+    let mut prepared = Prepared::default();
+    let at = NOBODY;
+    let mut touched = BTreeMap::new();
+    let row = touch(book, &mut touched, shard, at);
+    (row.forgetting, row.damaged, row.tally) = (true, false, Tally::default());
+    book.index.remove(&shard);
+    finish(book, touched, &mut prepared);
+    prepared
+}
+
+/// One more step: these rows of sessions go, and with the last ones the shard's own.
+pub(super) fn forget_rows<'a>(
+    book: &mut Book,
+    shard: ShardId,
+    rows: impl Iterator<Item = &'a [u8]>,
+    last: bool,
+) -> Prepared {
+    let mut prepared = Prepared::default();
+    for key in rows {
+        prepared.push(Place::Sessions, key, None);
+    }
+    if last {
+        book.rows.remove(&shard);
+        prepared.push(Place::Shards, &shard.0.to_be_bytes(), None);
+    }
+    prepared
+}
+
+/// The shard is found damaged; that stays until it is forgotten.
+pub(super) fn mark_damaged(book: &mut Book, shard: ShardId) -> Prepared {
+    let mut prepared = Prepared::default();
+    let mut touched = BTreeMap::new();
+    touch(book, &mut touched, shard, NOBODY).damaged = true;
+    finish(book, touched, &mut prepared);
+    prepared
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::logic::durable::{decode_meta, decode_session};
+
+    fn at(seq: u64) -> Version {
+        Version { epoch: Epoch { counter: 1, node: NodeId(1) }, seq }
+    }
+
+    fn put(shard: u32, key: &'static str, seq: u64) -> Op {
+        let (key, record) = (Bytes::from(key), Bytes::from(seq.to_string()));
+        Op::Put { shard: ShardId(shard), at: at(seq), key, record, written_ms: 1 }
+    }
+
+    #[test]
+    fn a_row_is_changed_once_in_a_batch_and_the_last_change_counts() {
+        let mut book = Book::default();
+        let remove = Op::Remove { shard: ShardId(1), at: at(3), key: Bytes::from("b") };
+        let ops = [put(1, "a", 1), put(1, "b", 2), remove, put(1, "a", 4), put(2, "a", 1)];
+        let prepared = prepare(&mut book, &ops);
+        let rows: Vec<_> =
+            prepared.writes.iter().map(|write| (&*write.key, write.value.is_some())).collect();
+        let (a1, b1, a2) = (&b"\0\0\0\x01a"[..], &b"\0\0\0\x01b"[..], &b"\0\0\0\x02a"[..]);
+        let (one, two) = (&[0, 0, 0, 1][..], &[0, 0, 0, 2][..]);
+        assert_eq!(rows, [(b1, false), (a1, true), (a2, true), (one, true), (two, true)]);
+        let value = prepared.writes[1].value.as_ref().unwrap();
+        let row = decode_session(a1, value).unwrap();
+        assert_eq!((row.at, row.record), (at(4), &b"4"[..]));
+        let meta = decode_meta(ShardId(1), prepared.writes[3].value.as_ref().unwrap()).unwrap();
+        let tally = Tally { sessions: 1, sum: row.digest };
+        assert_eq!((meta.meta.at, meta.commit, meta.tally), (at(4), 1, tally));
+        assert_eq!(prepared.seen.len(), 2);
+        let gone = Op::Remove { shard: ShardId(1), at: at(5), key: Bytes::from("a") };
+        prepare(&mut book, &[gone]);
+        assert_eq!(book.rows[&ShardId(1)].tally, Tally::default());
+        assert_eq!(book.commit, 2);
+    }
+}
