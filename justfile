@@ -48,6 +48,11 @@ memory *ARGS:
 copy *ARGS:
     cargo run --release --example copy_shard -- {{ARGS}}
 
+# What `+disk` costs beside the database under it, and how long a million sessions take to be read
+# back: [DIR [WRITERS [SECONDS [ROUNDS [SESSIONS]]]]].
+disk *ARGS:
+    cargo run --release --example disk_writers -- {{ARGS}}
+
 # How long sessions pause when their shard moves under load, and what a move costs in memory.
 pause *ARGS:
     cargo run --release --example handoff_pause -- {{ARGS}}

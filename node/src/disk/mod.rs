@@ -20,6 +20,7 @@
 mod batch;
 mod committer;
 mod identity;
+mod inspect;
 mod metrics;
 mod open;
 mod queue;

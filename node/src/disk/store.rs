@@ -11,6 +11,7 @@ use std::path::Path;
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Slice};
 use stead_shared::id::ShardId;
 
+use super::inspect::inspect;
 use crate::logic::durable::{
     Counted, MetaRow, RowError, decode_meta, decode_session, session_key, split_key,
 };
@@ -98,6 +99,7 @@ pub(super) type RawRow = (Slice, Slice);
 
 impl Store {
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+        inspect(dir)?;
         without_panic(|| {
             let db = Database::builder(dir)
                 .cache_size(CACHE_BYTES)
@@ -110,6 +112,13 @@ impl Store {
             let shards = db.keyspace("shards", KeyspaceCreateOptions::default)?;
             Ok(Self { db, sessions, shards })
         })
+    }
+
+    /// Moves everything from the journal into tables.
+    #[cfg(test)]
+    pub(super) fn flush(&self) {
+        self.sessions.rotate_memtable_and_wait().unwrap();
+        self.shards.rotate_memtable_and_wait().unwrap();
     }
 
     /// Ends the database, when this is the last handle.

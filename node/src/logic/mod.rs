@@ -6,6 +6,7 @@ pub mod forming;
 pub mod gate;
 pub mod genesis;
 pub mod incoming;
+pub mod journal;
 pub mod outgoing;
 pub mod ownership;
 pub mod pace;

@@ -1,6 +1,8 @@
 //! Tests with real files: there is no other way to fault what is below the database.
 
 mod basic;
+mod crash;
+mod flips;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
