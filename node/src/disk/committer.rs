@@ -109,7 +109,7 @@ impl Committer {
         }
         self.shared.set_reader(None);
         // The database ends before it is said to have ended: whoever waits may open it again.
-        self.store.take().map(Store::close);
+        self.close_store();
         self.progress.failed = Some(DiskFailed::Closed { complete: !abandoned });
         self.publish();
     }
@@ -308,7 +308,7 @@ impl Committer {
     /// Opens the database again and writes everything that is not known to be on disk.
     fn reopen(&mut self) -> Result<(), WriteError> {
         self.shared.set_reader(None);
-        self.store.take().map(Store::close);
+        self.close_store();
         probe(&self.dir, self.unsynced_bytes).map_err(StoreError::Io)?;
         let store = Store::open(&self.dir)?;
         self.compare(&store)?;
@@ -346,6 +346,12 @@ impl Committer {
             self.unsynced.push(marked);
         }
         Ok(())
+    }
+
+    fn close_store(&mut self) {
+        if let Some(store) = self.store.take() {
+            store.close();
+        }
     }
 
     fn publish(&self) {

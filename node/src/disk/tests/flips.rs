@@ -157,8 +157,11 @@ fn u32_at(bytes: &[u8], at: usize) -> usize {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
 }
 
-/// The parts of a journal: where, what, in which batch.
-fn parts(bytes: &[u8]) -> (Vec<(Range<usize>, &'static str, usize)>, usize) {
+/// A part of a journal: where, what, in which batch.
+type Part = (Range<usize>, &'static str, usize);
+
+/// The parts of a journal, and how many batches it has.
+fn parts(bytes: &[u8]) -> (Vec<Part>, usize) {
     let (mut parts, mut at, mut batch) = (Vec::new(), 0, 0);
     while at < bytes.len() {
         let count = u32_at(bytes, at + 1);
