@@ -279,8 +279,9 @@ impl Committer {
             tracing::info!("the disk works again");
             self.metrics.failing.set(0.0);
             self.progress.failed = None;
-            self.shared.state.send_replace(DiskState::Ok);
+            // Whoever hears that it works again must not be refused afterwards.
             self.publish();
+            self.shared.state.send_replace(DiskState::Ok);
         }
         Ok(())
     }
