@@ -78,6 +78,9 @@ type At = (NodeBoot, ShardId);
 /// before its end; and the time between two packets.
 const HEARD_MAX: Duration = Duration::from_millis(2_300);
 
+/// A session and the changes in it, where the entry is of one.
+type Content = Option<(u8, Vec<u32>)>;
+
 /// See the module's page.
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
@@ -97,7 +100,7 @@ pub(crate) struct Oracle {
     /// Changes that somebody was told of.
     released: BTreeSet<u32>,
     /// The session after each change, or nothing.
-    contents: BTreeMap<(ShardId, Version), Option<(u8, Vec<u32>)>>,
+    contents: BTreeMap<(ShardId, Version), Content>,
     /// For whom answers wait.
     sets: BTreeMap<At, Replicas>,
     excused: BTreeSet<u32>,

@@ -30,7 +30,7 @@ impl Driver {
     }
 
     /// Whether `action` was one about copies; else it is given back.
-    pub(super) fn act_on_copies(&self, action: Action, state: &mut State) -> Option<Action> {
+    pub(super) fn act_on_copies(&self, action: Action, state: &State) -> Option<Action> {
         match action {
             Action::SetReplicas { sets } => {
                 for (shard, members) in sets {
