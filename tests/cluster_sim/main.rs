@@ -271,6 +271,13 @@ fn an_owner_that_is_news_is_not_dead() {
     assert_clean_with_copies(909);
 }
 
+/// A claim named as many as it can, none of whom was wanted: those who were filled could not be named,
+/// and who was to leave stayed.
+#[test]
+fn a_full_set_lets_somebody_go_first() {
+    assert_clean_with_copies(1084);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

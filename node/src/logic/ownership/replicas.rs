@@ -10,7 +10,7 @@
 //! A claim changes its owner *or* one replica at a time; the position in the owner's claim log tells
 //! which of two sets is the newer one.
 
-use stead_shared::claims::Replicas;
+use stead_shared::claims::{CLAIM_REPLICAS_MAX, Replicas};
 
 use super::*;
 
@@ -90,7 +90,9 @@ impl Ownership {
             }
             let wanted = self.wanted_replicas(at.shard);
             let mut missing = wanted.as_slice().iter().filter(|boot| !set.contains(**boot));
-            match missing.next() {
+            // Where no more can be named, somebody must leave before another one is filled.
+            let is_full = set.len() == CLAIM_REPLICAS_MAX;
+            match missing.next().filter(|_| !is_full) {
                 Some(boot) if !self.is_filling(*boot, at.shard) => {
                     fills.entry(*boot).or_default().push(at);
                 }
