@@ -278,6 +278,13 @@ fn a_full_set_lets_somebody_go_first() {
     assert_clean_with_copies(1084);
 }
 
+/// A replica that had left a claim was filled again before that was known, and let go when it was: the
+/// fill never ended.
+#[test]
+fn who_leaves_is_not_filled_yet() {
+    assert_clean_with_copies(1324);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

@@ -79,13 +79,19 @@ impl Ownership {
         let n_others = self.members.list.iter().filter(ready).count();
         let enough = usize::from(self.config.replicas).min(n_others);
         let moving: BTreeSet<ShardId> = self.outgoing.values().flat_map(|it| it.ids()).collect();
+        // Whoever leaves is let go when that is known: a fill of it would end with that.
+        let leaving: BTreeSet<ShardId> =
+            self.leaving_sets.iter().flat_map(|it| &it.shards).copied().collect();
         let mut fills: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
         let mut extra: Vec<(ShardId, NodeBoot)> = Vec::new();
         let mut n_under = 0;
         for at in self.serving() {
             let set = self.log.replicas(at.shard);
             n_under += usize::from(set.len() < enough);
-            if moving.contains(&at.shard) || (set.is_empty() && enough == 0) {
+            if moving.contains(&at.shard)
+                || leaving.contains(&at.shard)
+                || (set.is_empty() && enough == 0)
+            {
                 continue;
             }
             let wanted = self.wanted_replicas(at.shard);
@@ -177,6 +183,7 @@ impl Ownership {
             }
             !is_known
         });
+        self.recheck |= !known.is_empty();
         self.tell_sets(known, out);
     }
 
