@@ -444,6 +444,18 @@ impl Book {
         })
     }
 
+    /// The highest claim of a shard that anybody but `but` is known to have made and not given up,
+    /// dead or alive.
+    #[must_use]
+    pub fn highest_claim(&self, shard: ShardId, but: NodeBoot) -> Option<Epoch> {
+        let claims = self.owners.iter().chain(&self.former).filter_map(|(&node, known)| {
+            let counter = known.claims.get(&shard)?.counter;
+            let owner = NodeBoot { node, boot: known.boot };
+            (owner != but).then_some(Epoch { counter, node })
+        });
+        claims.max()
+    }
+
     fn log_known(&self, owner: NodeBoot) -> Option<&OwnerClaims> {
         let logs = [&self.owners, &self.former].into_iter();
         logs.filter_map(|logs| logs.get(&owner.node)).find(|known| known.boot == owner.boot)

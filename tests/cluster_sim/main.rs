@@ -285,6 +285,13 @@ fn who_leaves_is_not_filled_yet() {
     assert_clean_with_copies(1324);
 }
 
+/// A shard went on from an owner that died to one that died as well. Who had an old copy of the first
+/// one's took over before the heir of the second.
+#[test]
+fn a_later_owner_has_heirs_of_its_own() {
+    assert_clean_with_copies(806);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

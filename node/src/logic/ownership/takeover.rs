@@ -241,10 +241,10 @@ impl Ownership {
         copy.complete && (named || may_be_named) && !self.is_taken_over(shard, copy)
     }
 
+    /// Whether somebody served it after the owner of the copy did: if that one is dead, too, it has
+    /// heirs of its own.
     fn is_taken_over(&self, shard: ShardId, copy: &HeldCopy) -> bool {
-        self.book.get(shard).is_some_and(|(epoch, owner)| {
-            owner != copy.owner && self.members.is_live(owner) && copy.epoch < epoch
-        })
+        Some(copy.epoch) < self.book.highest_claim(shard, copy.owner)
     }
 
     /// Whether `one` is to take a shard of `owner` over rather than `other`.
@@ -492,15 +492,9 @@ impl Ownership {
                 continue;
             }
             let is_other = |holder: &NodeBoot| *holder != owner && *holder != self.config.me;
-            let holder = query
-                .holder_above(shard, copy.epoch)
-                .filter(is_other)
-                .filter(|it| self.may_hold(*it));
-            let booked = self
-                .book
-                .get(shard)
-                .filter(|(epoch, owner)| self.members.is_live(*owner) && copy.epoch < *epoch);
-            if asks && (holder.is_some() || booked.is_some()) {
+            // One that is dead was not when it was told of: who says so will learn it.
+            let holder = query.holder_above(shard, copy.epoch).filter(is_other);
+            if asks && (holder.is_some() || self.is_taken_over(shard, &copy)) {
                 if let Some(holder) = holder {
                     self.ask_claims(holder.node, out);
                 }
