@@ -224,6 +224,7 @@ impl NodeModel {
         let at = Version { epoch, seq: here.seq };
         let state = session.map(|n| (n, here.sessions[usize::from(n)].clone()));
         ctx.oracle.entry(ctx.sim.now(), shard, at, state.as_ref());
+        ctx.oracle.reached(self.me, state.as_ref().map(|(_, state)| state));
         let prev = Version { epoch, seq: prev };
         self.append(ctx, shard, &Item::Entry { shard, at, prev, state });
     }

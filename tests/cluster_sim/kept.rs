@@ -107,6 +107,7 @@ impl NodeModel {
                 self.is_here(ctx, shard, epoch)?;
                 let Some(copy) = self.kept.copies.get_mut(&shard) else { return Ok(()) };
                 if outcome(copy.state.fill(owner, epoch, rules))? {
+                    ctx.oracle.reached(self.me, [&state]);
                     copy.sessions[usize::from(session)] = state;
                 }
             }
@@ -138,6 +139,7 @@ impl NodeModel {
                 let head = EntryHead { owner, epoch, seq, prev };
                 if outcome(copy.state.accept(&head, rules))? {
                     ctx.oracle.entry(ctx.sim.now(), shard, at, state.as_ref());
+                    ctx.oracle.reached(self.me, state.as_ref().map(|(_, state)| state));
                     if let Some((session, state)) = state {
                         copy.sessions[usize::from(session)] = state;
                     }

@@ -228,9 +228,14 @@ impl Ctx {
         to: Host,
         msg: Msg,
     ) -> Option<(Host, BootId, Msg)> {
+        let present = self.boot_of(to);
         let conn = self.links.conns.get_mut(&id)?;
         let side = 1 - conn.side(to);
         let (from, boot) = (conn.ends[side], conn.boots[side]);
+        // What was held back for a process that has died meanwhile is for nobody.
+        if conn.boots[1 - side] != present {
+            return None;
+        }
         if self.sim.is_cut(from, to) || !conn.held[side].is_empty() {
             conn.held[side].push_back((sent, msg));
             return None;

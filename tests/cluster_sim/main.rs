@@ -51,7 +51,7 @@ fn assert_clean_with_copies(seed: u64) {
 type Planner = fn(Luck, u64, Rules) -> Plan;
 
 /// Runs one seed with its log, or all of them.
-#[expect(clippy::print_stdout, reason = "what was run shows with --nocapture")]
+#[expect(clippy::print_stdout, reason = "what a run tells to whoever started it")]
 fn run_seeds(luck_of: fn(u64) -> Luck, plan: Planner) {
     if let Some(seed) = number("SEED") {
         let luck = luck_of(seed);

@@ -360,7 +360,7 @@ impl NodeModel {
                 self.held.push((*ask, life, epoch, answer, ops));
                 return;
             }
-            ctx.oracle.let_out(ctx.sim.now(), self.me, ops);
+            ctx.oracle.let_out(ctx.sim.now(), self.me, ask.shard, ops);
         }
         ctx.send(ask.conn, self.at, Msg::Answer { op: ask.op, attempt: ask.attempt, answer });
     }

@@ -58,6 +58,8 @@ pub(crate) enum Violation {
     Diverged,
     /// R6: a copy acknowledged a change and does not hold it, or not the one before.
     FalseAck,
+    /// R12: an answer left before all replicas that it waits for had what it tells of.
+    AnsweredTooSoon,
     /// R13: who was not waited for any more took over.
     StaleCopy,
     /// R13: somebody took over who has no copy.
@@ -73,13 +75,12 @@ pub(crate) struct Finding {
 }
 
 type At = (NodeBoot, ShardId);
+/// A session and what has changed it; none where only the shard's number changed.
+type Content = Option<(u8, Vec<u32>)>;
 
 /// The silence after which no answer may go out (R11), twice, for a packet may have come just
 /// before its end; and the time between two packets.
 const HEARD_MAX: Duration = Duration::from_millis(2_300);
-
-/// A session and the changes in it, where the entry is of one.
-type Content = Option<(u8, Vec<u32>)>;
 
 /// See the module's page.
 #[derive(Debug, Default)]
@@ -101,6 +102,8 @@ pub(crate) struct Oracle {
     released: BTreeSet<u32>,
     /// The session after each change, or nothing.
     contents: BTreeMap<(ShardId, Version), Content>,
+    /// The changes that came to a process, whatever became of them there.
+    reached: BTreeMap<NodeBoot, BTreeSet<u32>>,
     /// For whom answers wait.
     sets: BTreeMap<At, Replicas>,
     excused: BTreeSet<u32>,
@@ -140,7 +143,10 @@ impl Oracle {
         }
         let open = self.open.entry(at.shard).or_default();
         open.insert(who, at.epoch);
-        self.here.entry(at.shard).or_default().insert(who, at.epoch);
+        let was_here = self.here.entry(at.shard).or_default().insert(who, at.epoch);
+        if was_here.is_none() {
+            self.sets.remove(&(who, at.shard));
+        }
         if self.is_honest && open.len() > 1 {
             let text = format!("shard {}: {open:?}", at.shard);
             self.find(now, Violation::TwoServers, text);
@@ -247,6 +253,16 @@ impl Oracle {
         }
     }
 
+    /// Changes came to a process, by turns or as state.
+    pub(crate) fn reached<'a>(
+        &mut self,
+        who: NodeBoot,
+        sessions: impl IntoIterator<Item = &'a Session>,
+    ) {
+        let reached = self.reached.entry(who).or_default();
+        reached.extend(sessions.into_iter().flat_map(|session| &session.ops));
+    }
+
     /// A change, in its owner's log or a copy's.
     pub(crate) fn entry(
         &mut self,
@@ -311,7 +327,15 @@ impl Oracle {
     }
 
     /// An answer leaves a node. It tells of these changes.
-    pub(crate) fn let_out(&mut self, now: Time, who: NodeBoot, ops: Vec<u32>) {
+    pub(crate) fn let_out(&mut self, now: Time, who: NodeBoot, shard: ShardId, ops: Vec<u32>) {
+        let set = self.sets.get(&(who, shard)).cloned().unwrap_or(Replicas::NONE);
+        for boot in set.as_slice() {
+            let reached = self.reached.entry(*boot).or_default();
+            if let Some(op) = ops.iter().find(|op| !reached.contains(op)) {
+                let text = format!("{} tells of {op}, {} has it not", who.node, boot.node);
+                self.find(now, Violation::AnsweredTooSoon, text);
+            }
+        }
         self.released.extend(ops);
         let silence = self.heard.get(&who).map(|sent| now.since(*sent));
         if silence.is_some_and(|silence| HEARD_MAX < silence) {

@@ -237,7 +237,8 @@ impl NodeModel {
         let mut copy = self.copies.remove(&handoff).unwrap_or_default();
         for &at in shards {
             let mut take = |session| copy.sessions.remove(&(at.shard, session)).unwrap_or_default();
-            let sessions = (0..SESSIONS).map(&mut take).collect();
+            let sessions: Vec<Session> = (0..SESSIONS).map(&mut take).collect();
+            ctx.oracle.reached(self.me, &sessions);
             self.take_out(ctx, at.shard);
             let end = copy.ends.get(&at.shard);
             let (seq, origin) = (end.map_or(0, |end| end.seq), end.map(|end| end.epoch));
