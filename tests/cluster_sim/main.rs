@@ -292,6 +292,14 @@ fn a_later_owner_has_heirs_of_its_own() {
     assert_clean_with_copies(806);
 }
 
+/// The only one who knew that a replica was out was given up too soon; and late parts of a dead owner's
+/// log made a node forget that it was named.
+#[test]
+fn a_log_that_is_known_is_not_doubted() {
+    assert_clean_with_copies(7104);
+    assert_clean_with_copies(14_772);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

@@ -19,7 +19,8 @@ impl Ownership {
             return;
         }
         if !self.members.is_live(update.owner) {
-            if !self.on_log_of_the_dead(update) {
+            let is_news = self.book.pos_of(update.owner) < update.pos;
+            if !self.on_log_of_the_dead(update) && is_news {
                 self.book.doubt(update.owner);
             }
             return;

@@ -20,7 +20,7 @@ use super::*;
 
 /// How long a node without a link is waited for that is not to take over itself. One with a link
 /// may serve what it was granted: it is waited for while it lives.
-const TAKE_FOR: Duration = Duration::from_millis(300);
+const TAKE_FOR: Duration = Duration::from_secs(3);
 /// How often those who are silent are asked again.
 const TAKE_EVERY: Duration = Duration::from_millis(100);
 /// How long those go first who are named before this node.
