@@ -300,6 +300,12 @@ fn a_log_that_is_known_is_not_doubted() {
     assert_clean_with_copies(14_772);
 }
 
+/// An owner that was cut off from all others, who lived, let a replica go as if it were alone.
+#[test]
+fn who_reaches_nobody_is_not_alone() {
+    assert_clean_with_copies(8034);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

@@ -157,7 +157,12 @@ impl Ownership {
             .filter(|m| self.speaks_of_replicas(m.id))
             .map(|m| m.id)
             .collect();
-        let waits = !peers.is_empty() && self.config.rules.set_is_known_first;
+        // One that lives and has no link may yet tell, or turn out to be dead.
+        let is_unreached = self
+            .members
+            .live_peers()
+            .any(|m| m.role == Role::Node && !self.connected.contains_key(&m.id));
+        let waits = (is_unreached || !peers.is_empty()) && self.config.rules.set_is_known_first;
         if !waits {
             self.sets_are_known(u64::MAX, out);
             return;
