@@ -306,6 +306,12 @@ fn who_reaches_nobody_is_not_alone() {
     assert_clean_with_copies(8034);
 }
 
+/// A shard that came back to an owner was still taken to be filled at a replica, from the time before.
+#[test]
+fn a_fill_ends_when_its_shard_leaves() {
+    assert_clean_with_copies(14_164);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

@@ -121,7 +121,7 @@ impl Rule {
             Self::HeardLately => Violation::UnheardAnswer,
             Self::TakeoverAsks | Self::SetIsKnownFirst => Violation::StaleCopy,
             Self::AppendsFollow => Violation::FalseAck,
-            Self::EntriesStay => Violation::LostChange,
+            Self::EntriesStay => Violation::AnsweredTooSoon,
         }
     }
 }

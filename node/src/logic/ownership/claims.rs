@@ -143,7 +143,14 @@ impl Ownership {
     /// Opens a shard here and claims it.
     pub(super) fn serve(&mut self, at: ShardEpoch) {
         assert_eq!(at.epoch.node, self.config.me.node, "nobody serves in another's epoch");
-        self.slots.insert(at.shard, Slot::Serving { epoch: at.epoch });
+        let old = self.slots.insert(at.shard, Slot::Serving { epoch: at.epoch });
+        if !matches!(old, Some(Slot::Serving { .. } | Slot::Sealed { .. })) {
+            // Fills from when it was here before ended when it went.
+            self.filling.values_mut().for_each(|shards| {
+                shards.remove(&at.shard);
+            });
+            self.filling.retain(|_, shards| !shards.is_empty());
+        }
         self.served.insert(at.shard, at.epoch.counter);
         self.log.claim(at.shard, at.epoch.counter);
     }
