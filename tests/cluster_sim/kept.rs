@@ -183,6 +183,13 @@ impl NodeModel {
         if self.host.shards.contains_key(&shard) { Ok(()) } else { Err(Lost::NoCopy) }
     }
 
+    /// Whether all that was acknowledged of a shard is here, as far as this node knows.
+    pub(crate) fn holds(&self, shard: ShardId) -> bool {
+        let is_complete = |copy: &Kept| copy.state.complete;
+        self.host.shards.contains_key(&shard)
+            || self.kept.copies.get(&shard).is_some_and(is_complete)
+    }
+
     // ---- what the machine wants ------------------------------------------------------------
 
     pub(crate) fn keep_copies(&mut self, ctx: &mut Ctx, owner: NodeBoot, shards: &[ShardEpoch]) {

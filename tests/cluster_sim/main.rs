@@ -18,11 +18,13 @@ mod rules;
 mod transfer;
 mod world;
 
+use std::time::Duration;
+
 use oracle::{Finding, Violation};
-use plan::{Luck, Plan, plan, plan_with_copies};
+use plan::{Luck, Plan, plan, plan_with_copies, rolling};
 use rules::Rule;
 use stead_shared::rules::Rules;
-use world::{Outcome, run};
+use world::{Outcome, run, run_watched};
 
 /// Within so many seeds each rule that is off is found out.
 const SEEDS_MAX: u64 = 200;
@@ -310,6 +312,19 @@ fn who_reaches_nobody_is_not_alone() {
 #[test]
 fn a_fill_ends_when_its_shard_leaves() {
     assert_clean_with_copies(14_164);
+}
+
+#[test]
+fn every_shard_is_in_two_places_while_one_node_after_the_other_leaves() {
+    let only = number("SEED");
+    let mut n_moves = 0;
+    for seed in only.map_or(0..40, |seed| seed..seed + 1) {
+        let plan = rolling(seed);
+        let outcome = run_watched(seed, &plan, Duration::from_secs(3), only.is_some());
+        assert!(outcome.findings.is_empty(), "seed {seed}: {:#?}", outcome.findings);
+        n_moves += outcome.n_moves;
+    }
+    assert!(only.is_some() || 500 < n_moves, "only {n_moves} shards moved");
 }
 
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead

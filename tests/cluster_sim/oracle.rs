@@ -60,6 +60,8 @@ pub(crate) enum Violation {
     FalseAck,
     /// R12: an answer left before all replicas that it waits for had what it tells of.
     AnsweredTooSoon,
+    /// A shard is in fewer than two places though nothing went wrong.
+    FewCopies,
     /// R13: who was not waited for any more took over.
     StaleCopy,
     /// R13: somebody took over who has no copy.

@@ -370,6 +370,21 @@ fn zombie(draw: &mut Draw, faults: &mut Vec<(Duration, Fault)>) {
     }
 }
 
+/// Nothing goes wrong; one node after the other leaves and comes again.
+pub(crate) fn rolling(seed: u64) -> Plan {
+    let mut plan = plan_with_copies(Luck::Honest, seed, Rules::ALL);
+    (plan.knobs.old_nodes, plan.knobs.long_turns) = (0, 0);
+    plan.triggers.clear();
+    plan.faults = (0..plan.knobs.n_nodes).map(|n| (ms(1), Fault::Start(Host(n)))).collect();
+    for n in 0..plan.knobs.n_nodes {
+        let at = ms(4_000 + 4_000 * u64::from(n));
+        plan.faults.push((at, Fault::Drain(Host(n))));
+        plan.faults.push((at + ms(2_500), Fault::Start(Host(n))));
+    }
+    plan.quiet_at = ms(4_000 + 4_000 * u64::from(plan.knobs.n_nodes));
+    plan
+}
+
 /// The run of a seed, with copies of all shards: of most one.
 pub(crate) fn plan_with_copies(luck: Luck, seed: u64, rules: Rules) -> Plan {
     let mut plan = plan(luck, seed, rules);

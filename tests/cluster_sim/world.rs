@@ -73,6 +73,26 @@ pub(crate) fn run(seed: u64, plan: &Plan, log: bool) -> Outcome {
     }
 }
 
+/// Runs a plan without bad luck, and looks all the time whether every shard is in two places.
+pub(crate) fn run_watched(seed: u64, plan: &Plan, from: Duration, log: bool) -> Outcome {
+    let mut world = World::new(seed, plan, log);
+    let mut n_events = 0;
+    let mut now = Time::ZERO + from;
+    while now < Time::ZERO + plan.quiet_at && world.ctx.oracle.findings.is_empty() {
+        n_events += world.run_until(now);
+        world.check_copies(now);
+        now = now + ms(2);
+    }
+    let oracle = world.ctx.oracle;
+    Outcome {
+        findings: oracle.findings,
+        n_events,
+        n_moves: oracle.n_moves,
+        n_taken_over: oracle.n_taken_over,
+        n_ops: oracle.ops.len(),
+    }
+}
+
 impl World {
     fn new(seed: u64, plan: &Plan, log: bool) -> Self {
         let knobs = plan.knobs.clone();
@@ -416,6 +436,22 @@ impl World {
     }
 
     // ---- the end ---------------------------------------------------------------------------
+
+    fn check_copies(&mut self, now: Time) {
+        for shard in (0..N_SHARDS).map(ShardId) {
+            let holders: Vec<NodeId> = self
+                .nodes
+                .iter()
+                .flatten()
+                .filter(|node| node.holds(shard))
+                .map(|node| node.me.node)
+                .collect();
+            if holders.len() < 2 {
+                let text = format!("{shard} is at {holders:?} only");
+                self.ctx.oracle.find(now, Violation::FewCopies, text);
+            }
+        }
+    }
 
     /// Whoever was to leave has had the time to.
     fn check_drains(&mut self) {

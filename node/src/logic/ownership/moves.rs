@@ -300,8 +300,7 @@ impl Ownership {
             .live_peers()
             .any(|m| m.role == Role::Node && m.state == MemberState::Ready);
         let moving = self.slots.values().any(|slot| matches!(slot, Slot::Granted { .. }));
-        let holds = self.copies.values().any(|copy| copy.is_needed(&self.members));
-        let is_empty = self.slots.is_empty() && !holds;
+        let is_empty = self.slots.is_empty() && !self.is_needed();
         if !self.drained && (is_empty || (!somebody && !moving)) {
             self.drained = true;
             out.push(Action::Drained);

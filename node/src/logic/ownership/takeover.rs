@@ -47,11 +47,6 @@ pub(super) struct HeldCopy {
 }
 
 impl HeldCopy {
-    /// Whether a living owner counts on it.
-    pub(super) fn is_needed(&self, members: &Members) -> bool {
-        self.named && members.is_live(self.owner)
-    }
-
     pub(super) fn each_time(&mut self, visit: &mut dyn FnMut(&mut Time, Duration)) {
         for at in [&mut self.idle_since, &mut self.orphan_since].into_iter().flatten() {
             visit(at, UNNAMED_LONG);
@@ -67,6 +62,14 @@ pub(super) struct TakeOver {
 }
 
 impl Ownership {
+    /// Whether a living owner counts on a copy that is here.
+    pub(super) fn is_needed(&self) -> bool {
+        self.copies.iter().any(|(&shard, copy)| {
+            let named = self.is_named(copy.owner, shard).unwrap_or(copy.named);
+            named && self.members.is_live(copy.owner)
+        })
+    }
+
     /// Number of complete copies of others' shards.
     #[must_use]
     pub fn n_copies(&self) -> usize {
