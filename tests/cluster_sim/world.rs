@@ -81,7 +81,7 @@ pub(crate) fn run_watched(seed: u64, plan: &Plan, from: Duration, log: bool) -> 
     while now < Time::ZERO + plan.quiet_at && world.ctx.oracle.findings.is_empty() {
         n_events += world.run_until(now);
         world.check_copies(now);
-        now = now + ms(2);
+        now += ms(2);
     }
     let oracle = world.ctx.oracle;
     Outcome {
