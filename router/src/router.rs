@@ -576,7 +576,8 @@ impl Driver {
             | Control::CaughtUp { .. }
             | Control::Grant { .. }
             | Control::NoCopy { .. }
-            | Control::Abort { .. } => counter!("stead_control_unexpected_total").increment(1),
+            | Control::Abort { .. }
+            | Control::Served { .. } => counter!("stead_control_unexpected_total").increment(1),
         }
     }
 

@@ -199,6 +199,14 @@ pub enum Control {
         /// The move.
         handoff: HandoffId,
     },
+    /// Handoff: these shards of a grant that came again have been served at least in its epochs,
+    /// and have gone on to others since. Only to sources that speak protocol 2.
+    Served {
+        /// The move.
+        handoff: HandoffId,
+        /// The shards, at the newest epochs in which the target served them.
+        shards: Vec<ShardEpoch>,
+    },
 }
 
 /// Answers `WhoHolds` from a book: the same for routers and nodes.

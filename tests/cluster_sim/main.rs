@@ -89,6 +89,16 @@ fn a_grant_at_a_counter_that_was_used_is_void() {
     assert_clean(Luck::of_seed(6527), 6527);
 }
 
+/// A target served by the grant, handed the shards on, and their next owner died: no claim was left
+/// by which the source, which had been cut off, could see that its grant had been used. It sent it
+/// again for ever, and held its own claim, so that nobody took the shards over.
+#[test]
+fn a_grant_ends_whose_shards_have_gone_on_and_died() {
+    for seed in [17_538, 36_221] {
+        assert_clean(Luck::of_seed(seed), seed);
+    }
+}
+
 /// Goal: each rule is needed, and the judge can tell. Method: with the rule off, one of few seeds
 /// shows the violation that the rule is there against; with it on, none of these seeds does.
 #[test]

@@ -632,7 +632,8 @@ impl NodeModel {
             | Control::Declined { .. }
             | Control::CaughtUp { .. }
             | Control::NoCopy { .. }
-            | Control::Abort { .. } => {}
+            | Control::Abort { .. }
+            | Control::Served { .. } => {}
         }
         self.send_to(ctx, to, Msg::Control(message.clone()));
         // Late and repeated messages are harmless (R8): a relay that stood still sends such.

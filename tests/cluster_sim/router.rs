@@ -243,7 +243,8 @@ impl RouterModel {
             | Control::CaughtUp { .. }
             | Control::Grant { .. }
             | Control::NoCopy { .. }
-            | Control::Abort { .. } => {}
+            | Control::Abort { .. }
+            | Control::Served { .. } => {}
         }
     }
 

@@ -263,7 +263,8 @@ impl State {
             | Control::NoCopy { .. }
             | Control::CaughtUp { .. }
             | Control::Relay { .. }
-            | Control::Abort { .. } => 0,
+            | Control::Abort { .. }
+            | Control::Served { .. } => 0,
         };
         self.is_beyond |= most > 0;
         self.post(Letter::Control { from: node.me, to: index_of(to), message });

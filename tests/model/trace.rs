@@ -171,6 +171,9 @@ fn control(message: &Control) -> String {
         }
         Control::Prepared { handoff: id } => format!("prepared {}", handoff(*id)),
         Control::Declined { handoff: id, why } => format!("declined {}: {why:?}", handoff(*id)),
+        Control::Served { handoff: id, shards } => {
+            format!("served {} at {}", handoff(*id), epochs(shards))
+        }
         Control::NoCopy { handoff: id } => format!("no copy of {}", handoff(*id)),
         Control::CaughtUp { handoff: id } => format!("caught up {}", handoff(*id)),
         Control::Grant { handoff: id, shards } => {

@@ -15,7 +15,7 @@
 //! | `Copying` | open | go on, tracked, throttled at last | [`Copying`]'s verdict |
 //! | `Sealing` | closed | turns that run finish | they have; 2 s after the seal |
 //! | `Sending` | closed | none | the target has all of it; 2 s after the seal |
-//! | `Granted` | closed | none | a claim at least as new as the grant |
+//! | `Granted` | closed | none | a claim at least as new as the grant, or word of one |
 //!
 //! State is copied while the shard serves; only what changed since is sent behind the closed gate.
 //! A target that speaks the protocol before that one gets everything behind it: `Prepared` leads

@@ -15,6 +15,7 @@ mod moves;
 mod pins;
 mod rolling;
 mod room;
+mod served;
 mod throttle;
 mod time;
 #[cfg(feature = "axum")]

@@ -233,7 +233,8 @@ fn messages_about_ownership_look_as_they_always_did() {
         ),
         ("declined", Control::Declined { handoff, why: NotNow::Busy }),
         ("grant", Control::Grant { handoff, shards: shards.clone() }),
-        ("relay", Control::Relay { to: ME.node, handoff, shards }),
+        ("relay", Control::Relay { to: ME.node, handoff, shards: shards.clone() }),
+        ("served", Control::Served { handoff, shards }),
     ];
     for (name, message) in messages {
         check("control", &format!("golden-{name}"), &message.encode());

@@ -27,6 +27,7 @@ impl Ownership {
             Control::Prepared { handoff } => self.on_prepared(from, handoff, out),
             Control::Declined { handoff, why } => self.on_declined(from, handoff, why, out),
             Control::NoCopy { handoff } => self.on_no_copy(from, handoff, out),
+            Control::Served { handoff, shards } => self.on_served(from, handoff, &shards, out),
             Control::CaughtUp { handoff } => self.on_caught_up(from, handoff, out),
             Control::Grant { handoff, shards } => self.on_grant(handoff, &shards, out),
             Control::Relay { to, handoff, shards } => {

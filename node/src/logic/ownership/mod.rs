@@ -9,10 +9,13 @@
 //! | (none) | closed | no | genesis, a grant |
 //! | `Serving(e)` | open | e | seal; a higher claim of somebody else (yield) |
 //! | `Sealed(e)` | closed | e | abort: `Serving(e.counter + 1, self)`; grant recorded |
-//! | `Granted(e → e+1)` | closed | e | claim ≥ e+1 seen; target dead: `Serving(e.counter + 2, self)` |
+//! | `Granted(e → e+1)` | closed | e | claim ≥ e+1 seen, or told of; target dead: `Serving(e.counter + 2, self)` |
 //!
 //! The claim at `e` stays in the log until the target's is seen, so that nobody takes the shard
-//! for unclaimed in between; the epoch in the request decides who is asked (R9).
+//! for unclaimed in between; the epoch in the request decides who is asked (R9). Of a target that
+//! was served by the grant and has handed the shard on there may be no claim left to see: it
+//! answers `Served`, which is the word of the claim that was missed, and does what that would have
+//! done.
 //!
 //! A shard that is copied to its next owner still is `Serving`; the two machines of a handoff have
 //! pages of their own: [`super::outgoing`] and [`super::incoming`].
@@ -117,6 +120,8 @@ const COUNTERS_MAX: Duration = Duration::from_millis(300);
 const CHECKED_MAX: u32 = 1024;
 /// The first version of the link's protocol whose targets take a copy while its source serves.
 const COPIES_SINCE: u8 = 2;
+/// The first version of the link's protocol whose sources know [`Control::Served`].
+const SERVED_SINCE: u8 = 2;
 
 /// The machine. See the module's page.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

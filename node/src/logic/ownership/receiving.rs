@@ -103,10 +103,28 @@ impl Ownership {
         let known = |at: &ShardEpoch| self.served.get(&at.shard) >= Some(&at.epoch.counter);
         if shards.iter().any(known) {
             out.push(Action::SendClaims { to: id.source.node, update: self.log.full() });
+            self.tell_served(id, shards, out);
         } else {
             self.incoming.remove(&id);
             out.push(Action::DropCopy { handoff: id });
             let message = Control::NoCopy { handoff: id };
+            out.push(Action::Send { to: id.source.node, message });
+        }
+    }
+
+    /// What was granted here, served, and has gone on since is in no claim of this node any more.
+    /// Whoever has it now may be dead: the source cannot learn from claims that it was served.
+    fn tell_served(&self, id: HandoffId, shards: &[ShardEpoch], out: &mut Vec<Action>) {
+        let gone_on = |at: &ShardEpoch| {
+            let counter = *self.served.get(&at.shard)?;
+            let is_gone = at.epoch.counter <= counter && !self.slots.contains_key(&at.shard);
+            let epoch = Epoch { counter, node: self.config.me.node };
+            is_gone.then_some(ShardEpoch { shard: at.shard, epoch })
+        };
+        let shards: Vec<ShardEpoch> = shards.iter().filter_map(gone_on).collect();
+        let protocol = self.connected.get(&id.source.node);
+        if !shards.is_empty() && protocol.is_some_and(|(_, version)| SERVED_SINCE <= *version) {
+            let message = Control::Served { handoff: id, shards };
             out.push(Action::Send { to: id.source.node, message });
         }
     }

@@ -138,6 +138,40 @@ impl Ownership {
         }
     }
 
+    /// ## Granted => (none): the target has served these, as a claim would have told that was missed.
+    pub(super) fn on_served(
+        &mut self,
+        from: NodeBoot,
+        id: HandoffId,
+        shards: &[ShardEpoch],
+        out: &mut Vec<Action>,
+    ) {
+        let Some(handoff) = self.outgoing_from(from, id) else { return };
+        if !matches!(handoff.phase, outgoing::Phase::Granted { .. }) {
+            return;
+        }
+        let ours: BTreeSet<ShardId> = handoff.ids().collect();
+        let mut dropped = Vec::new();
+        for at in shards.iter().filter(|at| ours.contains(&at.shard)) {
+            match self.slots.get(&at.shard) {
+                Some(Slot::Granted { to, next, .. })
+                    if *to == from && next.counter <= at.epoch.counter =>
+                {
+                    self.slots.remove(&at.shard);
+                    self.log.release(at.shard);
+                    self.book.remember(at.shard, at.epoch.counter);
+                    dropped.push(at.shard);
+                }
+                Some(Slot::Granted { .. } | Slot::Serving { .. } | Slot::Sealed { .. }) | None => {}
+            }
+        }
+        if !dropped.is_empty() {
+            out.push(Action::DropState { shards: dropped });
+            self.finish_granted(out);
+            self.recheck = true;
+        }
+    }
+
     pub(super) fn on_caught_up(&mut self, from: NodeBoot, id: HandoffId, out: &mut Vec<Action>) {
         let now = self.now;
         let Some(handoff) = self.outgoing_from(from, id) else { return };
@@ -200,7 +234,13 @@ impl Ownership {
         let node = self.config.me.node;
         let mut shards = Vec::with_capacity(handoff.shards.len());
         for at in &handoff.shards {
-            if self.slots.contains_key(&at.shard) {
+            // One that has gone, and may be here again, is not this handoff's any more.
+            let is_its = match self.slots.get(&at.shard) {
+                Some(Slot::Sealed { epoch } | Slot::Serving { epoch }) => *epoch == at.epoch,
+                Some(Slot::Granted { to, .. }) => *to == handoff.to,
+                None => false,
+            };
+            if is_its {
                 let epoch = Epoch { counter: at.epoch.counter + raise, node };
                 let at = ShardEpoch { shard: at.shard, epoch };
                 self.serve(at);
