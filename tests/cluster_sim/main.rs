@@ -137,6 +137,13 @@ fn what_is_unclaimed_after_a_question_is_asked_for_next() {
     assert_clean(Luck::of_seed(22_289), 22_289);
 }
 
+/// One member told of the new owner, which the asker did not know yet; another, asked at the same
+/// time, still knew the old one, and its word came last.
+#[test]
+fn the_newest_owner_that_anybody_tells_of_counts() {
+    assert_clean(Luck::of_seed(57_775), 57_775);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

@@ -41,8 +41,9 @@ pub struct Query {
     pub asked: BTreeSet<NodeId>,
     /// Shards that somebody holds by its own word.
     pub held: BTreeMap<ShardId, NodeBoot>,
-    /// Shards that somebody holds by the word of others, who may be behind.
-    pub said_to_be_held: BTreeMap<ShardId, NodeBoot>,
+    /// Shards that somebody holds by the word of others, who may be behind: the highest counter
+    /// that any of them knows, and whose it is.
+    pub said_to_be_held: BTreeMap<ShardId, (u64, NodeBoot)>,
     /// Asked since.
     pub since: Time,
     /// When to ask those again who are silent.
@@ -77,9 +78,13 @@ impl Query {
         for holding in holdings {
             let end = holding.range.first.saturating_add(holding.range.len);
             for &shard in self.shards.range(ShardId(holding.range.first)..ShardId(end)) {
-                let by_own_word = holding.owner.node == from;
-                let held = if by_own_word { &mut self.held } else { &mut self.said_to_be_held };
-                held.insert(shard, holding.owner);
+                if holding.owner.node == from {
+                    self.held.insert(shard, holding.owner);
+                    continue;
+                }
+                let said = (holding.range.counter, holding.owner);
+                let newest = self.said_to_be_held.entry(shard).or_insert(said);
+                *newest = said.max(*newest);
             }
         }
         for range in highest {
@@ -95,7 +100,8 @@ impl Query {
     /// itself counts for nothing: they may have missed that it let go.
     #[must_use]
     pub fn holder(&self, shard: ShardId) -> Option<NodeBoot> {
-        let said = self.said_to_be_held.get(&shard).filter(|o| !self.asked.contains(&o.node));
+        let said = self.said_to_be_held.get(&shard).map(|(_, owner)| owner);
+        let said = said.filter(|owner| !self.asked.contains(&owner.node));
         self.held.get(&shard).or(said).copied()
     }
 }
