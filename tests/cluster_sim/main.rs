@@ -144,6 +144,12 @@ fn the_newest_owner_that_anybody_tells_of_counts() {
     assert_clean(Luck::of_seed(57_775), 57_775);
 }
 
+/// A node died before its members' list had shown it, and did not count among the many that died.
+#[test]
+fn a_death_counts_that_is_told_before_its_node() {
+    assert_clean(Luck::of_seed(52_757), 52_757);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

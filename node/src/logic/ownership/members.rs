@@ -51,12 +51,16 @@ impl Ownership {
     }
 
     pub(super) fn on_died(&mut self, who: NodeBoot, confirmed: bool) {
-        if !self.deaths.contains_key(&who) && self.is_node(who.node) {
+        let since = self.suspects.get(&who.node).copied().unwrap_or(self.now);
+        let is_node = self.is_node(who.node);
+        let new = Death { since, confirmed, counted: false };
+        let death = self.deaths.entry(who).or_insert(new);
+        death.confirmed |= confirmed;
+        // Of somebody who died young the list may tell only later that it was a node.
+        if is_node && !death.counted {
+            death.counted = true;
             self.note_death();
         }
-        let since = self.suspects.get(&who.node).copied().unwrap_or(self.now);
-        let death = self.deaths.entry(who).or_insert(Death { since, confirmed });
-        death.confirmed |= confirmed;
         self.recheck = true;
     }
 

@@ -108,6 +108,8 @@ enum Stage {
 struct Death {
     since: Time,
     confirmed: bool,
+    /// It was taken into account as that of a node.
+    counted: bool,
 }
 
 /// The digest of a question that asks for no right to claim what nobody holds.
