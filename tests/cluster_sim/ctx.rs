@@ -45,6 +45,7 @@ pub(crate) enum Happens {
     },
     Delivered {
         conn: u64,
+        sent: Time,
         msg: Msg,
     },
     Dial {

@@ -92,7 +92,7 @@ struct Conn {
     health: Health,
     /// When the last message sent by each end arrives.
     last: [Time; 2],
-    held: [VecDeque<Msg>; 2],
+    held: [VecDeque<(Time, Msg)>; 2],
     is_up: [bool; 2],
     /// What each end sends takes so much longer.
     slow: [std::time::Duration; 2],
@@ -206,16 +206,21 @@ impl Ctx {
         let to = conn.ends[1 - side];
         let at = conn.last[side].max(now + delay + conn.slow[side]);
         conn.last[side] = at;
-        self.sim.timer(to, at, Happens::Delivered { conn: id, msg });
+        self.sim.timer(to, at, Happens::Delivered { conn: id, sent: now, msg });
     }
 
     /// What has come over a connection to `to`, unless it is lost or held back.
-    pub(crate) fn arrived(&mut self, id: u64, to: Host, msg: Msg) -> Option<(Host, BootId, Msg)> {
+    pub(crate) fn arrived(
+        &mut self,
+        (id, sent): (u64, Time),
+        to: Host,
+        msg: Msg,
+    ) -> Option<(Host, BootId, Msg)> {
         let conn = self.links.conns.get_mut(&id)?;
         let side = 1 - conn.side(to);
         let (from, boot) = (conn.ends[side], conn.boots[side]);
         if self.sim.is_cut(from, to) || !conn.held[side].is_empty() {
-            conn.held[side].push_back(msg);
+            conn.held[side].push_back((sent, msg));
             return None;
         }
         Some((from, boot, msg))
@@ -323,8 +328,8 @@ impl Ctx {
                 if !held.is_empty() {
                     conn.last[side] = conn.last[side].max(now + ms(1));
                 }
-                for msg in held {
-                    self.sim.timer(to, now, Happens::Delivered { conn: id, msg });
+                for (sent, msg) in held {
+                    self.sim.timer(to, now, Happens::Delivered { conn: id, sent, msg });
                 }
             }
         }

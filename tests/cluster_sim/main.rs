@@ -150,6 +150,13 @@ fn a_death_counts_that_is_told_before_its_node() {
     assert_clean(Luck::of_seed(52_757), 52_757);
 }
 
+/// The judge took a node for unheard that was paused before it had any peer, and whom links had
+/// told of them since.
+#[test]
+fn what_comes_over_a_link_is_heard() {
+    assert_clean(Luck::of_seed(56_814), 56_814);
+}
+
 /// A judge of one server at a time that finds nothing where gossip takes the living for dead
 /// would find nothing anywhere.
 #[test]

@@ -103,9 +103,12 @@ impl NodeModel {
             Happens::Tick(_) => {}
             Happens::Linked { conn } => self.on_linked(ctx, conn),
             Happens::Unlinked { conn, peer, kind } => self.on_unlinked(ctx, conn, peer, kind),
-            Happens::Delivered { conn, msg } => {
-                if let Some((from, boot, msg)) = ctx.arrived(conn, self.at, msg) {
+            Happens::Delivered { conn, sent, msg } => {
+                if let Some((from, boot, msg)) = ctx.arrived((conn, sent), self.at, msg) {
                     let from = NodeBoot { node: ctx.name_of(from), boot };
+                    if self.told.live_peers().next().is_some() {
+                        ctx.oracle.heard(self.me, sent);
+                    }
                     self.hear(ctx);
                     self.on_message(ctx, conn, from, msg);
                 }
@@ -642,7 +645,8 @@ impl NodeModel {
             && let Some((conn, _)) = ctx.main(self.at, to)
         {
             let late = ms(u64::from(ctx.below(4_000)));
-            ctx.after(to, late, Happens::Delivered { conn, msg: Msg::Control(message) });
+            let (sent, msg) = (ctx.now(), Msg::Control(message));
+            ctx.after(to, late, Happens::Delivered { conn, sent, msg });
         }
     }
 

@@ -210,7 +210,8 @@ impl Oracle {
 
     /// A process heard a packet that was sent then.
     pub(crate) fn heard(&mut self, who: NodeBoot, sent: Time) {
-        self.heard.insert(who, sent);
+        let last = self.heard.entry(who).or_insert(sent);
+        *last = sent.max(*last);
     }
 
     /// A process found that there may be nobody else.
