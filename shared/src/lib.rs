@@ -22,6 +22,7 @@ pub mod placement;
 pub mod refusal;
 pub mod ring;
 pub mod route;
+pub mod rules;
 pub mod session_key;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use rand::RngExt;
 use stead_node::logic::copying::Progress;
-use stead_node::logic::ownership::{OwnershipConfig, Rules};
+use stead_node::logic::ownership::OwnershipConfig;
 use stead_shared::control::HandoffId;
 use stead_shared::hash::{HashSecret, ShardCount};
 use stead_shared::id::{BootId, NodeBoot, NodeId, ShardId};
 use stead_shared::member::{Members, Phase};
 use stead_shared::placement::{Pin, Targets};
+use stead_shared::rules::Rules;
 use stead_shared::sim::{Host, Sim};
 use stead_shared::time::Time;
 use stead_shared::view::ClusterParams;

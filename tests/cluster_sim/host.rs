@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use stead_node::logic::gate::Gate;
-use stead_node::logic::ownership::Rules;
 use stead_shared::control::{HandoffId, ShardEpoch};
 use stead_shared::id::{Epoch, ShardId, Version};
 use stead_shared::refusal::Refusal;
+use stead_shared::rules::Rules;
 
 use crate::ctx::SESSIONS;
 

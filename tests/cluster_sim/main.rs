@@ -19,7 +19,7 @@ mod world;
 use oracle::{Finding, Violation};
 use plan::{Luck, plan};
 use rules::Rule;
-use stead_node::logic::ownership::Rules;
+use stead_shared::rules::Rules;
 use world::{Outcome, run};
 
 /// Within so many seeds each rule that is off is found out.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use stead_node::logic::ownership::Rules;
 use stead_shared::id::BootId;
+use stead_shared::rules::Rules;
 use stead_shared::sim::Host;
 
 use crate::ctx::{Knobs, N_ROUTERS, PIN_SETS, ms};

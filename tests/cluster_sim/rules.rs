@@ -1,6 +1,6 @@
 //! The rules that can be switched off, and what their absence leads to.
 
-use stead_node::logic::ownership::Rules;
+use stead_shared::rules::Rules;
 
 use crate::oracle::Violation;
 use crate::plan::Luck;

@@ -52,7 +52,7 @@ mod scenario;
 mod state;
 mod trace;
 
-use stead_node::logic::ownership::Rules;
+use stead_shared::rules::Rules;
 
 use checks::{
     ABORTED, HANDED_OFF, HEALS, NO_LATE_ANSWER, NOTHING_LOST, ONE_GATE, PROMISES, TAKEN_OVER,

@@ -1,6 +1,6 @@
 //! What may happen in a run, and how often.
 
-use stead_node::logic::ownership::Rules;
+use stead_shared::rules::Rules;
 
 /// How often each thing may yet happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -3,8 +3,7 @@
 
 use stead_shared::id::Epoch;
 use stead_shared::refusal::Refusal;
-
-use super::ownership::Rules;
+use stead_shared::rules::Rules;
 
 /// Whether a shard's requests are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_shared::id::{Epoch, SessionKey, ShardId};
 use stead_shared::net::watch;
 use stead_shared::refusal::Refusal;
+use stead_shared::rules::Rules;
 use stead_shared::time::Time;
 use tokio::sync::oneshot;
 
@@ -32,7 +33,6 @@ use super::inner::{Crowd, Locked, State};
 use super::sessions::Sessions;
 use super::turns::{Admission, Asker, Attachment, Begun, Permit, Waited};
 use crate::logic::gate::Gate;
-use crate::logic::ownership::Rules;
 use crate::session::{Session, Why};
 
 pub(crate) struct Shard {

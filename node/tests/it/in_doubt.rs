@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use stead_node::logic::forming::FormingConfig;
-use stead_node::logic::ownership::{ALONE_AFTER, Action, Event, Ownership, OwnershipConfig, Rules};
+use stead_node::logic::ownership::{ALONE_AFTER, Action, Event, Ownership, OwnershipConfig};
 use stead_shared::claims::{ClaimLog, ClaimRange};
 use stead_shared::control::{Control, Holding, ShardEpoch, ShardRange, Token};
 use stead_shared::id::{Epoch, NodeBoot, NodeId};
 use stead_shared::member::MemberState;
+use stead_shared::rules::Rules;
 use stead_shared::time::Time;
 
 use crate::yields::{A, B, SHARD, handle, members, view};

@@ -2,50 +2,6 @@
 
 use super::*;
 
-/// Rules that a test can switch off, to see that it notices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Rules {
-    /// R0: ask all members before claiming what seems unclaimed.
-    pub genesis_asks: bool,
-    /// R0: joining nodes form by one proposal that all of them accept.
-    pub forming_agrees: bool,
-    /// R1: who claims what nobody holds does so above every epoch that anybody remembers.
-    pub claims_raise_epoch: bool,
-    /// R2: the gate closes before the last changes are sent.
-    pub gate_closes_first: bool,
-    /// R3: a seal is a promise: an aborted one serves on in a new epoch.
-    pub seal_is_promise: bool,
-    /// R4: a recorded grant is never aborted.
-    pub grant_is_final: bool,
-    /// R4: a grant is sent again until the claim is seen.
-    pub grant_is_resent: bool,
-    /// R8: late and repeated messages are harmless.
-    pub stale_is_ignored: bool,
-    /// R9: a request that names a newer epoch than the one served is not served.
-    pub newest_serves: bool,
-    /// R10: shards move for balance only while the cluster is calm.
-    pub balance_waits: bool,
-    /// R11: who has heard nobody lately lets no answer out.
-    pub heard_lately: bool,
-}
-
-impl Rules {
-    /// All rules on: the only setting outside tests.
-    pub const ALL: Self = Self {
-        genesis_asks: true,
-        forming_agrees: true,
-        claims_raise_epoch: true,
-        gate_closes_first: true,
-        seal_is_promise: true,
-        grant_is_final: true,
-        grant_is_resent: true,
-        stale_is_ignored: true,
-        newest_serves: true,
-        balance_waits: true,
-        heard_lately: true,
-    };
-}
-
 /// Settings of the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct OwnershipConfig {

@@ -45,6 +45,7 @@ use stead_shared::control::{
 use stead_shared::id::{Epoch, NodeBoot, NodeId, ShardId};
 use stead_shared::member::{MemberState, Members, Phase, Role};
 use stead_shared::placement::Targets;
+use stead_shared::rules::Rules;
 use stead_shared::time::Time;
 
 use super::copying::{Copying, Progress, Verdict};
@@ -69,7 +70,7 @@ mod sending;
 mod times;
 mod unclaimed;
 
-pub use config::{OwnershipConfig, Rules};
+pub use config::OwnershipConfig;
 pub use doubt::ALONE_AFTER;
 pub use events::{Abort, Action, Event, GiveUp, Note, Took};
 pub use moves::Pending;
