@@ -316,7 +316,7 @@ impl Inner {
                 }
                 // The hint names somebody who is not there, or it is older than what is known.
                 match self.routing.destination(shard) {
-                    Some(to) if errand.trail.highest() < Some(to.epoch) => Ok(Some(to)),
+                    Some(to) if errand.trail.leads_to(to.epoch) => Ok(Some(to)),
                     Some(_) | None => self.park(errand, Some(Cause::NoOwner)).await,
                 }
             }

@@ -19,7 +19,8 @@ pub struct Rules {
     pub grant_is_resent: bool,
     /// R8: late and repeated messages are harmless.
     pub stale_is_ignored: bool,
-    /// R9: a request that names a newer epoch than the one served is not served.
+    /// R9: a request goes upwards only: one that names a newer epoch than the one served is not
+    /// served, and a router follows a hint only to a higher epoch than any that it has tried.
     pub newest_serves: bool,
     /// R10: shards move for balance only while the cluster is calm.
     pub balance_waits: bool,

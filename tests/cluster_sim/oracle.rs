@@ -39,6 +39,9 @@ pub(crate) enum Violation {
     RanTwice,
     /// R9: a request was answered in an older epoch than the one it named.
     ServedOlder,
+    /// R9: a request that was turned away went straight back to an epoch that had been tried, or to
+    /// an older one.
+    SentBack,
     /// R11: a process that had heard nobody for too long let an answer out.
     UnheardAnswer,
     /// R10: a shard moved for balance though the cluster was not calm, or too soon.
@@ -81,6 +84,8 @@ pub(crate) struct Oracle {
     /// Until when shards stay that came for balance.
     stays: BTreeMap<At, Time>,
     for_balance: BTreeMap<HandoffId, NodeBoot>,
+    /// The newest epoch to which each request has been sent, and when it was turned away last.
+    tried: BTreeMap<u32, (Epoch, Option<Time>)>,
     /// When the last packet was sent that a process heard, while it is not alone.
     heard: BTreeMap<NodeBoot, Time>,
     pub(crate) n_moves: u32,
@@ -233,6 +238,23 @@ impl Oracle {
         if served < named {
             let text = format!("shard {shard}: named {named}, served {served}");
             self.find(now, Violation::ServedOlder, text);
+        }
+    }
+
+    /// A router sends a request.
+    pub(crate) fn sent(&mut self, now: Time, op: u32, named: Epoch) {
+        let (tried, turned_away) = self.tried.entry(op).or_insert((named, None));
+        if named <= *tried && *turned_away == Some(now) {
+            let text = format!("request {op}: tried {tried}, goes to {named}");
+            self.findings.push(Finding { at: now, what: Violation::SentBack, text });
+        }
+        *tried = named.max(*tried);
+    }
+
+    /// A router hears that a request was sent to somebody who does not own its shard.
+    pub(crate) fn turned_away(&mut self, now: Time, op: u32) {
+        if let Some((_, turned_away)) = self.tried.get_mut(&op) {
+            *turned_away = Some(now);
         }
     }
 

@@ -288,7 +288,7 @@ impl RouterModel {
         let errand = Errand {
             ask,
             client,
-            trail: Trail::new(),
+            trail: Trail::new(ctx.knobs.rules),
             ticket: None,
             turn: None,
             deadline: ctx.now() + REQUEST_MAX,
@@ -330,6 +330,7 @@ impl RouterModel {
         let _ = errand.trail.begin();
         let ask = Ask { attempt: errand.attempt, epoch: Some(to.epoch), ..errand.ask };
         errand.sent = Some((conn, to));
+        ctx.oracle.sent(ctx.sim.now(), ask.op, to.epoch);
         let turn = errand.turn.take_if(|(_, looks)| !*looks);
         ctx.send(conn, self.at, Msg::Request(ask));
         if let Some((ticket, _)) = turn {
@@ -359,6 +360,7 @@ impl RouterModel {
             Answer::Unknown => self.finish(ctx, op, Done::Unknown),
             Answer::Refused(refusal) => {
                 if matches!(refusal, Refusal::NotOwner { .. }) {
+                    ctx.oracle.turned_away(ctx.sim.now(), op);
                     self.unlearn(shard, to.epoch);
                 }
                 self.recover(ctx, op, &Event::Refused(refusal));
@@ -392,14 +394,14 @@ impl RouterModel {
         let Some(errand) = self.errands.get_mut(&op) else { return };
         let shard = errand.ask.shard;
         let next = errand.trail.next(event, Replay::Reads);
-        let highest = errand.trail.highest();
+        let trail = errand.trail.clone();
         let step = match next {
             Next::Redirect(epoch) => {
                 if self.learn(shard, epoch) {
                     Step::Go(self.destination(shard))
                 } else {
                     match self.destination(shard) {
-                        Some(to) if highest < Some(to.epoch) => Step::Go(Some(to)),
+                        Some(to) if trail.leads_to(to.epoch) => Step::Go(Some(to)),
                         Some(_) | None => self.park(ctx, op, Some(Cause::NoOwner)),
                     }
                 }

@@ -7,9 +7,9 @@ use crate::plan::Luck;
 
 /// A rule.
 ///
-/// `newest_serves` (R9) is not among them: the other rules let no node serve in an older epoch than
-/// one in which it is said to serve, so no run reaches what the gate would refuse. Its own table of
-/// cases tests it.
+/// Of `NewestServes` runs show the router's half. The other rules let no node serve in an older
+/// epoch than one in which it is said to serve, so none reaches what the gate would refuse: that has
+/// a table of cases of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
     GenesisAsks,
@@ -20,12 +20,13 @@ pub(crate) enum Rule {
     GrantIsFinal,
     GrantIsResent,
     StaleIsIgnored,
+    NewestServes,
     BalanceWaits,
     HeardLately,
 }
 
 impl Rule {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::GenesisAsks,
         Self::FormingAgrees,
         Self::ClaimsRaiseEpoch,
@@ -34,6 +35,7 @@ impl Rule {
         Self::GrantIsFinal,
         Self::GrantIsResent,
         Self::StaleIsIgnored,
+        Self::NewestServes,
         Self::BalanceWaits,
         Self::HeardLately,
     ];
@@ -50,6 +52,7 @@ impl Rule {
             Self::GrantIsFinal => rules.grant_is_final = false,
             Self::GrantIsResent => rules.grant_is_resent = false,
             Self::StaleIsIgnored => rules.stale_is_ignored = false,
+            Self::NewestServes => rules.newest_serves = false,
             Self::BalanceWaits => rules.balance_waits = false,
             Self::HeardLately => rules.heard_lately = false,
         }
@@ -65,7 +68,7 @@ impl Rule {
             | Self::SealIsPromise
             | Self::GrantIsFinal
             | Self::GrantIsResent => Luck::Handoffs,
-            Self::StaleIsIgnored => Luck::LateGrants,
+            Self::StaleIsIgnored | Self::NewestServes => Luck::LateGrants,
             Self::BalanceWaits => Luck::Unrest,
             Self::HeardLately => Luck::Wild,
         }
@@ -80,6 +83,7 @@ impl Rule {
             Self::ClaimsRaiseEpoch => Violation::TwoEntries,
             Self::GateClosesFirst | Self::SealIsPromise => Violation::PromiseBroken,
             Self::GrantIsResent => Violation::NotSettled,
+            Self::NewestServes => Violation::SentBack,
             Self::BalanceWaits => Violation::MovedTooSoon,
             Self::HeardLately => Violation::UnheardAnswer,
         }

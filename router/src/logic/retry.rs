@@ -19,6 +19,7 @@ use std::time::Duration;
 use stead_shared::id::Epoch;
 use stead_shared::park::Cause;
 use stead_shared::refusal::Refusal;
+use stead_shared::rules::Rules;
 
 /// Most `not-owner` answers that are followed. Each leads to a higher epoch, so more than one is
 /// already rare.
@@ -103,8 +104,9 @@ pub enum Failure {
 }
 
 /// What one request has been through.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trail {
+    rules: Rules,
     attempts: u16,
     /// Attempts that may have been executed. Only they count for the nodes: what was refused is
     /// as if it had never been sent.
@@ -114,10 +116,17 @@ pub struct Trail {
 }
 
 impl Trail {
-    /// A request that has not been sent.
+    /// A request that has not been sent. All rules are on outside tests.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(rules: Rules) -> Self {
+        Self { rules, attempts: 0, maybe_run: 0, redirects: 0, highest: None }
+    }
+
+    /// Whether a hint may lead to the owner in `epoch`: only upwards (R9), for two that take each
+    /// other for the owner would send a request back and forth.
+    #[must_use]
+    pub fn leads_to(&self, epoch: Epoch) -> bool {
+        self.highest < Some(epoch) || !self.rules.newest_serves
     }
 
     /// The owner in `epoch` is about to be tried.
@@ -174,7 +183,7 @@ impl Trail {
         match refusal {
             Refusal::NotOwner { claim } => {
                 let hint = claim.map(|claim| claim.epoch);
-                match hint.filter(|&epoch| self.highest < Some(epoch)) {
+                match hint.filter(|&epoch| self.leads_to(epoch)) {
                     Some(epoch) if self.redirects < REDIRECTS_MAX => {
                         self.redirects += 1;
                         Next::Redirect(epoch)
@@ -271,7 +280,7 @@ mod tests {
 
     /// What follows `event` when the one attempt so far was at epoch 5.
     fn after(event: Event, replay: Replay) -> Next {
-        let mut trail = Trail::new();
+        let mut trail = Trail::new(Rules::ALL);
         trail.aim(epoch(5));
         trail.begin();
         trail.next(&event, replay)
@@ -316,7 +325,7 @@ mod tests {
 
     #[test]
     fn redirects_lead_upwards_and_end() {
-        let mut trail = Trail::new();
+        let mut trail = Trail::new(Rules::ALL);
         trail.aim(epoch(5));
         trail.begin();
         for counter in [6, 8, 9] {
@@ -328,11 +337,14 @@ mod tests {
             assert_eq!(back, Next::Park(Cause::NoOwner), "never down to {}", counter - 1);
         }
         assert_eq!(trail.next(&not_owner(Some(20)), Replay::Reads), Next::Park(Cause::NoOwner));
+        let mut off = Trail::new(Rules { newest_serves: false, ..Rules::ALL });
+        off.aim(epoch(5));
+        assert_eq!(off.next(&not_owner(Some(4)), Replay::Reads), Next::Redirect(epoch(4)));
     }
 
     #[test]
     fn what_may_have_been_executed_is_never_called_refused() {
-        let mut trail = Trail::new();
+        let mut trail = Trail::new(Rules::ALL);
         trail.aim(epoch(5));
         trail.begin();
         assert_eq!(trail.next(&Event::Broken(READ), Replay::Reads), Next::Again);
@@ -345,7 +357,7 @@ mod tests {
 
     #[test]
     fn attempts_end() {
-        let mut trail = Trail::new();
+        let mut trail = Trail::new(Rules::ALL);
         for _ in 1..ATTEMPTS_MAX {
             trail.begin();
             assert_eq!(trail.next(&Event::Unreachable, Replay::All), Next::Park(Cause::NoOwner));

@@ -6,6 +6,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri, request};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
+use stead_shared::rules::Rules;
 use stead_shared::wire::http::RequestMeta;
 use tokio::time::Instant;
 
@@ -71,7 +72,7 @@ impl Errand {
             meta,
             upload,
             upgrade,
-            trail: Trail::new(),
+            trail: Trail::new(Rules::ALL),
             ticket: None,
             turn: None,
             begun,
