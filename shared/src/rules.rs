@@ -22,8 +22,13 @@ pub struct Rules {
     /// R9: a request goes upwards only: one that names a newer epoch than the one served is not
     /// served, and a router follows a hint only to a higher epoch than any that it has tried.
     pub newest_serves: bool,
-    /// R10: shards move for balance only while the cluster is calm.
+    /// R10: shards move for balance only once members have been the same for a while, and in the
+    /// eyes of both ends.
     pub balance_waits: bool,
+    /// R10: shards do not move for balance after a mass failure.
+    pub balance_freezes: bool,
+    /// R10: a shard that moved for balance stays for a while.
+    pub balance_stays: bool,
     /// R11: who has heard nobody lately lets no answer out.
     pub heard_lately: bool,
 }
@@ -41,6 +46,8 @@ impl Rules {
         stale_is_ignored: true,
         newest_serves: true,
         balance_waits: true,
+        balance_freezes: true,
+        balance_stays: true,
         heard_lately: true,
     };
 }

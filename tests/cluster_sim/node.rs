@@ -17,6 +17,7 @@ use crate::ctx::{BALANCE_QUIET, Ctx, Happens, ms};
 use crate::host::{Ask, HostModel, Met, Session};
 use crate::links::{Answer, Kind, Msg};
 use crate::membership::{Change, DOWN_GRACE, Health, News, Sight};
+use crate::oracle::Violation;
 use crate::plan::Step;
 use crate::transfer::{Aside, Copy, CopyTask};
 
@@ -651,18 +652,20 @@ impl NodeModel {
     }
 
     /// What speaks against a move for balance, in the eyes of this node (R10).
-    fn why_not_calm(&mut self, now: Time, to: NodeId) -> Option<String> {
+    fn why_not_calm(&mut self, now: Time, to: NodeId) -> Option<(Violation, String)> {
         let is_founding = self.founded.is_some_and(|at| now.since(at) < Duration::from_secs(10));
         let for_long = now.since(self.digest_since);
         if !is_founding && for_long < BALANCE_QUIET {
-            return Some(format!("members have been the same for {for_long:?} only"));
+            let text = format!("members have been the same for {for_long:?} only");
+            return Some((Violation::MovedInUnrest, text));
         }
         if self.frozen && for_long < Duration::from_secs(30) {
-            return Some(format!("many died, {for_long:?} ago"));
+            return Some((Violation::MovedInFreeze, format!("many died, {for_long:?} ago")));
         }
         self.frozen = false;
         let state = self.told.find(to).map(|member| member.state);
-        (state != Some(MemberState::Ready)).then(|| format!("its target is {state:?}"))
+        let is_ready = state == Some(MemberState::Ready);
+        (!is_ready).then(|| (Violation::MovedInUnrest, format!("its target is {state:?}")))
     }
 
     fn open_empty(&mut self, ctx: &mut Ctx, shards: &[ShardEpoch], lost: bool) {

@@ -44,8 +44,12 @@ pub(crate) enum Violation {
     SentBack,
     /// R11: a process that had heard nobody for too long let an answer out.
     UnheardAnswer,
-    /// R10: a shard moved for balance though the cluster was not calm, or too soon.
-    MovedTooSoon,
+    /// R10: a shard moved for balance though members had only just changed.
+    MovedInUnrest,
+    /// R10: a shard moved for balance after a mass failure.
+    MovedInFreeze,
+    /// R10: a shard moved for balance that had only just done so.
+    MovedAgain,
 }
 
 /// What was found out, and when.
@@ -266,19 +270,19 @@ impl Oracle {
         now: Time,
         (handoff, drain): (HandoffId, bool),
         shards: &[ShardEpoch],
-        why_not: Option<String>,
+        why_not: Option<(Violation, String)>,
     ) {
         if drain {
             return;
         }
         self.for_balance.insert(handoff, handoff.source);
-        if let Some(why) = why_not {
-            self.find(now, Violation::MovedTooSoon, why);
+        if let Some((what, why)) = why_not {
+            self.find(now, what, why);
         }
         for at in shards {
             if let Some(until) = self.stays.get(&(handoff.source, at.shard)).filter(|t| now < **t) {
                 let text = format!("shard {} moves on before {until:?}", at.shard);
-                self.find(now, Violation::MovedTooSoon, text);
+                self.find(now, Violation::MovedAgain, text);
             }
         }
     }

@@ -22,11 +22,13 @@ pub(crate) enum Rule {
     StaleIsIgnored,
     NewestServes,
     BalanceWaits,
+    BalanceFreezes,
+    BalanceStays,
     HeardLately,
 }
 
 impl Rule {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::GenesisAsks,
         Self::FormingAgrees,
         Self::ClaimsRaiseEpoch,
@@ -37,6 +39,8 @@ impl Rule {
         Self::StaleIsIgnored,
         Self::NewestServes,
         Self::BalanceWaits,
+        Self::BalanceFreezes,
+        Self::BalanceStays,
         Self::HeardLately,
     ];
 
@@ -54,6 +58,8 @@ impl Rule {
             Self::StaleIsIgnored => rules.stale_is_ignored = false,
             Self::NewestServes => rules.newest_serves = false,
             Self::BalanceWaits => rules.balance_waits = false,
+            Self::BalanceFreezes => rules.balance_freezes = false,
+            Self::BalanceStays => rules.balance_stays = false,
             Self::HeardLately => rules.heard_lately = false,
         }
         rules
@@ -62,14 +68,14 @@ impl Rule {
     /// The bad luck that brings it out.
     pub(crate) fn luck(self) -> Luck {
         match self {
-            Self::GenesisAsks | Self::ClaimsRaiseEpoch => Luck::Deaths,
+            Self::GenesisAsks | Self::ClaimsRaiseEpoch | Self::BalanceFreezes => Luck::Deaths,
             Self::FormingAgrees => Luck::Forming,
             Self::GateClosesFirst
             | Self::SealIsPromise
             | Self::GrantIsFinal
             | Self::GrantIsResent => Luck::Handoffs,
             Self::StaleIsIgnored | Self::NewestServes => Luck::LateGrants,
-            Self::BalanceWaits => Luck::Unrest,
+            Self::BalanceWaits | Self::BalanceStays => Luck::Unrest,
             Self::HeardLately => Luck::Wild,
         }
     }
@@ -84,7 +90,9 @@ impl Rule {
             Self::GateClosesFirst | Self::SealIsPromise => Violation::PromiseBroken,
             Self::GrantIsResent => Violation::NotSettled,
             Self::NewestServes => Violation::SentBack,
-            Self::BalanceWaits => Violation::MovedTooSoon,
+            Self::BalanceWaits => Violation::MovedInUnrest,
+            Self::BalanceFreezes => Violation::MovedInFreeze,
+            Self::BalanceStays => Violation::MovedAgain,
             Self::HeardLately => Violation::UnheardAnswer,
         }
     }

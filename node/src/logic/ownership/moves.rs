@@ -139,13 +139,14 @@ impl Ownership {
 
     /// Whether members have been quiet long enough to move shards for balance.
     pub(super) fn may_balance(&mut self) -> bool {
-        if !self.config.rules.balance_waits {
-            return true;
-        }
+        let rules = self.config.rules;
         let founding = self.founded_at.is_some_and(|at| self.now.since(at) < FOUNDING_FOR);
         let quiet = if founding { FOUNDING_QUIET } else { self.config.balance_quiet };
-        let mut ready_at = self.digest_since + quiet;
-        if self.frozen_since.is_some() {
+        let mut ready_at = self.digest_since;
+        if rules.balance_waits {
+            ready_at += quiet;
+        }
+        if self.frozen_since.is_some() && rules.balance_freezes {
             ready_at = ready_at.max(self.digest_since + THAW_AFTER);
         }
         if ready_at > self.now {
@@ -175,7 +176,7 @@ impl Ownership {
         let stays = self.stays.get(&shard).is_some_and(|until| self.now < *until);
         match class {
             Class::Drain => true,
-            Class::Balance => !(is_hot || stays && self.config.rules.balance_waits),
+            Class::Balance => !(is_hot || stays && self.config.rules.balance_stays),
         }
     }
 
