@@ -29,6 +29,10 @@ pub struct Rules {
     pub balance_freezes: bool,
     /// R10: a shard that moved for balance stays for a while.
     pub balance_stays: bool,
+    /// R10: a drain is never held up.
+    pub drain_never_waits: bool,
+    /// R10: what nobody holds is claimed whatever else is going on.
+    pub takeover_never_waits: bool,
     /// R11: who has heard nobody lately lets no answer out.
     pub heard_lately: bool,
 }
@@ -48,6 +52,8 @@ impl Rules {
         balance_waits: true,
         balance_freezes: true,
         balance_stays: true,
+        drain_never_waits: true,
+        takeover_never_waits: true,
         heard_lately: true,
     };
 }

@@ -29,6 +29,8 @@ pub(crate) enum Violation {
     LostChange,
     /// I5: long after the last fault a shard has no server, or more than one.
     NotSettled,
+    /// I5: long after the last fault a node that was to leave is still there.
+    NotDrained,
     /// I5: a request got no answer.
     Unanswered,
     /// Clients see values that no counter gives.

@@ -24,11 +24,13 @@ pub(crate) enum Rule {
     BalanceWaits,
     BalanceFreezes,
     BalanceStays,
+    DrainNeverWaits,
+    TakeoverNeverWaits,
     HeardLately,
 }
 
 impl Rule {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::GenesisAsks,
         Self::FormingAgrees,
         Self::ClaimsRaiseEpoch,
@@ -41,6 +43,8 @@ impl Rule {
         Self::BalanceWaits,
         Self::BalanceFreezes,
         Self::BalanceStays,
+        Self::DrainNeverWaits,
+        Self::TakeoverNeverWaits,
         Self::HeardLately,
     ];
 
@@ -60,6 +64,8 @@ impl Rule {
             Self::BalanceWaits => rules.balance_waits = false,
             Self::BalanceFreezes => rules.balance_freezes = false,
             Self::BalanceStays => rules.balance_stays = false,
+            Self::DrainNeverWaits => rules.drain_never_waits = false,
+            Self::TakeoverNeverWaits => rules.takeover_never_waits = false,
             Self::HeardLately => rules.heard_lately = false,
         }
         rules
@@ -68,7 +74,11 @@ impl Rule {
     /// The bad luck that brings it out.
     pub(crate) fn luck(self) -> Luck {
         match self {
-            Self::GenesisAsks | Self::ClaimsRaiseEpoch | Self::BalanceFreezes => Luck::Deaths,
+            Self::GenesisAsks
+            | Self::ClaimsRaiseEpoch
+            | Self::BalanceFreezes
+            | Self::DrainNeverWaits
+            | Self::TakeoverNeverWaits => Luck::Deaths,
             Self::FormingAgrees => Luck::Forming,
             Self::GateClosesFirst
             | Self::SealIsPromise
@@ -88,7 +98,8 @@ impl Rule {
             }
             Self::ClaimsRaiseEpoch => Violation::TwoEntries,
             Self::GateClosesFirst | Self::SealIsPromise => Violation::PromiseBroken,
-            Self::GrantIsResent => Violation::NotSettled,
+            Self::GrantIsResent | Self::TakeoverNeverWaits => Violation::NotSettled,
+            Self::DrainNeverWaits => Violation::NotDrained,
             Self::NewestServes => Violation::SentBack,
             Self::BalanceWaits => Violation::MovedInUnrest,
             Self::BalanceFreezes => Violation::MovedInFreeze,

@@ -47,6 +47,7 @@ pub(crate) fn run(seed: u64, plan: &Plan, log: bool) -> Outcome {
     let mut n_events = 0;
     let settled = Time::ZERO + plan.quiet_at + SETTLED_AFTER;
     n_events += world.run_until(settled);
+    world.check_drains();
     world.probe();
     n_events += world.run_until(settled + ms(1_500));
     world.is_over = true;
@@ -280,12 +281,19 @@ impl World {
     fn exit(&mut self, host: Host, boot: BootId) {
         let is_there =
             self.nodes[host.0 as usize].as_ref().is_some_and(|node| node.me.boot == boot);
-        if is_there && self.ctx.sim.is_running(host) {
-            self.bury(host);
-            self.ctx.hang_up(host, true);
-            let news = self.ctx.stamped(host, Health::Left);
-            self.ctx.spread(news, ms(0));
+        if !is_there {
+            return;
         }
+        if !self.ctx.sim.is_running(host) {
+            // Who is paused on its way out leaves when it goes on.
+            let world = self.ctx.world();
+            self.ctx.after(world, ms(20), Happens::Fault(Fault::Exit(host, boot)));
+            return;
+        }
+        self.bury(host);
+        self.ctx.hang_up(host, true);
+        let news = self.ctx.stamped(host, Health::Left);
+        self.ctx.spread(news, ms(0));
     }
 
     fn drain(&mut self, host: Host) {
@@ -395,6 +403,17 @@ impl World {
     }
 
     // ---- the end ---------------------------------------------------------------------------
+
+    /// Whoever was to leave has had the time to.
+    fn check_drains(&mut self) {
+        let now = self.ctx.now();
+        for node in self.nodes.iter().flatten() {
+            if self.ctx.truth[node.at.0 as usize].phase == Phase::Leaving {
+                let text = format!("{} has {} shards", node.me.node, node.machine.n_owned());
+                self.ctx.oracle.find(now, Violation::NotDrained, text);
+            }
+        }
+    }
 
     fn check_end(&mut self) {
         let nodes = &self.nodes;

@@ -59,7 +59,8 @@ impl Waiting {
 impl Ownership {
     pub(super) fn start_handoffs(&mut self, out: &mut Vec<Action>) {
         let class = self.class();
-        let is_calm = class == Class::Drain || self.may_balance();
+        let never_waits = class == Class::Drain && self.config.rules.drain_never_waits;
+        let is_calm = never_waits || self.may_balance();
         let busy: BTreeSet<ShardId> =
             self.outgoing.values().flat_map(|handoff| handoff.ids()).collect();
         let mut wanted: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();

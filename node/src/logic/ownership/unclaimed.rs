@@ -31,6 +31,9 @@ impl Ownership {
         if self.query.is_some() || self.stage != Stage::Ready {
             return;
         }
+        if !self.config.rules.takeover_never_waits && !self.may_balance() {
+            return;
+        }
         let shards = self.unclaimed();
         if shards.is_empty() {
             return;
