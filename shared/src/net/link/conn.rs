@@ -246,7 +246,7 @@ impl Conn {
         &self,
         key: u32,
         id: StreamId,
-        data: &mut Bytes,
+        data: &mut &[u8],
         fin: bool,
         waker: &Waker,
     ) -> Result<bool, ResetCode> {

@@ -20,8 +20,9 @@ use crate::wire::link::{
 /// Bytes read in one system call.
 const READ_BYTES: usize = 64 << 10;
 
-/// Capacity that the write buffer keeps after a burst.
-const WRITE_BYTES_KEPT: usize = 256 << 10;
+/// Capacity that the write buffer keeps after a burst: `queue_data`, and what may be queued beside
+/// it. Less, and a buffer that is filled by one body would shrink and grow with every write.
+const WRITE_BYTES_KEPT: usize = 288 << 10;
 
 /// How late a timer may fire before we take it that this process, not the peer, stood still.
 const PAUSE: Duration = Duration::from_millis(250);

@@ -220,7 +220,7 @@ impl State {
         &mut self,
         key: u32,
         id: StreamId,
-        data: &mut Bytes,
+        data: &mut &[u8],
         fin: bool,
         mut room: usize,
         flags: u8,
@@ -242,9 +242,10 @@ impl State {
                 return Err(ResetCode::Failed);
             }
             self.send.spend(piece as u32);
-            let piece = data.split_to(piece);
+            let (piece, rest) = data.split_at(piece);
+            *data = rest;
             let end = if fin && last { flag::FIN } else { 0 };
-            self.put_frame_only(FrameType::Data, flags | end, id.0, &piece);
+            self.put_frame_only(FrameType::Data, flags | end, id.0, piece);
             room = room.saturating_sub(piece.len());
             if last {
                 return Ok(true);

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::conn::Conn;
 use super::slots::StreamEvent;
@@ -37,7 +37,7 @@ impl Place {
 
     fn poll_body(
         &self,
-        data: &mut Bytes,
+        data: &mut &[u8],
         fin: bool,
         cx: &Context<'_>,
     ) -> Poll<Result<(), SendError>> {
@@ -48,7 +48,7 @@ impl Place {
         }
     }
 
-    async fn send_body(&self, mut data: Bytes, fin: bool) -> Result<(), SendError> {
+    async fn send_body(&self, mut data: &[u8], fin: bool) -> Result<(), SendError> {
         poll_fn(|cx| self.poll_body(&mut data, fin, cx)).await
     }
 
@@ -153,7 +153,7 @@ impl SendHalf {
     /// # Errors
     /// The stream ended: refused, reset, or its link closed. The answer's side says which.
     pub async fn send(&mut self, data: Bytes) -> Result<(), SendError> {
-        self.place.send_body(data, false).await
+        self.place.send_body(&data, false).await
     }
 
     /// Like [`send`](Self::send), and nothing follows: saves a frame.
@@ -161,7 +161,16 @@ impl SendHalf {
     /// # Errors
     /// As for [`send`](Self::send).
     pub async fn send_last(&mut self, data: Bytes) -> Result<(), SendError> {
-        self.place.send_body(data, true).await
+        self.place.send_body(&data, true).await
+    }
+
+    /// Like [`send`](Self::send), or [`send_last`](Self::send_last) with `last`, of memory that
+    /// the caller keeps and may use again.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub async fn send_slice(&mut self, data: &[u8], last: bool) -> Result<(), SendError> {
+        self.place.send_body(data, last).await
     }
 
     /// Like [`send`](Self::send), or [`send_last`](Self::send_last) with `last`, polled: what went
@@ -175,7 +184,11 @@ impl SendHalf {
         data: &mut Bytes,
         last: bool,
     ) -> Poll<Result<(), SendError>> {
-        self.place.poll_body(data, last, cx)
+        let mut rest = &data[..];
+        let polled = self.place.poll_body(&mut rest, last, cx);
+        let went = data.len() - rest.len();
+        data.advance(went);
+        polled
     }
 
     /// Ends the body, with encoded trailers if any.
@@ -336,7 +349,7 @@ impl ServerSend {
         if self.answer(&head, &mut first, fin)? {
             return Ok(());
         }
-        self.place.send_body(first, fin).await
+        self.place.send_body(&first, fin).await
     }
 
     /// Queues the head and what goes of the body. True when all went.
@@ -362,7 +375,11 @@ impl ServerSend {
                 return Ok(true);
             }
             let room = conn.room(state);
-            state.push_body(key, id, body, fin, room, conn.body_flags())
+            let mut rest = &body[..];
+            let all_went = state.push_body(key, id, &mut rest, fin, room, conn.body_flags());
+            let went = body.len() - rest.len();
+            body.advance(went);
+            all_went
         });
         sent.unwrap_or(Err(ResetCode::Cancelled)).map_err(SendError)
     }
@@ -372,7 +389,7 @@ impl ServerSend {
     /// # Errors
     /// The stream was given up.
     pub async fn send(&mut self, data: Bytes) -> Result<(), SendError> {
-        self.place.send_body(data, false).await
+        self.place.send_body(&data, false).await
     }
 
     /// Like [`send`](Self::send), and nothing follows.
@@ -380,7 +397,7 @@ impl ServerSend {
     /// # Errors
     /// The stream was given up.
     pub async fn send_last(&mut self, data: Bytes) -> Result<(), SendError> {
-        self.place.send_body(data, true).await
+        self.place.send_body(&data, true).await
     }
 
     /// Ends the body, with encoded trailers if any.
