@@ -300,12 +300,8 @@ impl<R: Fn(Progress) + Send> Copier<R> {
 
 /// Puts the next records of a copy into the writer; gives their bytes.
 fn write_some(copy: &mut ShardCopy, writer: &mut Writer<'_>, bytes_max: usize) -> usize {
-    let mut records = Vec::new();
-    let n = copy.next(bytes_max, &mut records);
-    for record in records {
-        writer.put(copy.shard(), &record);
-    }
-    n
+    let shard = copy.shard();
+    copy.each_next(bytes_max, |record| writer.put_with(shard, |chunk| record.encode_to(chunk)))
 }
 
 /// How fast a copy is.
@@ -449,7 +445,7 @@ mod protocol_1 {
         let mut copy: BTreeMap<ShardId, Incoming> =
             [3, 4].map(ShardId).map(|shard| (shard, host.incoming(shard))).into();
         let mut parser = Parser::default();
-        parser.push(&Bytes::from(recorded("transfer-body")));
+        parser.push(Bytes::from(recorded("transfer-body")));
         while let Some((shard, record)) = parser.next().unwrap() {
             copy.get_mut(&shard).unwrap().add(&record).unwrap();
         }
@@ -473,7 +469,7 @@ mod protocol_1 {
         // A sealed shard is sent in records that it knows: the same but for the time that passed.
         let records: Vec<Bytes> = host.export(ShardId(3)).unwrap().collect();
         let mut parser = Parser::default();
-        parser.push(&Bytes::from(recorded("transfer-body")));
+        parser.push(Bytes::from(recorded("transfer-body")));
         let then: Vec<Bytes> = std::iter::from_fn(|| parser.next().unwrap())
             .filter_map(|(shard, record)| (shard == ShardId(3)).then_some(record))
             .collect();

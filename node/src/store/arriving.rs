@@ -60,14 +60,15 @@ impl Arriving {
 
     fn put(&mut self, core: &Core, session: SessionRecord<'_>) -> Result<(), RecordError> {
         let stored = session.into_stored(core.now());
-        let old = self.sessions.get(&stored.key);
+        let spot = self.sessions.spot(&stored.key);
+        let old = self.sessions.at(&spot);
         let old_bytes = old.map_or(0, |old| old.bytes as usize);
         let old_timer = old.and_then(|old| old.data.earliest_timer());
         core.resize(old_bytes, stored.bytes as usize).map_err(|_| RecordError::MemoryFull)?;
         self.seq = self.seq.max(stored.data.version.seq);
         self.earliest_expiry = self.earliest_expiry.min(stored.expires);
         self.retime(&stored.key, old_timer, stored.data.earliest_timer());
-        self.sessions.insert(Box::new(stored));
+        self.sessions.insert_at(spot, Box::new(stored));
         Ok(())
     }
 

@@ -97,11 +97,32 @@ impl ShardCopy {
     /// After a [`seal`](crate::Host::seal) has ended, what is given until the first 0 completes
     /// the copy, unless [`lag`](Self::lag) tells of an overflow.
     pub fn next(&mut self, bytes_max: usize, out: &mut Vec<Bytes>) -> usize {
+        // All in one piece of memory.
+        let (mut buffer, mut ends) = (Vec::new(), Vec::new());
+        let n = self.each_next(bytes_max, |record| {
+            let start = buffer.len();
+            record.encode_to(&mut buffer);
+            ends.push(buffer.len());
+            buffer.len() - start
+        });
+        let (bytes, mut start) = (Bytes::from(buffer), 0);
+        out.extend(
+            ends.into_iter().map(|end| bytes.slice(std::mem::replace(&mut start, end)..end)),
+        );
+        n
+    }
+
+    /// The same for records that `put` writes; it gives the length of each.
+    pub(crate) fn each_next(
+        &mut self,
+        bytes_max: usize,
+        mut put: impl FnMut(&Record<'_>) -> usize,
+    ) -> usize {
         let mut bytes = 0;
         loop {
             let budget = bytes_max.saturating_sub(bytes) as u64;
             let has_more = self.shard.lock().sessions.take_step(budget, &mut self.step);
-            bytes += self.step.encode(self.shard.core().now(), out);
+            bytes += self.step.put(self.shard.core().now(), &mut put);
             if !has_more || (bytes > 0 && bytes_max <= bytes) {
                 return bytes;
             }
@@ -159,31 +180,20 @@ impl Step {
         STEP_RECORDS_MAX <= self.taken.len() || (!self.taken.is_empty() && budget <= self.bytes)
     }
 
-    /// Makes the records, all in one piece of memory, and gives their bytes.
-    fn encode(&mut self, now: Time, out: &mut Vec<Bytes>) -> usize {
-        let mut buffer = Vec::with_capacity(usize::try_from(self.bytes).unwrap_or(0));
-        let mut ends = Vec::with_capacity(self.taken.len());
+    /// Makes the records and gives their bytes.
+    fn put(&mut self, now: Time, put: &mut impl FnMut(&Record<'_>) -> usize) -> usize {
+        let mut bytes = 0;
         for (key, taken) in self.taken.drain(..) {
             let key = &self.keys[key];
-            match taken {
-                Taken::Gone => Record::Gone { key }.encode_to(&mut buffer),
-                Taken::Touched { expires } => {
-                    Record::touched(key, expires, now).encode_to(&mut buffer);
-                }
-                Taken::Session { data, expires } => {
-                    Record::of(key, &data, expires, now).encode_to(&mut buffer);
-                }
-            }
-            ends.push(buffer.len());
+            bytes += match taken {
+                Taken::Gone => put(&Record::Gone { key }),
+                Taken::Touched { expires } => put(&Record::touched(key, expires, now)),
+                Taken::Session { data, expires } => put(&Record::of(key, &data, expires, now)),
+            };
         }
         self.keys.clear();
         self.bytes = 0;
-        let bytes = Bytes::from(buffer);
-        let mut start = 0;
-        out.extend(
-            ends.into_iter().map(|end| bytes.slice(std::mem::replace(&mut start, end)..end)),
-        );
-        bytes.len()
+        bytes
     }
 }
 

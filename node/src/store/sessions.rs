@@ -42,6 +42,12 @@ impl Place {
     }
 }
 
+/// Where a session is, or would be.
+pub(super) struct Spot {
+    hash: u32,
+    slot: Option<u32>,
+}
+
 /// The index takes its bits from both ends of 64.
 fn spread(hash: u32) -> u64 {
     u64::from(hash).wrapping_mul(0x9E37_79B9_7F4A_7C15)
@@ -93,6 +99,28 @@ impl Sessions {
         self.remove(&stored.key);
         let hash = self.hash(&stored.key);
         self.put(hash, stored);
+    }
+
+    /// Where `key` is, or would be.
+    pub(super) fn spot(&self, key: &[u8]) -> Spot {
+        let hash = self.hash(key);
+        Spot { hash, slot: self.find(hash, key) }
+    }
+
+    /// The session at a spot.
+    pub(super) fn at(&self, spot: &Spot) -> Option<&Stored> {
+        self.slots[spot.slot? as usize].as_deref()
+    }
+
+    /// The same as [`insert`](Self::insert), where it is known what is there. Nothing may have
+    /// changed since.
+    pub(super) fn insert_at(&mut self, spot: Spot, stored: Box<Stored>) {
+        match spot.slot {
+            Some(_) => self.insert(stored),
+            None => {
+                self.put(spot.hash, stored);
+            }
+        }
     }
 
     /// Changes a session; where there is none, what `make` gives is put in first.

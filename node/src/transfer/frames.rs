@@ -12,6 +12,8 @@ use super::{Tally, TransferError};
 
 /// Records are gathered to about this size before they are sent.
 pub(super) const CHUNK: usize = 60 * 1024;
+/// Capacity of a chunk: one record more, as most are.
+const CHUNK_CAPACITY: usize = 64 * 1024;
 /// Header of a record, and length of the trailer.
 const HEADER: usize = 12;
 /// No shard has this number.
@@ -39,7 +41,8 @@ pub(crate) async fn send_records(
 /// Frames records and sends them in chunks.
 pub(super) struct Writer<'a> {
     stream: &'a mut SendHalf,
-    chunk: BytesMut,
+    /// Used again for every chunk.
+    chunk: Vec<u8>,
     total: crc32fast::Hasher,
     n_records: u32,
     sent: Counter,
@@ -49,18 +52,27 @@ pub(super) struct Writer<'a> {
 impl<'a> Writer<'a> {
     pub(super) fn new(stream: &'a mut SendHalf, tally: Tally) -> Self {
         let sent = counter!("stead_handoff_bytes_total", "direction" => "out");
-        let chunk = BytesMut::with_capacity(CHUNK + HEADER);
+        let chunk = Vec::with_capacity(CHUNK_CAPACITY);
         Self { stream, chunk, total: crc32fast::Hasher::new(), n_records: 0, sent, tally }
     }
 
     pub(super) fn put(&mut self, shard: ShardId, record: &[u8]) {
+        self.put_with(shard, |chunk| chunk.extend_from_slice(record));
+    }
+
+    /// Frames the record that `write` puts behind what is there; gives its length.
+    pub(super) fn put_with(&mut self, shard: ShardId, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+        let start = self.chunk.len();
+        self.chunk.extend_from_slice(&[0; HEADER]);
+        write(&mut self.chunk);
+        let (mut header, record) = self.chunk[start..].split_at_mut(HEADER);
         let crc = crc32fast::hash(record);
-        self.chunk.put_u32_le(shard.0);
-        self.chunk.put_u32_le(u32::try_from(record.len()).unwrap_or(u32::MAX));
-        self.chunk.put_u32_le(crc);
-        self.chunk.put_slice(record);
+        header.put_u32_le(shard.0);
+        header.put_u32_le(u32::try_from(record.len()).unwrap_or(u32::MAX));
+        header.put_u32_le(crc);
         self.total.update(&crc.to_le_bytes());
         self.n_records += 1;
+        record.len()
     }
 
     pub(super) async fn send_if_full(&mut self) -> Result<(), TransferError> {
@@ -72,7 +84,10 @@ impl<'a> Writer<'a> {
             return Ok(());
         }
         self.count();
-        Ok(self.stream.send(self.chunk.split().freeze()).await?)
+        self.stream.send_slice(&self.chunk, false).await?;
+        self.chunk.clear();
+        self.chunk.shrink_to(CHUNK_CAPACITY);
+        Ok(())
     }
 
     fn count(&self) {
@@ -85,31 +100,36 @@ impl<'a> Writer<'a> {
         self.chunk.put_u32_le(self.n_records);
         self.chunk.put_u32_le(self.total.clone().finalize());
         self.count();
-        Ok(self.stream.send_last(self.chunk.freeze()).await?)
+        Ok(self.stream.send_slice(&self.chunk, true).await?)
     }
 }
 
-/// Takes a stream's records apart.
+/// Takes a stream's records apart. One that came in one piece is not copied.
 #[derive(Debug, Default)]
 pub(super) struct Parser {
-    buffer: BytesMut,
+    /// What has come and was not looked at.
+    data: Bytes,
+    /// The beginning of a record that goes on in `data`.
+    begun: BytesMut,
     total: crc32fast::Hasher,
     n_records: u32,
     pub(super) complete: bool,
 }
 
 impl Parser {
-    pub(super) fn push(&mut self, data: &Bytes) {
-        self.buffer.extend_from_slice(data);
+    /// Takes in what comes next, once [`next`](Self::next) has nothing more to give.
+    pub(super) fn push(&mut self, data: Bytes) {
+        debug_assert!(self.data.is_empty(), "all of it was taken apart");
+        self.data = data;
     }
 
     /// The next whole record.
     pub(super) fn next(&mut self) -> Result<Option<(ShardId, Bytes)>, TransferError> {
-        if self.buffer.len() < HEADER || self.complete {
+        if self.complete {
             return Ok(None);
         }
-        let mut header = &self.buffer[..HEADER];
-        let (shard, length, crc) = (header.get_u32_le(), header.get_u32_le(), header.get_u32_le());
+        let Some(mut record) = self.next_framed()? else { return Ok(None) };
+        let (shard, length, crc) = (record.get_u32_le(), record.get_u32_le(), record.get_u32_le());
         if shard == TRAILER {
             if length != self.n_records || crc != self.total.clone().finalize() {
                 return Err(TransferError::Checksum);
@@ -117,15 +137,6 @@ impl Parser {
             self.complete = true;
             return Ok(None);
         }
-        let length = length as usize;
-        if length > RECORD_MAX {
-            return Err(TransferError::Broken);
-        }
-        if self.buffer.len() < HEADER + length {
-            return Ok(None);
-        }
-        self.buffer.advance(HEADER);
-        let record = self.buffer.split_to(length).freeze();
         if crc32fast::hash(&record) != crc {
             return Err(TransferError::Checksum);
         }
@@ -133,18 +144,52 @@ impl Parser {
         self.n_records += 1;
         Ok(Some((ShardId(shard), record)))
     }
+
+    /// The next record with its header, or the trailer.
+    fn next_framed(&mut self) -> Result<Option<Bytes>, TransferError> {
+        if self.begun.is_empty() {
+            let length = framed_length(&self.data)?;
+            if length <= self.data.len() {
+                return Ok(Some(self.data.split_to(length)));
+            }
+        }
+        loop {
+            let length = framed_length(&self.begun)?;
+            let more = length.saturating_sub(self.begun.len());
+            if more == 0 {
+                return Ok(Some(self.begun.split().freeze()));
+            }
+            if self.data.is_empty() {
+                return Ok(None);
+            }
+            let piece = self.data.split_to(more.min(self.data.len()));
+            self.begun.extend_from_slice(&piece);
+        }
+    }
+}
+
+/// How long what begins here is, as far as its header is there.
+fn framed_length(start: &[u8]) -> Result<usize, TransferError> {
+    let Some(mut header) = start.get(..HEADER) else { return Ok(HEADER) };
+    let (shard, length) = (header.get_u32_le(), header.get_u32_le() as usize);
+    match shard {
+        TRAILER => Ok(HEADER),
+        _ if RECORD_MAX < length => Err(TransferError::Broken),
+        _ => Ok(HEADER + length),
+    }
 }
 
 /// The records of a stream as they come in.
-#[derive(Debug)]
 pub(crate) struct Records<'a> {
     stream: &'a mut RecvHalf,
     parser: Parser,
+    received: Counter,
 }
 
 impl<'a> Records<'a> {
     pub(crate) fn new(stream: &'a mut RecvHalf) -> Self {
-        Self { stream, parser: Parser::default() }
+        let received = counter!("stead_handoff_bytes_total", "direction" => "in");
+        Self { stream, parser: Parser::default(), received }
     }
 
     /// The next record; none after the last one, when the trailer agrees.
@@ -156,9 +201,8 @@ impl<'a> Records<'a> {
             let next = timeout(SILENCE_MAX, self.stream.next()).await;
             match next.map_err(|_| TransferError::Silent)? {
                 Some(StreamEvent::Data(data)) => {
-                    let received = counter!("stead_handoff_bytes_total", "direction" => "in");
-                    received.increment(data.len() as u64);
-                    self.parser.push(&data);
+                    self.received.increment(data.len() as u64);
+                    self.parser.push(data);
                 }
                 Some(StreamEvent::End(_)) | None if self.parser.complete => return Ok(None),
                 Some(StreamEvent::End(_) | StreamEvent::Reset(_)) | None => {
@@ -202,7 +246,7 @@ mod tests {
             let mut parser = Parser::default();
             let mut out = Vec::new();
             for piece in whole.chunks(cut) {
-                parser.push(&Bytes::copy_from_slice(piece));
+                parser.push(Bytes::copy_from_slice(piece));
                 while let Some((shard, record)) = parser.next().unwrap() {
                     out.push((shard.0, record.to_vec()));
                 }
@@ -219,7 +263,7 @@ mod tests {
             let mut bent = whole.clone();
             bent[bit / 8] ^= 1 << (bit % 8);
             let mut parser = Parser::default();
-            parser.push(&Bytes::from(bent));
+            parser.push(Bytes::from(bent));
             let mut outcome = Ok(());
             loop {
                 match parser.next() {
