@@ -69,7 +69,7 @@ impl Ownership {
             }
         }
         let yields: BTreeSet<ShardId> = yielded.values().flatten().map(|at| at.shard).collect();
-        for &shard in dropped.iter().chain(&yields) {
+        for &shard in &yields {
             self.slots.remove(&shard);
             self.log.release(shard);
         }
@@ -79,13 +79,23 @@ impl Ownership {
             }
         }
         self.drop_outdated_copies(shards, out);
-        if !dropped.is_empty() {
-            out.push(Action::DropState { shards: dropped });
-            self.finish_granted(out);
-        }
+        self.let_go(dropped, out);
         for (to, shards) in yielded {
             out.push(Action::Yield { to, shards });
         }
+    }
+
+    /// ## Granted => (none): the targets have served these; what is here of them is of no use.
+    pub(super) fn let_go(&mut self, shards: Vec<ShardId>, out: &mut Vec<Action>) {
+        if shards.is_empty() {
+            return;
+        }
+        for shard in &shards {
+            self.slots.remove(shard);
+            self.log.release(*shard);
+        }
+        out.push(Action::DropState { shards });
+        self.finish_granted(out);
     }
 
     /// Closes the handoffs whose target has claimed everything.
@@ -94,10 +104,9 @@ impl Ownership {
         let slots = &self.slots;
         self.outgoing.retain(|_, handoff| {
             let granted = matches!(handoff.phase, outgoing::Phase::Granted { .. });
-            let open = handoff.ids().any(|shard| match slots.get(&shard) {
-                Some(Slot::Granted { to, .. }) => *to == handoff.to,
-                Some(Slot::Serving { .. } | Slot::Sealed { .. }) | None => false,
-            });
+            let is_open =
+                |shard| slots.get(&shard).is_some_and(|slot: &Slot| slot.is_granted_to(handoff.to));
+            let open = handoff.ids().any(is_open);
             if granted && !open {
                 out.push(Action::Note(Note::HandedOff {
                     handoff: handoff.id,
