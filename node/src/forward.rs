@@ -240,6 +240,9 @@ impl Handle {
             Some(Destination { owner: member.node_boot(), addr: member.gossip, epoch })
         });
         match hinted.or(known) {
+            // The grant is still on its way. It is news for whoever waits only as long as nobody
+            // has tried its epoch.
+            Some(to) if to.owner.node == self.inner.me && known != Some(to) => Place::Nowhere,
             Some(to) if to.owner.node == self.inner.me => Place::Here(to.epoch),
             Some(to) => Place::There(to),
             None => Place::Nowhere,

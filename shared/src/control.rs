@@ -200,7 +200,7 @@ pub enum Control {
         handoff: HandoffId,
     },
     /// Handoff: these shards of a grant that came again have been served at least in its epochs,
-    /// and have gone on to others since. Only to sources that speak protocol 2.
+    /// and have gone on to others since. Only to sources that speak protocol 2 or later.
     Served {
         /// The move.
         handoff: HandoffId,

@@ -266,6 +266,23 @@ async fn a_routed_request_that_is_here_before_its_shard_waits_for_it() {
     assert_eq!(*log.lock().unwrap(), in_order(2));
 }
 
+#[tokio::test]
+async fn who_is_sent_here_before_the_grant_waits_for_it_as_for_news() {
+    let (node, log) = start("a", None).await;
+    let handle = node.handle();
+    let (shard, epoch) = seal(&handle).await;
+    handle.inner.host.drop_shard(shard);
+    let to_come = epoch.next(epoch.node);
+    let place = |hint| handle.place(&handle.view(), shard, hint);
+    assert_eq!(place(None), Place::Here(epoch));
+    assert_eq!(place(Some(epoch)), Place::Here(epoch));
+    assert_eq!(place(Some(to_come)), Place::Nowhere);
+    handle.inner.host.activate_empty(shard, to_come);
+    assert_eq!(place(Some(to_come)), Place::Here(to_come));
+    assert!(soon(ask(&handle, "/0")).await.unwrap().is_ok());
+    assert_eq!(*log.lock().unwrap(), in_order(1));
+}
+
 /// Keeps counters by their names.
 #[derive(Default)]
 struct Counters(Mutex<HashMap<String, Arc<AtomicU64>>>);

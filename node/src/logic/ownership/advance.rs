@@ -197,14 +197,13 @@ impl Ownership {
         }
         let Some(handoff) = self.outgoing.get_mut(&number) else { return };
         handoff.phase = outgoing::Phase::Granted { since, resend_at: now + GRANT_EVERY };
-        let (id, to, target) = (handoff.id, handoff.to.node, handoff.to);
+        let (id, target) = (handoff.id, handoff.to);
+        let to = target.node;
         // Only what is still open: of what the target has served it may say so, of the rest that
         // there is no copy.
         let mut shards = handoff.granted();
         let slots = &self.slots;
-        shards.retain(
-            |at| matches!(slots.get(&at.shard), Some(Slot::Granted { to, .. }) if *to == target),
-        );
+        shards.retain(|at| slots.get(&at.shard).is_some_and(|slot| slot.is_granted_to(target)));
         if now.since(since) >= RELAY_AFTER {
             for peer in self.members.live_peers().filter(|peer| peer.id != to) {
                 let message = Control::Relay { to, handoff: id, shards: shards.clone() };

@@ -65,7 +65,9 @@ impl Ownership {
                 {
                     yielded.entry(owner).or_default().push(ShardEpoch { shard, epoch });
                 }
-                Slot::Granted { next, .. } if epoch >= next => dropped.push(shard),
+                Slot::Granted { next, .. } if epoch >= next => {
+                    dropped.push(ShardEpoch { shard, epoch: next });
+                }
                 // Even who held a copy may not have served that one.
                 Slot::Serving { epoch: mine } | Slot::Sealed { epoch: mine } if epoch > mine => {
                     n_superseded += usize::from(self.is_superseded_by(shard, owner));
@@ -74,9 +76,8 @@ impl Ownership {
                 Slot::Serving { .. } | Slot::Sealed { .. } | Slot::Granted { .. } => {}
             }
         }
-        let yields = yielded.values().flatten().map(|at| at.shard);
-        let yields: BTreeSet<ShardId> = yields.collect();
-        for &shard in dropped.iter().chain(&yields) {
+        let yields: BTreeSet<ShardId> = yielded.values().flatten().map(|at| at.shard).collect();
+        for &shard in &yields {
             self.slots.remove(&shard);
             self.log.release(shard);
         }
@@ -89,13 +90,23 @@ impl Ownership {
         if 0 < n_superseded {
             out.push(Action::Note(Note::Superseded { n_shards: n_superseded }));
         }
-        if !dropped.is_empty() {
-            self.keep_or_drop(dropped, out);
-            self.finish_granted(out);
-        }
+        self.let_go(dropped, out);
         for (to, shards) in yielded {
             out.push(Action::Yield { to, shards });
         }
+    }
+
+    /// ## Granted => (none): the targets have served these, in the epochs that were granted.
+    pub(super) fn let_go(&mut self, granted: Vec<ShardEpoch>, out: &mut Vec<Action>) {
+        if granted.is_empty() {
+            return;
+        }
+        for at in &granted {
+            self.slots.remove(&at.shard);
+            self.log.release(at.shard);
+        }
+        self.keep_or_drop(granted, out);
+        self.finish_granted(out);
     }
 
     /// Closes the handoffs whose target has claimed everything.
@@ -104,10 +115,9 @@ impl Ownership {
         let slots = &self.slots;
         self.outgoing.retain(|_, handoff| {
             let granted = matches!(handoff.phase, outgoing::Phase::Granted { .. });
-            let open = handoff.ids().any(|shard| match slots.get(&shard) {
-                Some(Slot::Granted { to, .. }) => *to == handoff.to,
-                Some(Slot::Serving { .. } | Slot::Sealed { .. }) | None => false,
-            });
+            let is_open =
+                |shard| slots.get(&shard).is_some_and(|slot: &Slot| slot.is_granted_to(handoff.to));
+            let open = handoff.ids().any(is_open);
             if granted && !open {
                 out.push(Action::Note(Note::HandedOff {
                     handoff: handoff.id,

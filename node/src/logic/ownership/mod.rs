@@ -100,6 +100,16 @@ enum Slot {
     Granted { epoch: Epoch, to: NodeBoot, next: Epoch },
 }
 
+impl Slot {
+    /// Whether the shard was granted to this target, whose claim was not seen yet.
+    fn is_granted_to(self, target: NodeBoot) -> bool {
+        match self {
+            Self::Granted { to, .. } => to == target,
+            Self::Serving { .. } | Self::Sealed { .. } => false,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Stage {
     Joining,

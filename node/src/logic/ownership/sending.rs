@@ -138,7 +138,7 @@ impl Ownership {
         }
     }
 
-    /// ## Granted => (none): the target has served these, as a claim would have told that was missed.
+    /// The target has served these, as a claim would have told that was missed.
     pub(super) fn on_served(
         &mut self,
         from: NodeBoot,
@@ -151,25 +151,20 @@ impl Ownership {
             return;
         }
         let ours: BTreeSet<ShardId> = handoff.ids().collect();
-        let mut dropped = Vec::new();
+        let mut served = Vec::new();
         for at in shards.iter().filter(|at| ours.contains(&at.shard)) {
             match self.slots.get(&at.shard) {
                 Some(Slot::Granted { to, next, .. })
                     if *to == from && next.counter <= at.epoch.counter =>
                 {
-                    self.slots.remove(&at.shard);
-                    self.log.release(at.shard);
                     self.book.remember(at.shard, at.epoch.counter);
-                    dropped.push(at.shard);
+                    served.push(ShardEpoch { shard: at.shard, epoch: *next });
                 }
                 Some(Slot::Granted { .. } | Slot::Serving { .. } | Slot::Sealed { .. }) | None => {}
             }
         }
-        if !dropped.is_empty() {
-            out.push(Action::DropState { shards: dropped });
-            self.finish_granted(out);
-            self.recheck = true;
-        }
+        self.recheck |= !served.is_empty();
+        self.let_go(served, out);
     }
 
     pub(super) fn on_caught_up(&mut self, from: NodeBoot, id: HandoffId, out: &mut Vec<Action>) {
@@ -251,7 +246,7 @@ impl Ownership {
             // One that has gone, and may be here again, is not this handoff's any more.
             let is_its = match self.slots.get(&at.shard) {
                 Some(Slot::Sealed { epoch } | Slot::Serving { epoch }) => *epoch == at.epoch,
-                Some(Slot::Granted { to, .. }) => *to == handoff.to,
+                Some(granted @ Slot::Granted { .. }) => granted.is_granted_to(handoff.to),
                 None => false,
             };
             if is_its {

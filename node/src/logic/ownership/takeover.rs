@@ -122,17 +122,20 @@ impl Ownership {
         }
     }
 
-    /// A shard that was granted away stays here as a copy of its new owner's, when that says so.
-    pub(super) fn keep_or_drop(&mut self, shards: Vec<ShardId>, out: &mut Vec<Action>) {
+    /// A shard that was granted away stays here as a copy of its new owner's, when that says so. Of
+    /// one that has gone on since, what is here is too old.
+    pub(super) fn keep_or_drop(&mut self, granted: Vec<ShardEpoch>, out: &mut Vec<Action>) {
         let mut dropped = Vec::new();
         let mut kept: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
-        for shard in shards {
+        for ShardEpoch { shard, epoch: next } in granted {
             match self.book.get(shard) {
                 // It has become a copy by the new owner's word before its claim was seen.
                 Some((_, owner)) if self.copies.get(&shard).is_some_and(|it| it.owner == owner) => {
                     dropped.push(shard);
                 }
-                Some((epoch, owner)) if self.book.replicas(shard).contains(&self.config.me) => {
+                Some((epoch, owner))
+                    if epoch == next && self.book.replicas(shard).contains(&self.config.me) =>
+                {
                     kept.entry(owner).or_default().push(ShardEpoch { shard, epoch });
                 }
                 Some(_) | None => dropped.push(shard),
