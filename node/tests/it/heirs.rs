@@ -273,6 +273,19 @@ fn a_silent_replica_is_let_go_only_when_somebody_else_knows_it() {
 }
 
 #[test]
+fn a_replica_that_was_let_go_is_filled_again_though_nothing_else_happens() {
+    let mut world = World::new(3);
+    let shard = World::shards().find(|s| world.owner(*s) == NodeId(1)).unwrap();
+    let silent = world.replica(shard).unwrap();
+    world.queue.push_back((NodeId(1), Event::FollowerSilent(silent)));
+    world.pass(100);
+    assert_eq!(world.replica(shard), None, "it is left alone for a while");
+    world.pass(3_000);
+    assert_eq!(world.replica(shard), Some(silent));
+    assert_eq!(world.under_replicated(), 0);
+}
+
+#[test]
 fn a_replica_that_has_left_the_claim_does_not_take_over() {
     let mut world = World::new(3);
     let shard = World::shards().find(|s| world.owner(*s) == NodeId(1)).unwrap();

@@ -73,6 +73,8 @@ impl Ownership {
 
     /// Looks at the copies of every shard that is served here.
     pub(super) fn keep_copies(&mut self, out: &mut Vec<Action>) {
+        let now = self.now;
+        self.shunned.retain(|_, until| now < *until);
         let ready = |m: &&stead_shared::member::Member| {
             m.role == Role::Node && m.state == MemberState::Ready && m.id != self.config.me.node
         };
@@ -83,7 +85,7 @@ impl Ownership {
         let leaving: BTreeSet<ShardId> =
             self.leaving_sets.iter().flat_map(|it| &it.shards).copied().collect();
         let mut fills: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
-        let mut extra: Vec<(ShardId, NodeBoot)> = Vec::new();
+        let mut extra: BTreeMap<NodeBoot, Vec<ShardId>> = BTreeMap::new();
         let mut n_under = 0;
         for at in self.serving() {
             let set = self.log.replicas(at.shard);
@@ -105,8 +107,9 @@ impl Ownership {
                 Some(_) => {}
                 None => {
                     let unwanted = |boot: &&NodeBoot| !wanted.contains(**boot);
-                    let last = set.as_slice().iter().rev().find(unwanted);
-                    extra.extend(last.map(|boot| (at.shard, *boot)));
+                    if let Some(last) = set.as_slice().iter().rev().find(unwanted) {
+                        extra.entry(*last).or_default().push(at.shard);
+                    }
                 }
             }
         }
@@ -119,8 +122,12 @@ impl Ownership {
                 out.push(Action::Fill { to, shards });
             }
         }
-        for (shard, boot) in extra {
-            self.drop_replica([shard], boot);
+        for (boot, shards) in extra {
+            self.drop_replica(shards, boot);
+        }
+        // Nothing else tells that somebody may be asked again.
+        if let Some(until) = self.shunned.values().min() {
+            self.recheck_by(*until);
         }
     }
 
@@ -274,7 +281,7 @@ impl Ownership {
 
     fn shun(&mut self, boot: NodeBoot) {
         self.shunned.insert(boot, self.now + SHUNNED_FOR);
-        self.recheck_by(self.now + SHUNNED_FOR);
+        self.recheck = true;
     }
 
     /// Shards of this node whose claims name `boot`, or that it is being filled with.
@@ -315,8 +322,7 @@ impl Ownership {
             let named = self.named(boot);
             self.unfollow(boot, named, out);
         }
-        let now = self.now;
-        self.shunned.retain(|boot, until| now < *until && members.is_live(*boot));
+        self.shunned.retain(|boot, _| members.is_live(*boot));
     }
 
     /// Shards were granted to this node: the source holds the first copy from the first answer on,
