@@ -148,6 +148,8 @@ struct State {
     rate: Rate,
     /// Limits offers that are being sent.
     offers: Arc<Semaphore>,
+    /// What came of actions, for the machine.
+    results: Vec<Event>,
 }
 
 enum Woken {
@@ -176,6 +178,7 @@ impl Driver {
             doubt: 0,
             rate: Rate::default(),
             offers: Arc::new(Semaphore::new(OFFERS_MAX)),
+            results: Vec::new(),
         };
         let mut members = self.agent.members();
         let mut doubts = self.heard.doubts();
@@ -244,8 +247,16 @@ impl Driver {
     fn feed(&mut self, event: Event, state: &mut State) {
         let mut actions = Vec::new();
         self.machine.handle(self.now(), event, &mut actions);
-        for action in actions {
-            self.act(action, state);
+        loop {
+            for action in std::mem::take(&mut actions) {
+                self.act(action, state);
+            }
+            if state.results.is_empty() {
+                return;
+            }
+            for result in std::mem::take(&mut state.results) {
+                self.machine.handle(self.now(), result, &mut actions);
+            }
         }
     }
 

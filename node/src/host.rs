@@ -239,7 +239,7 @@ impl Host {
     pub fn activate_empty(&self, shard: ShardId, epoch: Epoch) {
         match self.inner.shards.entry(shard) {
             Entry::Occupied(here) => {
-                here.get().reopen(epoch);
+                here.get().reopen(epoch, &self.take_adoptions(shard, epoch));
             }
             Entry::Vacant(free) => {
                 let begun = Shard::new(shard, Arc::clone(&self.inner.core), epoch);
@@ -314,7 +314,7 @@ impl Host {
     /// When `epoch` is lower than the one it was served in.
     pub fn reopen(&self, shard: ShardId, epoch: Epoch) -> bool {
         match self.shard(shard) {
-            Some(here) => here.reopen(epoch),
+            Some(here) => here.reopen(epoch, &self.take_adoptions(shard, epoch)),
             None => self.promote_own(shard, epoch),
         }
     }
@@ -399,11 +399,15 @@ impl Host {
         epoch: Epoch,
         arrived: Arriving,
         origin: Option<Epoch>,
+        promoted: Option<Version>,
     ) {
         let core = Arc::clone(&self.inner.core);
         // Whoever hears of its followers finds it.
         let place = self.inner.shards.entry(shard);
         let begun = Shard::with_sessions(shard, core, epoch, arrived, origin);
+        if let Some(end) = promoted {
+            begun.note_promoted(end);
+        }
         self.adopt_waiting(&begun, epoch);
         place.insert(begun);
     }
@@ -622,7 +626,7 @@ impl Incoming {
         let arrived = std::mem::replace(&mut self.arriving, Arriving::new());
         let n_sessions = arrived.sessions().len();
         self.host.drop_shard(self.shard);
-        self.host.serve_arrived(self.shard, epoch, arrived, self.origin);
+        self.host.serve_arrived(self.shard, epoch, arrived, self.origin, None);
         self.host.drop_copy(self.shard);
         n_sessions
     }

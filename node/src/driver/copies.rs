@@ -30,24 +30,21 @@ impl Driver {
     }
 
     /// Whether `action` was one about copies; else it is given back.
-    pub(super) fn act_on_copies(&self, action: Action, state: &State) -> Option<Action> {
+    pub(super) fn act_on_copies(&self, action: Action, state: &mut State) -> Option<Action> {
         match action {
             Action::SetReplicas { sets } => {
                 for (shard, members) in sets {
                     self.host.set_followers(shard, members.as_slice());
                 }
             }
-            // Without an address it is a member no more: the machine learns that.
-            Action::Fill { to, shards } => {
-                if let Some(addr) = self.addr_of(to) {
-                    self.host.begin_fill(to, addr, shards);
-                }
-            }
-            Action::Adopt { to, shards, named } => {
-                if let Some(addr) = self.addr_of(to) {
-                    self.host.adopt(to, addr, shards, named);
-                }
-            }
+            Action::Fill { to, shards } => match self.addr_of(to) {
+                Some(addr) => self.host.begin_fill(to, addr, shards),
+                None => state.results.push(out_of_reach(to, &shards)),
+            },
+            Action::Adopt { to, shards, named } => match self.addr_of(to) {
+                Some(addr) => self.host.adopt(to, addr, shards, named),
+                None => state.results.push(out_of_reach(to, &shards)),
+            },
             Action::StopFill { to, shards } => self.host.stop_following(to, &shards),
             Action::KeepCopy { owner, shards } => {
                 for at in shards {
@@ -63,25 +60,29 @@ impl Driver {
                     self.host.drop_copy(shard);
                 }
             }
-            Action::OpenReplica { shards } => self.open_replicas(&shards, state),
+            Action::OpenReplica { shards } => state.results.extend(self.open_replicas(shards)),
             other => return Some(other),
         }
         None
     }
 
-    fn open_replicas(&self, shards: &[ShardEpoch], state: &State) {
-        let mut n_missing = 0;
-        for at in shards {
-            if !self.host.promote(at.shard, at.epoch) {
-                self.host.activate_empty(at.shard, at.epoch);
-                n_missing += 1;
-            }
+    /// Those that have no copy here are told of.
+    fn open_replicas(&self, shards: Vec<ShardEpoch>) -> Option<Event> {
+        let is_missing = |at: &ShardEpoch| !self.host.promote(at.shard, at.epoch);
+        let missing: Vec<ShardEpoch> = shards.into_iter().filter(is_missing).collect();
+        if missing.is_empty() {
+            return None;
         }
-        if n_missing > 0 {
-            state.meters.lost.increment(n_missing);
-            tracing::error!(n_missing, "shards to be served from copies that are not here: empty");
-        }
+        let n_shards = missing.len();
+        tracing::warn!(n_shards, "copies to serve are gone: their owner lives and replaces them");
+        Some(Event::NotOpened(missing))
     }
+}
+
+/// Whoever has no address is no member any more.
+fn out_of_reach(to: NodeBoot, shards: &[ShardEpoch]) -> Event {
+    let shards = shards.iter().map(|at| (at.shard, Unfollowed::NoCopy)).collect();
+    Event::FollowerLost { to, shards }
 }
 
 fn unfollowed(why: Lost) -> Unfollowed {

@@ -143,7 +143,7 @@ pub(super) fn promote(host: &Host, shard: ShardId, epoch: Epoch, only_own: bool)
     // The entry is held until the shard is here: what comes of it finds one or the other.
     let mut arriving = std::mem::replace(&mut copy.get_mut().arriving, Arriving::new());
     arriving.set_seq(at.seq);
-    host.serve_arrived(shard, epoch, arriving, Some(at.epoch));
+    host.serve_arrived(shard, epoch, arriving, Some(at.epoch), Some(at));
     copy.remove();
     true
 }

@@ -99,10 +99,11 @@ struct Wiring {
 
 /// A follower of a shard that is not here yet.
 #[derive(Debug)]
-struct Adoption {
-    lease: Lease,
-    epoch: Epoch,
-    member: bool,
+pub(crate) struct Adoption {
+    pub(crate) lease: Lease,
+    pub(crate) epoch: Epoch,
+    /// Answers wait for it.
+    pub(crate) is_member: bool,
 }
 
 #[derive(Debug, Default)]
@@ -192,13 +193,18 @@ impl Host {
     /// wait for it from now on.
     ///
     /// A shard that has changed since it began here is reported lost at once. So it is better to
-    /// say this right before the shard begins: one that is not here is adopted when it is, unless
-    /// [`stop_following`](Self::stop_following) takes that back.
+    /// say this right before the shard begins: one that is not served in that epoch yet is adopted
+    /// when it is, unless [`stop_following`](Self::stop_following) takes that back.
     pub fn adopt(&self, to: NodeBoot, addr: SocketAddr, shards: Vec<ShardEpoch>, member: bool) {
-        self.add_followers((to, addr), &shards, |feed, at| match self.shard(at.shard) {
+        let begun = |at: ShardEpoch| {
+            let has_begun = |here: &Arc<Shard>| Some(at.epoch) <= here.gate().epoch();
+            self.shard(at.shard).filter(has_begun)
+        };
+        self.add_followers((to, addr), &shards, |feed, at| match begun(at) {
             Some(shard) => shard.adopt(feed, at.epoch, member),
             None => {
-                let adoption = Adoption { lease: Lease::new(feed), epoch: at.epoch, member };
+                let (lease, epoch) = (Lease::new(feed), at.epoch);
+                let adoption = Adoption { lease, epoch, is_member: member };
                 let mut adoptions = self.replicas().adoptions();
                 let of_shard = adoptions.entry(at.shard).or_default();
                 of_shard.retain(|it| it.epoch == at.epoch && it.lease.feed().to() != to);
@@ -208,21 +214,20 @@ impl Host {
         });
     }
 
-    /// A shard begins here: those follow it who were meant to. Nobody else knows of it yet.
-    pub(crate) fn adopt_waiting(&self, shard: &Shard, epoch: Epoch) {
-        let mut adoptions = self.replicas().adoptions();
-        let waiting = adoptions.remove(&shard.id());
-        drop(adoptions);
-        for Adoption { lease, epoch: wanted, member } in waiting.into_iter().flatten() {
-            if wanted == epoch
-                && let Err(why) = shard.adopt(lease.feed(), epoch, member)
-            {
-                lease.feed().report_lost(shard.id(), why);
-            }
-        }
+    /// Who was meant to follow a shard that begins in `epoch`.
+    pub(crate) fn take_adoptions(&self, shard: ShardId, epoch: Epoch) -> Vec<Adoption> {
+        let mut waiting = self.replicas().adoptions().remove(&shard).unwrap_or_default();
+        waiting.retain(|adoption| adoption.epoch == epoch);
+        waiting
     }
 
-    /// No changes of these shards go to that node any more, and nobody waits for it.
+    /// A shard begins here: those follow it who were meant to. Nobody else knows of it yet.
+    pub(crate) fn adopt_waiting(&self, shard: &Shard, epoch: Epoch) {
+        shard.adopt_or_tell(&self.take_adoptions(shard.id(), epoch));
+    }
+
+    /// No changes of these shards go to that node any more. Answers still wait for one that is a member,
+    /// until [`set_followers`](Self::set_followers) names it no more.
     pub fn stop_following(&self, to: NodeBoot, shards: &[ShardId]) {
         for id in shards {
             if let Some(shard) = self.shard(*id) {

@@ -26,6 +26,7 @@ use super::record::Record;
 use super::shard::{Shard, overloaded};
 use crate::logic::gate::Gate;
 use crate::logic::replication::Lost;
+use crate::replica::Adoption;
 use crate::replica::feed::{Feed, ROOM_MAX};
 use crate::replica::frame::Head;
 
@@ -291,9 +292,19 @@ impl Shard {
         missing
     }
 
+    /// No more goes to that follower. Whether answers still wait for it is for
+    /// [`set_followers`](Self::set_followers) to say.
     pub(crate) fn unfollow(&self, to: NodeBoot) {
         let mut inner = self.lock();
-        inner.remove_follower(|follow| follow.feed.to() == to);
+        inner.remove_follower(|follow| follow.feed.to() == to && !follow.is_member);
+        if let Some(followers) = &mut inner.followers {
+            let shard = followers.shard;
+            if let Some(member) = followers.list.iter_mut().find(|it| it.feed.to() == to) {
+                member.lose();
+                // What they wait for will never be acknowledged.
+                member.feed.release(shard);
+            }
+        }
         self.note_followed(&inner);
     }
 
@@ -316,8 +327,32 @@ impl Shard {
         epoch: Epoch,
         is_member: bool,
     ) -> Result<(), Lost> {
-        let mut inner = self.lock();
-        self.serves(&inner, epoch)?;
+        self.adopt_in(&mut self.lock(), feed, epoch, is_member)
+    }
+
+    /// As [`adopt`](Self::adopt), of those who were meant to follow from the shard's begin on.
+    pub(crate) fn adopt_or_tell(&self, adoptions: &[Adoption]) {
+        if !adoptions.is_empty() {
+            self.adopt_or_tell_in(&mut self.lock(), adoptions);
+        }
+    }
+
+    pub(super) fn adopt_or_tell_in(&self, inner: &mut Inner, adoptions: &[Adoption]) {
+        for Adoption { lease, epoch, is_member } in adoptions {
+            if let Err(why) = self.adopt_in(inner, lease.feed(), *epoch, *is_member) {
+                lease.feed().report_lost(self.id(), why);
+            }
+        }
+    }
+
+    fn adopt_in(
+        &self,
+        inner: &mut Inner,
+        feed: &Arc<Feed>,
+        epoch: Epoch,
+        is_member: bool,
+    ) -> Result<(), Lost> {
+        self.serves(inner, epoch)?;
         let origin = inner.origin.ok_or(Lost::Behind)?;
         let (shard, id) = (self.id(), inner.next_id());
         let prev = Version { epoch: origin, seq: inner.seq };
@@ -327,8 +362,13 @@ impl Shard {
         let mut follow = Follow::new(feed, id, Phase::Live { since }, since);
         follow.set_member(is_member);
         inner.add_follower(shard, follow);
-        self.note_followed(&inner);
+        self.note_followed(inner);
         Ok(())
+    }
+
+    /// It is made of a copy that ended at `end`, since its owner was taken for dead.
+    pub(crate) fn note_promoted(&self, end: Version) {
+        self.lock().promoted = Some(end);
     }
 
     fn serves(&self, inner: &Inner, epoch: Epoch) -> Result<(), Lost> {

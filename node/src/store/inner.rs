@@ -30,6 +30,7 @@ pub(super) enum State {
         seq: u64,
         id_last: u64,
         origin: Option<Epoch>,
+        promoted: Option<Version>,
         followers: Option<Box<Followers>>,
     },
     Full(Box<Inner>),
@@ -61,9 +62,10 @@ pub(super) struct Locked<'a> {
 
 impl<'a> Locked<'a> {
     pub(super) fn new(mut state: MutexGuard<'a, State>) -> Self {
-        if let State::Bare { gate, seq, id_last, origin, followers } = &mut *state {
-            let (id_last, origin, followers) = (*id_last, *origin, followers.take());
-            let inner = Inner { id_last, origin, followers, ..Inner::new(*gate, *seq) };
+        if let State::Bare { gate, seq, id_last, origin, promoted, followers } = &mut *state {
+            let (id_last, origin, promoted) = (*id_last, *origin, *promoted);
+            let followers = followers.take();
+            let inner = Inner { id_last, origin, promoted, followers, ..Inner::new(*gate, *seq) };
             *state = State::Full(Box::new(inner));
         }
         Self { state }
@@ -93,9 +95,9 @@ impl DerefMut for Locked<'_> {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         if self.is_bare() {
-            let Inner { gate, seq, id_last, origin, ref mut followers, .. } = **self;
+            let Inner { gate, seq, id_last, origin, promoted, ref mut followers, .. } = **self;
             let followers = followers.take();
-            *self.state = State::Bare { gate, seq, id_last, origin, followers };
+            *self.state = State::Bare { gate, seq, id_last, origin, promoted, followers };
         }
     }
 }
@@ -107,6 +109,8 @@ pub(super) struct Inner {
     /// The epoch in which the shard was served before this one with the same number: none when
     /// it began here, or has changed since.
     pub(super) origin: Option<Epoch>,
+    /// Where the copy ended that this was made of, when its owner was taken for dead.
+    pub(super) promoted: Option<Version>,
     /// Who is told of every change.
     pub(super) followers: Option<Box<Followers>>,
     pub(super) sessions: Sessions,
@@ -162,6 +166,7 @@ impl Inner {
             gate,
             seq,
             origin: None,
+            promoted: None,
             followers: None,
             sessions: Sessions::new(),
             active: HashMap::new(),

@@ -12,7 +12,7 @@ use crate::logic::gate::Gate;
 /// What became of a session that was offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Merged {
-    /// It is here now, or was taken in before and has not changed since.
+    /// It is here now, or was here before: what has become of it since stays.
     Taken,
     /// Another state of it is here, and stays.
     Kept,
@@ -112,6 +112,11 @@ impl Inner {
         if epoch < version.epoch {
             // Our own changes would seem older than this one.
             return Err(RecordError::Malformed.into());
+        }
+        // It was in the copy that this shard was made of, and perhaps something came after it.
+        let is_in = |end: Version| version.epoch == end.epoch && version.seq <= end.seq;
+        if self.promoted.is_some_and(is_in) {
+            return Ok(Some(Merged::Taken));
         }
         let here = self.sessions.get(key.as_bytes());
         Ok(here.map(|here| match here.data.version == version {

@@ -33,6 +33,7 @@ use super::inner::{Crowd, Locked, State};
 use super::sessions::Sessions;
 use super::turns::{Admission, Asker, Attachment, Begun, Permit, Waited};
 use crate::logic::gate::Gate;
+use crate::replica::Adoption;
 use crate::session::{Session, Why};
 
 pub(crate) struct Shard {
@@ -89,7 +90,7 @@ impl Shard {
     ) -> Arc<Self> {
         let Arriving { seq, sessions, timed, earliest_expiry } = arrived;
         let gate = Gate::Serving(epoch);
-        let state = State::Bare { gate, seq, id_last: 0, origin, followers: None };
+        let state = State::Bare { gate, seq, id_last: 0, origin, promoted: None, followers: None };
         let (is_throttled, is_followed) = (AtomicBool::new(false), AtomicBool::new(false));
         let shard =
             Arc::new(Self { id, core, is_throttled, is_followed, state: Mutex::new(state) });
@@ -248,13 +249,15 @@ impl Shard {
         inner.when_idle()
     }
 
-    /// Serves again, in a new epoch. False when the shard is gone.
-    pub(crate) fn reopen(&self, epoch: Epoch) -> bool {
+    /// Serves again, in a new epoch, in which those who were meant to follow do. False when the
+    /// shard is gone.
+    pub(crate) fn reopen(&self, epoch: Epoch, adoptions: &[Adoption]) -> bool {
         let mut inner = self.lock();
         let Some(old) = inner.gate.epoch() else { return false };
         assert!(old <= epoch, "an epoch of shard {} would go back: {old} to {epoch}", self.id);
         inner.gate = Gate::Serving(epoch);
         inner.follow_epoch(&self.core, old, epoch);
+        self.adopt_or_tell_in(&mut inner, adoptions);
         self.lift(&mut inner);
         inner.idle.clear();
         inner.arm(self.id, &self.core);
