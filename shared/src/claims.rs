@@ -580,13 +580,16 @@ impl Book {
         let old = self.owners.remove(&update.owner.node).unwrap_or_default();
         let new = OwnerClaims::of(update);
         let same_boot = old.boot == new.boot;
-        let touched: BTreeSet<ShardId> = old
-            .claims
-            .iter()
-            .filter(|&(shard, claim)| !same_boot || new.claims.get(shard) != Some(claim))
-            .chain(new.claims.iter().filter(|&(s, claim)| old.claims.get(s) != Some(claim)))
-            .map(|(&shard, _)| shard)
-            .collect();
+        let touched: BTreeSet<ShardId> = if old.broken {
+            (0..self.table.n_shards).map(ShardId).collect()
+        } else {
+            old.claims
+                .iter()
+                .filter(|&(shard, claim)| !same_boot || new.claims.get(shard) != Some(claim))
+                .chain(new.claims.iter().filter(|&(s, claim)| old.claims.get(s) != Some(claim)))
+                .map(|(&shard, _)| shard)
+                .collect()
+        };
         self.owners.insert(update.owner.node, new);
         if !same_boot && !old.claims.is_empty() {
             self.former.insert(update.owner.node, old);
@@ -607,9 +610,8 @@ impl Book {
         known.pos = update.pos;
         known.broken =
             (known.checksum, known.sets_checksum) != (update.checksum, update.sets.checksum);
-        let broken = known.broken;
-        let applied = self.settle(touched);
-        if broken { Applied::WantFull } else { applied }
+        // What is wrong is told to nobody: the whole log will tell what has changed.
+        if known.broken { Applied::WantFull } else { self.settle(touched) }
     }
 
     /// Works the best claim of each shard in `touched` out anew.

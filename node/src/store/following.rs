@@ -368,7 +368,7 @@ impl Shard {
 
     /// It is made of a copy that ended at `end`, since its owner was taken for dead.
     pub(crate) fn note_promoted(&self, end: Version) {
-        self.lock().promoted = Some(end);
+        self.lock().promoted = Some(Box::new(end));
     }
 
     fn serves(&self, inner: &Inner, epoch: Epoch) -> Result<(), Lost> {

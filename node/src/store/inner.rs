@@ -30,7 +30,7 @@ pub(super) enum State {
         seq: u64,
         id_last: u64,
         origin: Option<Epoch>,
-        promoted: Option<Version>,
+        promoted: Option<Box<Version>>,
         followers: Option<Box<Followers>>,
     },
     Full(Box<Inner>),
@@ -63,8 +63,8 @@ pub(super) struct Locked<'a> {
 impl<'a> Locked<'a> {
     pub(super) fn new(mut state: MutexGuard<'a, State>) -> Self {
         if let State::Bare { gate, seq, id_last, origin, promoted, followers } = &mut *state {
-            let (id_last, origin, promoted) = (*id_last, *origin, *promoted);
-            let followers = followers.take();
+            let (id_last, origin) = (*id_last, *origin);
+            let (promoted, followers) = (promoted.take(), followers.take());
             let inner = Inner { id_last, origin, promoted, followers, ..Inner::new(*gate, *seq) };
             *state = State::Full(Box::new(inner));
         }
@@ -95,8 +95,8 @@ impl DerefMut for Locked<'_> {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         if self.is_bare() {
-            let Inner { gate, seq, id_last, origin, promoted, ref mut followers, .. } = **self;
-            let followers = followers.take();
+            let Inner { gate, seq, id_last, origin, .. } = **self;
+            let (promoted, followers) = (self.promoted.take(), self.followers.take());
             *self.state = State::Bare { gate, seq, id_last, origin, promoted, followers };
         }
     }
@@ -110,7 +110,7 @@ pub(super) struct Inner {
     /// it began here, or has changed since.
     pub(super) origin: Option<Epoch>,
     /// Where the copy ended that this was made of, when its owner was taken for dead.
-    pub(super) promoted: Option<Version>,
+    pub(super) promoted: Option<Box<Version>>,
     /// Who is told of every change.
     pub(super) followers: Option<Box<Followers>>,
     pub(super) sessions: Sessions,

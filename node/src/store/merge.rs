@@ -114,8 +114,8 @@ impl Inner {
             return Err(RecordError::Malformed.into());
         }
         // It was in the copy that this shard was made of, and perhaps something came after it.
-        let is_in = |end: Version| version.epoch == end.epoch && version.seq <= end.seq;
-        if self.promoted.is_some_and(is_in) {
+        let is_in = |end: &Version| version.epoch == end.epoch && version.seq <= end.seq;
+        if self.promoted.as_deref().is_some_and(is_in) {
             return Ok(Some(Merged::Taken));
         }
         let here = self.sessions.get(key.as_bytes());

@@ -515,9 +515,15 @@ async fn a_copy_of_the_old_owner_follows_the_new_one_if_it_ends_there() {
     assert_eq!(say(&b.host, "s", "at b").await, "4");
     assert_eq!((c.copy().epoch, c.copy().seq), (b.epoch(3), 4));
 
-    // One that has missed something does not.
+    // One that has missed something does not. It is sent nothing more, and waited for as long as it
+    // is named.
     b.host.stop_following(c.me, &[SHARD]);
-    assert_eq!(say(&b.host, "s", "at b").await, "5");
+    let host = b.host.clone();
+    let waiting = tokio::spawn(async move { say(&host, "s", "at b").await });
+    settle().await;
+    assert!(!waiting.is_finished(), "it is a member");
+    b.host.set_followers(SHARD, &[]);
+    assert_eq!(timeout(SOON, waiting).await.expect("soon").unwrap(), "5");
     a.host.drop_shard(SHARD);
     let incoming = move_over(&b, &a, 4).await;
     a.host.adopt(c.me, c.addr, vec![a.at(4)], true);

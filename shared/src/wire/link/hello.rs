@@ -413,7 +413,7 @@ mod tests {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let golden = [
             "7374656164006c6b",       // magic
-            "0102",                   // versions
+            "0103",                   // versions
             "dd89abc9a891a4e53f",     // cluster
             "9fb68ca1baccf9949c0107", // node and boot
             "0000",                   // role, kind
