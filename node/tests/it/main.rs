@@ -13,11 +13,13 @@ mod heirs;
 mod in_doubt;
 mod merge;
 mod moves;
+mod peers;
 mod pins;
 mod replica;
 mod rolling;
 mod room;
 mod served;
+mod superseded;
 mod throttle;
 mod time;
 #[cfg(feature = "axum")]
