@@ -77,6 +77,8 @@ pub(crate) struct Follow {
     id: u64,
     to: NodeBoot,
     is_member: bool,
+    /// Its copy was filled: answers wait for it as long as it follows.
+    is_catching: bool,
     phase: Phase,
     /// Position of the last item of this shard.
     last: u64,
@@ -95,6 +97,10 @@ enum Phase {
 impl Follow {
     fn is_live(&self) -> bool {
         matches!(self.phase, Phase::Live { .. })
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.is_member || (self.is_catching && self.is_live())
     }
 
     /// What answers wait for: more than it will ever have, where it does not follow.
@@ -375,7 +381,7 @@ impl NodeModel {
         let here = self.host.shards.get_mut(&shard).expect("it is served");
         let old = here.follows.iter().position(|it| it.to == to).map(|n| here.follows.remove(n));
         let is_member = old.is_some_and(|old| old.is_member);
-        here.follows.push(Follow { id, to, is_member, phase, last });
+        here.follows.push(Follow { id, to, is_member, is_catching: false, phase, last });
         self.recompute(ctx, shard);
         id
     }
@@ -559,11 +565,19 @@ impl NodeModel {
         let mut shards = Vec::new();
         while let Some(&(_, at, id)) = feed.milestones.front().filter(|(at, ..)| *at <= acked) {
             feed.milestones.pop_front();
-            let here = self.host.shards.get(&at.shard);
+            let here = self.host.shards.get_mut(&at.shard);
             let follow =
-                here.and_then(|here| here.follows.iter().find(|it| it.id == id && it.to == to));
-            if follow.is_some_and(Follow::is_live) {
+                here.and_then(|here| here.follows.iter_mut().find(|it| it.id == id && it.to == to));
+            let Some(follow) = follow.filter(|follow| follow.is_live()) else { continue };
+            let was_awaited = follow.is_awaited();
+            follow.is_catching = true;
+            if was_awaited || follow.last <= acked {
                 shards.push(at);
+            } else {
+                // It may lack what was answered since its fill ended.
+                let last = follow.last;
+                let place = feed.milestones.partition_point(|(at, ..)| *at <= last);
+                feed.milestones.insert(place, (last, at, id));
             }
         }
         if !shards.is_empty() {
@@ -574,7 +588,8 @@ impl NodeModel {
 
     /// Looks whether somebody is silent for whom answers wait.
     pub(crate) fn watch(&mut self, ctx: &mut Ctx, to: NodeBoot) {
-        let is_awaited = |here: &Shard| here.follows.iter().any(|it| it.to == to && it.is_member);
+        let is_awaited =
+            |here: &Shard| here.follows.iter().any(|it| it.to == to && it.is_awaited());
         let is_awaited = self.host.shards.values().any(is_awaited);
         let Some(feed) = self.feeds.by_node.get_mut(&to) else { return };
         let Some(since) = feed.outbox.silent_since() else {
@@ -596,7 +611,7 @@ impl NodeModel {
 
     fn waits(&self, shard: ShardId) -> Vec<(NodeBoot, u64)> {
         let follows = self.host.shards.get(&shard).map_or(&[][..], |here| &here.follows);
-        let members = follows.iter().filter(|it| it.is_member);
+        let members = follows.iter().filter(|it| it.is_awaited());
         members.map(|it| (it.to, it.awaited())).filter(|it| !self.is_acked(*it)).collect()
     }
 

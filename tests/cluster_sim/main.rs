@@ -308,6 +308,13 @@ fn who_reaches_nobody_is_not_alone() {
     assert_clean_with_copies(8034);
 }
 
+/// A fill had ended, and what was answered while it did was still on its way to the copy. The claim
+/// named it, and the owner died.
+#[test]
+fn a_copy_is_named_when_it_has_all_that_was_answered() {
+    assert_clean_with_copies(2022);
+}
+
 /// A shard that came back to an owner was still taken to be filled at a replica, from the time before.
 #[test]
 fn a_fill_ends_when_its_shard_leaves() {

@@ -322,6 +322,18 @@ impl Feed {
         reached
     }
 
+    /// Whether the position of a milestone was acknowledged. Otherwise it is told of when it is.
+    pub(crate) fn has(&self, milestone: Milestone) -> bool {
+        let mut state = self.lock();
+        if milestone.position <= state.outbox.acked() {
+            return true;
+        }
+        // Those of other shards may be further.
+        let place = state.milestones.partition_point(|it| it.position <= milestone.position);
+        state.milestones.insert(place, milestone);
+        false
+    }
+
     /// Since when nothing was acknowledged although somebody waits for it.
     pub(super) fn silent_since(&self) -> Option<Time> {
         let state = self.lock();

@@ -135,7 +135,7 @@ impl Sender<'_> {
         let (mut shards, mut filled) = (Vec::new(), 0);
         for milestone in reached {
             let shard = self.host.shard(milestone.at.shard);
-            if shard.is_some_and(|shard| shard.completes(milestone.follow, to)) {
+            if shard.is_some_and(|shard| shard.completes(milestone, to)) {
                 shards.push(milestone.at);
                 filled += u64::from(milestone.is_fill);
             }

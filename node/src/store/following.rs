@@ -5,6 +5,10 @@
 //!  Queued ──fill begins──▶ Live ──refused, or too slow──▶ Lost
 //!     adopt ──────────────▶
 //! ```
+//! What is answered while a copy is filled may not be in it when the fill ends. So answers wait for
+//! it from then on, and it is complete only when it has all that was answered before: it is
+//! [catching up](Follow::is_catching).
+//!
 //! Everything is appended under the shard's lock, in the order of the changes. A member that is
 //! `Lost` is waited for until the set of members is another one: only then can it not be promoted
 //! any more.
@@ -27,7 +31,7 @@ use super::shard::{Shard, overloaded};
 use crate::logic::gate::Gate;
 use crate::logic::replication::Lost;
 use crate::replica::Adoption;
-use crate::replica::feed::{Feed, ROOM_MAX};
+use crate::replica::feed::{Feed, Milestone, ROOM_MAX};
 use crate::replica::frame::Head;
 
 /// Most records of one step of a fill, and most slots it looks at: see [`super::copy`].
@@ -47,6 +51,10 @@ struct Follow {
     id: u64,
     feed: Arc<Feed>,
     is_member: bool,
+    /// Its copy was filled, and answers wait for it as long as it follows.
+    is_catching: bool,
+    /// Whether its feed counts on it.
+    is_counted: bool,
     phase: Phase,
     /// Whether its copy is not complete.
     is_filling: bool,
@@ -67,22 +75,42 @@ enum Phase {
 impl Follow {
     fn new(feed: &Arc<Feed>, id: u64, phase: Phase, last: u64) -> Self {
         feed.attach();
-        Self { id, feed: Arc::clone(feed), is_member: false, phase, is_filling: false, last }
+        Self {
+            id,
+            feed: Arc::clone(feed),
+            is_member: false,
+            is_catching: false,
+            is_counted: false,
+            phase,
+            is_filling: false,
+            last,
+        }
     }
 
     fn is_live(&self) -> bool {
         matches!(self.phase, Phase::Live { .. })
     }
 
+    /// Whether answers wait for it.
+    fn is_awaited(&self) -> bool {
+        self.is_member || (self.is_catching && self.is_live())
+    }
+
     fn set_member(&mut self, is_member: bool) {
-        if self.is_member != is_member {
-            self.is_member = is_member;
-            self.feed.count_member(is_member);
+        self.is_member = is_member;
+        self.recount();
+    }
+
+    fn recount(&mut self) {
+        let is_awaited = self.is_awaited();
+        if std::mem::replace(&mut self.is_counted, is_awaited) != is_awaited {
+            self.feed.count_member(is_awaited);
         }
     }
 
     fn lose(&mut self) {
         self.phase = Phase::Lost;
+        self.recount();
         if std::mem::take(&mut self.is_filling) {
             self.feed.count_lost_fill();
         }
@@ -96,6 +124,7 @@ impl Follow {
 
 impl Drop for Follow {
     fn drop(&mut self) {
+        self.is_catching = false;
         self.set_member(false);
         self.feed.detach();
     }
@@ -108,7 +137,7 @@ impl Followers {
         }
         let item = head.item(record);
         for follow in self.list.iter_mut().filter(|follow| follow.is_live()) {
-            if !follow.is_member && follow.feed.is_full() {
+            if !follow.is_awaited() && follow.feed.is_full() {
                 // Nobody waits for it, and nothing waits because of it.
                 follow.lose();
                 follow.feed.report_lost(self.shard, Lost::Behind);
@@ -431,12 +460,22 @@ impl Shard {
         FillStep::More
     }
 
-    /// Whether what reached its copy completes a follower that is still one.
-    pub(crate) fn completes(&self, id: u64, to: NodeBoot) -> bool {
+    /// What the milestone says has reached the copy of a follower that is still one. Whether that is
+    /// all that was answered; if not, another milestone will tell.
+    pub(crate) fn completes(&self, milestone: Milestone, to: NodeBoot) -> bool {
         let mut inner = self.lock();
-        let follow = inner.followers.as_mut().and_then(|followers| followers.find(id));
+        let follow = inner.followers.as_mut().and_then(|it| it.find(milestone.follow));
         let follow = follow.filter(|follow| follow.feed.to() == to && follow.is_live());
-        follow.map(|follow| follow.is_filling = false).is_some()
+        let Some(follow) = follow else { return false };
+        let was_awaited = follow.is_awaited();
+        follow.is_catching = true;
+        follow.recount();
+        let is_complete =
+            was_awaited || follow.feed.has(Milestone { position: follow.last, ..milestone });
+        if is_complete {
+            follow.is_filling = false;
+        }
+        is_complete
     }
 
     /// A follower did not take in what is at `position`. False when that was meant for one before
@@ -492,7 +531,7 @@ impl Shard {
         let inner = self.lock();
         inner.gate.epoch()?;
         let Some(followers) = &inner.followers else { return Some(Vec::new()) };
-        let members = followers.list.iter().filter(|follow| follow.is_member);
+        let members = followers.list.iter().filter(|follow| follow.is_awaited());
         Some(members.filter_map(|it| it.feed.wait(followers.shard, it.awaited())).collect())
     }
 
@@ -519,7 +558,7 @@ impl Shard {
     fn full_member(&self) -> Option<Arc<Feed>> {
         let inner = self.lock();
         let followers = inner.followers.as_ref()?;
-        let mut members = followers.list.iter().filter(|it| it.is_member && it.is_live());
+        let mut members = followers.list.iter().filter(|it| it.is_awaited() && it.is_live());
         members.find(|follow| follow.feed.is_full()).map(|follow| Arc::clone(&follow.feed))
     }
 }

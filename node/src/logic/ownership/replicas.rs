@@ -233,7 +233,7 @@ impl Ownership {
 
     /// A copy is complete and follows: it is named in the claim.
     pub(super) fn on_filled(&mut self, to: NodeBoot, shards: &[ShardEpoch], out: &mut Vec<Action>) {
-        let mut named = Vec::new();
+        let (mut named, mut unnamed) = (Vec::new(), Vec::new());
         for at in shards {
             let filling = self.filling.get_mut(&to).is_some_and(|it| it.remove(&at.shard));
             let serves = matches!(self.slots.get(&at.shard), Some(Slot::Serving { .. }));
@@ -243,6 +243,13 @@ impl Ownership {
                     named.push(at.shard);
                 }
             }
+            if !self.log.replicas(at.shard).contains(to) {
+                unnamed.push(at.shard);
+            }
+        }
+        // Answers wait for a copy that is complete; of these no claim will tell.
+        if !unnamed.is_empty() {
+            out.push(Action::StopFill { to, shards: unnamed });
         }
         self.filling.retain(|_, shards| !shards.is_empty());
         self.tell_sets(named, out);
