@@ -315,6 +315,13 @@ fn a_copy_is_named_when_it_has_all_that_was_answered() {
     assert_clean_with_copies(2022);
 }
 
+/// A copy was complete, and was not named, or only for a moment: answers waited for it for ever.
+#[test]
+fn nobody_waits_for_a_copy_that_no_claim_names() {
+    assert_clean_with_copies(159);
+    assert_clean_with_copies(3630);
+}
+
 /// A shard that came back to an owner was still taken to be filled at a replica, from the time before.
 #[test]
 fn a_fill_ends_when_its_shard_leaves() {

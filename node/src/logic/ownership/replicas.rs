@@ -27,6 +27,7 @@ const REPLICAS_SINCE: u8 = 3;
 /// Replicas that have left claims, before somebody else knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Leaving {
+    boot: NodeBoot,
     /// The position of the change in the own log.
     pos: u64,
     shards: BTreeSet<ShardId>,
@@ -147,7 +148,7 @@ impl Ownership {
         if !left.is_empty() {
             // The change is part of the next commit.
             let (pos, ask_at) = (self.log.pos() + 1, self.now);
-            self.leaving_sets.push(Leaving { pos, shards: left, ask_at });
+            self.leaving_sets.push(Leaving { boot, pos, shards: left, ask_at });
             self.recheck = true;
         }
     }
@@ -188,15 +189,30 @@ impl Ownership {
 
     fn sets_are_known(&mut self, pos: u64, out: &mut Vec<Action>) {
         let mut known = BTreeSet::new();
+        let mut gone: BTreeMap<NodeBoot, Vec<ShardId>> = BTreeMap::new();
+        let (log, filling) = (&self.log, &self.filling);
         self.leaving_sets.retain(|leaving| {
-            let is_known = leaving.pos <= pos;
-            if is_known {
-                known.extend(leaving.shards.iter().copied());
+            if pos < leaving.pos {
+                return true;
             }
-            !is_known
+            known.extend(leaving.shards.iter().copied());
+            let boot = leaving.boot;
+            let is_back = |shard: &ShardId| {
+                log.replicas(*shard).contains(boot)
+                    || filling.get(&boot).is_some_and(|filling| filling.contains(shard))
+            };
+            let shards = leaving.shards.iter().copied().filter(|shard| !is_back(shard));
+            gone.entry(boot).or_default().extend(shards);
+            false
         });
         self.recheck |= !known.is_empty();
         self.tell_sets(known, out);
+        // One that was filled, named and left before that was told is no member, and waited for.
+        for (to, shards) in gone {
+            if !shards.is_empty() {
+                out.push(Action::StopFill { to, shards });
+            }
+        }
     }
 
     /// Answers of these shards wait for whoever is named now. Not yet where somebody has left of
