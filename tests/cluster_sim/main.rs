@@ -315,6 +315,13 @@ fn a_copy_is_named_when_it_has_all_that_was_answered() {
     assert_clean_with_copies(2022);
 }
 
+/// Two heirs told of themselves, the answer that came last counted, and its heir died: the shard was
+/// claimed empty beside the other.
+#[test]
+fn every_heir_that_tells_of_itself_counts() {
+    assert_clean_with_copies(5264);
+}
+
 /// A copy was complete, and was not named, or only for a moment: answers waited for it for ever.
 #[test]
 fn nobody_waits_for_a_copy_that_no_claim_names() {

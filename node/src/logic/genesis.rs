@@ -39,8 +39,8 @@ pub struct Query {
     pub highest: BTreeMap<ShardId, u64>,
     /// Who was asked at all.
     pub asked: BTreeSet<NodeId>,
-    /// Shards that somebody holds by its own word.
-    pub held: BTreeMap<ShardId, NodeBoot>,
+    /// Shards that somebody holds by its own word: one serves it, or several may yet take it over.
+    pub held: BTreeMap<ShardId, BTreeSet<NodeBoot>>,
     /// Shards that somebody holds by the word of others, who may be behind: the highest counter
     /// that any of them knows, and whose it is.
     pub said_to_be_held: BTreeMap<ShardId, (u64, NodeBoot)>,
@@ -83,7 +83,7 @@ impl Query {
                 let counter = self.held_at.entry((shard, holding.owner)).or_default();
                 *counter = holding.range.counter.max(*counter);
                 if holding.owner.node == from {
-                    self.held.insert(shard, holding.owner);
+                    self.held.entry(shard).or_default().insert(holding.owner);
                     continue;
                 }
                 let said = (holding.range.counter, holding.owner);
@@ -100,19 +100,18 @@ impl Query {
         }
     }
 
-    /// Who holds `shard`, when all have answered. What others say of an owner that was asked
+    /// Those who hold `shard`, when all have answered. What others say of an owner that was asked
     /// itself counts for nothing: they may have missed that it let go.
-    #[must_use]
-    pub fn holder(&self, shard: ShardId) -> Option<NodeBoot> {
+    pub fn holders(&self, shard: ShardId) -> impl Iterator<Item = NodeBoot> {
         let said = self.said_to_be_held.get(&shard).map(|(_, owner)| owner);
         let said = said.filter(|owner| !self.asked.contains(&owner.node));
-        self.held.get(&shard).or(said).copied()
+        let held = self.held.get(&shard);
+        held.into_iter().flatten().chain(said.filter(|_| held.is_none())).copied()
     }
 
     /// The same, of those who hold it above `epoch`.
-    #[must_use]
-    pub fn holder_above(&self, shard: ShardId, epoch: Epoch) -> Option<NodeBoot> {
-        self.holder(shard).filter(|holder| {
+    pub fn holders_above(&self, shard: ShardId, epoch: Epoch) -> impl Iterator<Item = NodeBoot> {
+        self.holders(shard).filter(move |holder| {
             let counter = self.held_at.get(&(shard, *holder)).copied().unwrap_or(0);
             epoch < Epoch { counter, node: holder.node }
         })

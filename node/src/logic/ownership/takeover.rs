@@ -499,7 +499,7 @@ impl Ownership {
             }
             let is_other = |holder: &NodeBoot| *holder != owner && *holder != self.config.me;
             // One that is dead was not when it was told of: who says so will learn it.
-            let holder = query.holder_above(shard, copy.epoch).filter(is_other);
+            let holder = query.holders_above(shard, copy.epoch).find(is_other);
             if asks && (holder.is_some() || self.is_taken_over(shard, &copy)) {
                 if let Some(holder) = holder {
                     self.ask_claims(holder.node, out);

@@ -124,7 +124,7 @@ impl Ownership {
         let mut lost = Vec::new();
         let mut copies: BTreeMap<HandoffId, Vec<ShardEpoch>> = BTreeMap::new();
         for &shard in query.shards.intersection(&still) {
-            if let Some(holder) = query.holder(shard).filter(|owner| self.may_hold(*owner)) {
+            if let Some(holder) = query.holders(shard).find(|owner| self.may_hold(*owner)) {
                 self.ask_claims(holder.node, out);
                 self.recheck_by(self.now + ASK_EVERY);
                 continue;
