@@ -62,6 +62,11 @@ million SESSIONS="1000000" BUDGET="0":
     cargo build --release --bin stead
     cargo run --release --example join_million -- target/release/stead {{SESSIONS}} {{BUDGET}}
 
+# A node of three with SESSIONS sessions of BYTES bytes is killed: how soon its shards are served, and copied again.
+takeover SESSIONS="1000000" BYTES="100":
+    cargo build --release --bin stead
+    cargo run --release --example takeover_million -- target/release/stead {{SESSIONS}} {{BYTES}}
+
 # One fuzz target for some seconds (needs cargo-fuzz and a nightly toolchain).
 fuzz TARGET SECONDS="60":
     cargo +nightly fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}

@@ -20,30 +20,29 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::{Child, Command, Stdio};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::Method;
-use serde::Deserialize;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use client::{Client, Error};
+use cluster::{IN_TIME, LOOK_EVERY, Proc, fill, settled};
 
 mod client;
+mod cluster;
 
 const VALUE_BYTES: usize = 1024;
 /// Records of the yardstick.
 const YARDSTICK_RECORDS: u32 = 400_000;
-const FILLERS: u64 = 32;
 const LOADERS: u64 = 16;
 /// Requests per second while the node joins.
 const RATE: u64 = 5_000;
-const IN_TIME: Duration = Duration::from_secs(600);
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Bytes of state that a node has sent.
+const SENT: &str = "stead_handoff_bytes_total{direction=\"out\"}";
 
 // ---- the yardstick ----
 
@@ -102,89 +101,6 @@ fn receive(listener: &TcpListener) -> Result<usize, std::io::Error> {
     Ok(records.len())
 }
 
-// ---- processes ----
-
-struct Proc {
-    child: Child,
-    gossip: SocketAddr,
-    http: SocketAddr,
-    admin: SocketAddr,
-}
-
-fn free_addr() -> Result<SocketAddr, Error> {
-    loop {
-        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        if UdpSocket::bind(addr).is_ok() {
-            return Ok(addr);
-        }
-    }
-}
-
-impl Proc {
-    fn start(stead: &str, words: &[&str], http_flag: &str, join: &str) -> Result<Self, Error> {
-        let (gossip, http, admin) = (free_addr()?, free_addr()?, free_addr()?);
-        let mut command = Command::new(stead);
-        command.args(words).arg("--exit-with-parent");
-        for (flag, addr) in [("--gossip", gossip), (http_flag, http), ("--admin", admin)] {
-            command.args([flag, &addr.to_string()]);
-        }
-        if !join.is_empty() {
-            command.args(["--join", join]);
-        }
-        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-        Ok(Self { child, gossip, http, admin })
-    }
-
-    fn node(stead: &str, name: &str, rate: &str, join: &str) -> Result<Self, Error> {
-        let words = [
-            "node",
-            "--name",
-            name,
-            "--memory-max",
-            "8GiB",
-            "--handoff-rate",
-            rate,
-            "--log",
-            "warn",
-        ];
-        Self::start(stead, &words, "--http", join)
-    }
-
-    /// Resident memory in bytes.
-    fn resident(&self) -> Result<u64, Error> {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
-        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
-        Ok(kib << 10)
-    }
-
-    async fn get(&self, path: &str) -> Result<String, Error> {
-        let mut client = Client::connect(self.admin).await?;
-        let answer = client.ask(Method::GET, path, "").await?;
-        Ok(String::from_utf8_lossy(answer.body()).into_owned())
-    }
-
-    async fn shards(&self) -> Result<Shards, Error> {
-        Ok(serde_json::from_str(&self.get("/v1/shards").await?)?)
-    }
-
-    /// Bytes of state that this node has sent.
-    async fn sent(&self) -> Result<u64, Error> {
-        let text = self.get("/metrics").await?;
-        let prefix = "stead_handoff_bytes_total{direction=\"out\"} ";
-        let value = text.lines().find_map(|line| line.strip_prefix(prefix));
-        Ok(value.map_or(Ok(0), str::parse)?)
-    }
-}
-
-impl Drop for Proc {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// What was sent: from the last look that saw nothing of it to the first that saw all of it.
 struct Flow {
     /// Founding the cluster has moved empty shards already.
@@ -216,41 +132,7 @@ impl Flow {
     }
 }
 
-#[derive(Deserialize)]
-struct Shards {
-    shards: u32,
-    by_node: std::collections::BTreeMap<String, u32>,
-    targets: std::collections::BTreeMap<String, u32>,
-}
-
-async fn settled(at: &Proc, n_nodes: usize) -> Result<(), Error> {
-    let until = Instant::now() + IN_TIME;
-    while Instant::now() < until {
-        if let Ok(report) = at.shards().await
-            && report.shards > 0
-            && report.by_node.len() == n_nodes
-            && report.by_node == report.targets
-        {
-            return Ok(());
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    Err("the cluster did not settle".into())
-}
-
 // ---- load ----
-
-async fn fill(front: SocketAddr, first: u64, n_sessions: u64) -> Result<(), Error> {
-    let mut client = Client::connect(front).await?;
-    for i in (first..n_sessions).step_by(FILLERS as usize) {
-        let answer =
-            client.ask(Method::PUT, &format!("/sessions/s{i}"), vec![b'v'; VALUE_BYTES]).await?;
-        if !answer.status().is_success() {
-            return Err(format!("PUT: {}", answer.status()).into());
-        }
-    }
-    Ok(())
-}
 
 #[derive(Default)]
 struct Seen {
@@ -290,23 +172,18 @@ async fn main() -> Result<(), Error> {
     let plain = yardstick()?;
     println!("a plain copy over TCP, alone: {plain:.0} MB/s");
 
-    let n1 = Proc::node(stead, "n1", rate, "")?;
+    // What moves is to be compared with one copy: there are no others.
+    let options = ["--handoff-rate", rate, "--replicas", "0"];
+    let n1 = Proc::node(stead, "n1", &options, "")?;
     let join = n1.gossip.to_string();
     let mut nodes = vec![n1];
     for name in ["n2", "n3"] {
-        nodes.push(Proc::node(stead, name, rate, &join)?);
+        nodes.push(Proc::node(stead, name, &options, &join)?);
     }
-    let words = ["router", "--key", "path:2", "--log", "warn"];
-    let router = Proc::start(stead, &words, "--listen", &join)?;
-    settled(&router, 3).await?;
+    let router = Proc::router(stead, &join)?;
+    settled(&[&router], 3).await?;
     let began = Instant::now();
-    let mut fillers = JoinSet::new();
-    for first in 0..FILLERS {
-        fillers.spawn(fill(router.http, first, n_sessions));
-    }
-    while let Some(filled) = fillers.join_next().await {
-        filled??;
-    }
+    fill(router.http, n_sessions, VALUE_BYTES).await?;
     println!("{n_sessions} sessions put in {:.1?}", began.elapsed());
 
     let seen = Arc::new(Seen::default());
@@ -324,10 +201,10 @@ async fn main() -> Result<(), Error> {
     let mut peaks = before.clone();
     let mut of_each = Vec::new();
     for node in &nodes {
-        of_each.push(Flow::new(node.sent().await?));
+        of_each.push(Flow::new(node.metric(SENT).await? as u64));
     }
     let mut of_all = Flow::new(of_each.iter().map(|flow| flow.before.1).sum());
-    let target = Proc::node(stead, "n4", rate, &join)?;
+    let target = Proc::node(stead, "n4", &options, &join)?;
     let mut target_peak = 0;
     loop {
         for (node, peak) in nodes.iter().zip(&mut peaks) {
@@ -336,13 +213,13 @@ async fn main() -> Result<(), Error> {
         target_peak = target_peak.max(target.resident()?);
         let mut sum = 0;
         for (node, flow) in nodes.iter().zip(&mut of_each) {
-            let sent = node.sent().await?;
+            let sent = node.metric(SENT).await? as u64;
             flow.see(sent);
             sum += sent;
         }
         of_all.see(sum);
         let report = router.shards().await?;
-        if report.by_node.len() == 4 && report.by_node == report.targets {
+        if report.is_settled(4) {
             break;
         }
         if began.elapsed() > IN_TIME {
