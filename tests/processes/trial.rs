@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
-use stead_shared::net::admin::ShardsReport;
+use serde::de::DeserializeOwned;
+use stead_shared::net::admin::{ClusterMoves, ShardsReport};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -38,6 +39,8 @@ pub(crate) struct Size {
     /// Other sessions that make moves last, and bytes of each.
     n_values: usize,
     value_bytes: usize,
+    /// And how fast it may move.
+    handoff_rate: &'static str,
     /// Nodes that are restarted one after the other.
     pub(crate) n_restarted: usize,
 }
@@ -62,6 +65,7 @@ impl Size {
         steady: 5.0,
         n_values: 4000,
         value_bytes: 64 << 10,
+        handoff_rate: "64MiB",
         n_restarted: 5,
     };
 
@@ -76,8 +80,9 @@ impl Size {
         fraction: 0.25,
         rate_max: 600.0,
         steady: 0.5,
-        n_values: 4000,
+        n_values: 1000,
         value_bytes: 48 << 10,
+        handoff_rate: "2MiB",
         n_restarted: 3,
     };
 
@@ -107,8 +112,9 @@ impl Trial {
     }
 
     /// The same as planned.
-    pub(crate) async fn planned_heavy(plan: Plan) -> Self {
+    pub(crate) async fn planned_heavy(mut plan: Plan) -> Self {
         let size = Size::asked_for();
+        plan.node_options.extend(["--handoff-rate".to_owned(), size.handoff_rate.to_owned()]);
         let cluster = Cluster::planned(plan).await;
         write_values(&cluster, size.n_values, size.value_bytes).await;
         Self::load(size, cluster).await
@@ -141,20 +147,21 @@ impl Trial {
         (self.cluster, report)
     }
 
-    /// Waits until `source` is handing shards over that `target` is to get.
+    /// Waits until `source` is handing shards over that `target` is to get: copies them, or has
+    /// closed their gates.
     pub(crate) async fn mid_move(&mut self, source: &str, target: &str) -> Result<(), TooLate> {
         let deadline = Instant::now() + PATIENCE;
         let mut looks = tokio::time::interval(LOOK);
         let mut admin = Connection::open(self.cluster.node(source).admin).await.unwrap();
         loop {
             looks.tick().await;
-            let answer = admin.send(Method::GET, "/v1/shards").await.unwrap().success().unwrap();
-            let report: ShardsReport = serde_json::from_slice(&answer.body).unwrap();
-            let by_node = &report.by_node;
+            let moves: ClusterMoves = ask(&mut admin, "/v1/moves").await;
+            let report: ShardsReport = ask(&mut admin, "/v1/shards").await;
+            let moves = moves.by_node.get(source).copied().unwrap_or_default();
             match Progress::of(&report, source, target) {
-                Progress::Middle if report.moving > 0 => return Ok(()),
+                Progress::Middle if 0 < moves.moving + moves.copying => return Ok(()),
                 Progress::Before | Progress::Middle => {
-                    assert!(Instant::now() < deadline, "no move begins: {by_node:?}");
+                    assert!(Instant::now() < deadline, "no move begins: {moves:?} {report:?}");
                 }
                 Progress::After => return Err(TooLate(report.by_node)),
             }
@@ -191,7 +198,7 @@ pub(crate) async fn in_mid_move<F: Future<Output = Result<(), TooLate>>>(attempt
             Err(TooLate(by_node)) => println!("attempt {i} came too late: {by_node:?}"),
         }
     }
-    panic!("moves are over before a fault can meet them: they need more state");
+    panic!("moves are over before a fault can meet them: they need more state, or more time");
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -213,6 +220,11 @@ impl Progress {
             (false, true) => Self::After,
         }
     }
+}
+
+async fn ask<T: DeserializeOwned>(admin: &mut Connection, path: &str) -> T {
+    let answer = admin.send(Method::GET, path).await.unwrap().success().unwrap();
+    serde_json::from_slice(&answer.body).unwrap()
 }
 
 /// Sum of a counter without labels over the nodes that run.

@@ -86,7 +86,7 @@ pub struct ShardsReport {
     pub by_node: BTreeMap<String, u32>,
     /// Shards that no live member claims.
     pub unowned: u32,
-    /// Shards whose owner is not their target.
+    /// Shards of this process that are between two owners: sealed or granted now.
     pub moving: u32,
     /// Shards with fewer live copies than wanted.
     pub under_replicated: u32,
