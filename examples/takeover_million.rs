@@ -66,12 +66,14 @@ async fn main() -> Result<(), Error> {
     settled(&[&router, &nodes[0], &nodes[1], &nodes[2]], 3).await?;
     let began = Instant::now();
     fill(router.http, n_sessions, bytes).await?;
+    let resident = nodes.iter().map(Proc::resident).sum::<Result<u64, _>>()? >> 20;
     println!("{n_sessions} sessions of {bytes} bytes put in {:.1?}", began.elapsed());
+    println!("memory of all nodes: {resident} MiB");
 
-    let mut dead = nodes.pop().ok_or("three nodes")?;
+    let dead = nodes.pop().ok_or("three nodes")?;
     let before = copied(&nodes).await?;
     let killed = Instant::now();
-    dead.kill()?;
+    drop(dead);
     let (mut known, mut served) = (None, None);
     loop {
         let reports = [nodes[0].shards().await?, nodes[1].shards().await?];

@@ -16,7 +16,7 @@ pub(crate) const IN_TIME: Duration = Duration::from_secs(600);
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(50);
 const FILLERS: u64 = 32;
 
-/// A process. It ends with this one.
+/// A process. Dropping it is `kill -9`.
 pub(crate) struct Proc {
     child: Child,
     pub(crate) gossip: SocketAddr,
@@ -87,13 +87,6 @@ impl Proc {
         let text = self.get("/metrics").await?;
         let mut lines = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(lines.next().map_or(Ok(0.0), str::parse)?)
-    }
-
-    /// `kill -9`.
-    pub(crate) fn kill(&mut self) -> Result<(), Error> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
     }
 }
 
