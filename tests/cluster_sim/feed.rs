@@ -588,8 +588,9 @@ impl NodeModel {
 
     /// Looks whether somebody is silent for whom answers wait.
     pub(crate) fn watch(&mut self, ctx: &mut Ctx, to: NodeBoot) {
-        let is_awaited =
-            |here: &Shard| here.follows.iter().any(|it| it.to == to && it.is_awaited());
+        let is_awaited = |here: &Shard| {
+            here.follows.iter().any(|it| it.to == to && (it.is_awaited() || it.is_live()))
+        };
         let is_awaited = self.host.shards.values().any(is_awaited);
         let Some(feed) = self.feeds.by_node.get_mut(&to) else { return };
         let Some(since) = feed.outbox.silent_since() else {

@@ -67,6 +67,9 @@ impl Lost {
 
 // ---- the owner's side -----------------------------------------------------------------------
 
+/// Most bytes that are not acknowledged while a copy is filled: enough to keep a connection busy.
+pub const FILL_AHEAD: usize = 1 << 20;
+
 /// Items on their way to one follower: each has a position, and is kept until it is acknowledged.
 #[derive(Debug)]
 pub struct Outbox<T> {
@@ -149,16 +152,12 @@ impl<T> Outbox<T> {
         self.bytes
     }
 
-    /// Whether changes have to wait.
+    /// Whether changes have to wait. While there are `fills` they wait as soon as these do, so that
+    /// both go on, and an answer waits for no more than that.
     #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.bytes_max <= self.bytes
-    }
-
-    /// Whether there is room for what can wait: it takes half, so that changes find the other.
-    #[must_use]
-    pub fn has_room_for_fills(&self) -> bool {
-        self.bytes < self.bytes_max / 2
+    pub fn is_full(&self, fills: bool) -> bool {
+        let most = if fills { FILL_AHEAD.min(self.bytes_max / 2) } else { self.bytes_max };
+        most <= self.bytes
     }
 
     /// Since when the oldest item waits.
@@ -509,9 +508,9 @@ mod tests {
         assert_eq!((outbox.silent_since(), outbox.oldest_since()), (None, None));
         assert_eq!(outbox.push(time(1), 'a', 30), 11);
         assert_eq!(outbox.push(time(2), 'b', 30), 12);
-        assert!(!outbox.has_room_for_fills() && !outbox.is_full());
+        assert!(outbox.is_full(true) && !outbox.is_full(false));
         assert_eq!(outbox.push(time(3), 'c', 40), 13);
-        assert!(outbox.is_full());
+        assert!(outbox.is_full(false));
         assert_eq!((outbox.silent_since(), outbox.oldest_since()), (Some(time(1)), Some(time(1))));
         assert_eq!(outbox.ack(time(5), 12), Some(Duration::from_micros(4)));
         assert_eq!((outbox.silent_since(), outbox.oldest_since()), (Some(time(5)), Some(time(3))));

@@ -52,9 +52,11 @@ struct State {
     waiter_last: u64,
     milestones: VecDeque<Milestone>,
     fills: VecDeque<(Arc<Shard>, u64)>,
+    /// One of them is under way.
+    is_filling: bool,
     /// Shards that it follows, and those who are about to name some.
     users: usize,
-    /// Shards that wait for it.
+    /// Followers of shards whose changes it has to take.
     members: usize,
 }
 
@@ -90,6 +92,7 @@ impl Feed {
             waiter_last: 0,
             milestones: VecDeque::new(),
             fills: VecDeque::new(),
+            is_filling: false,
             users: 0,
             members: 0,
         };
@@ -225,7 +228,8 @@ impl Feed {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.lock().outbox.is_full()
+        let state = self.lock();
+        state.outbox.is_full(state.is_filling)
     }
 
     /// Resolves when there may be room. It is registered when this returns.
@@ -252,14 +256,20 @@ impl Feed {
     }
 
     pub(super) fn next_fill(&self) -> Option<(Arc<Shard>, u64)> {
-        self.lock().fills.pop_front()
+        let mut state = self.lock();
+        let next = state.fills.pop_front();
+        if std::mem::replace(&mut state.is_filling, next.is_some()) && next.is_none() {
+            drop(state);
+            self.room.notify_waiters();
+        }
+        next
     }
 
     /// Waits until there is room for a piece of a fill.
     pub(super) async fn room_for_fill(&self) {
         loop {
             let room = self.room.notified();
-            if self.lock().outbox.has_room_for_fills() {
+            if !self.lock().outbox.is_full(true) {
                 return;
             }
             room.await;
@@ -334,7 +344,7 @@ impl Feed {
         false
     }
 
-    /// Since when nothing was acknowledged although somebody waits for it.
+    /// Since when nothing was acknowledged although somebody counts on it.
     pub(super) fn silent_since(&self) -> Option<Time> {
         let state = self.lock();
         state.outbox.silent_since().filter(|_| 0 < state.members)

@@ -101,10 +101,11 @@ impl Follow {
         self.recount();
     }
 
+    /// What is not awaited yet must not be silent either: it holds changes back.
     fn recount(&mut self) {
-        let is_awaited = self.is_awaited();
-        if std::mem::replace(&mut self.is_counted, is_awaited) != is_awaited {
-            self.feed.count_member(is_awaited);
+        let counts = self.is_awaited() || self.is_live();
+        if std::mem::replace(&mut self.is_counted, counts) != counts {
+            self.feed.count_member(counts);
         }
     }
 
@@ -124,7 +125,7 @@ impl Follow {
 
 impl Drop for Follow {
     fn drop(&mut self) {
-        self.is_catching = false;
+        (self.is_catching, self.phase) = (false, Phase::Lost);
         self.set_member(false);
         self.feed.detach();
     }
@@ -137,13 +138,7 @@ impl Followers {
         }
         let item = head.item(record);
         for follow in self.list.iter_mut().filter(|follow| follow.is_live()) {
-            if !follow.is_awaited() && follow.feed.is_full() {
-                // Nobody waits for it, and nothing waits because of it.
-                follow.lose();
-                follow.feed.report_lost(self.shard, Lost::Behind);
-            } else {
-                follow.last = follow.feed.push(now, item.clone());
-            }
+            follow.last = follow.feed.push(now, item.clone());
         }
     }
 
@@ -420,6 +415,7 @@ impl Shard {
         let since = follow.feed.push(self.core.now(), item);
         (follow.phase, follow.last) = (Phase::Live { since }, since);
         follow.is_filling = true;
+        follow.recount();
         // Those who wait for it know now what for.
         follow.feed.release(shard);
         true
@@ -535,13 +531,13 @@ impl Shard {
         Some(members.filter_map(|it| it.feed.wait(followers.shard, it.awaited())).collect())
     }
 
-    /// Waits until no member has too much to acknowledge, before something changes.
+    /// Waits until no follower has too much to acknowledge, before something changes.
     ///
     /// # Errors
     /// When that takes too long.
     pub(crate) async fn room(&self, deadline: Option<Instant>) -> Result<(), Refusal> {
         let mut until = None;
-        while let Some(feed) = self.full_member() {
+        while let Some(feed) = self.full_follower() {
             let until = *until.get_or_insert_with(|| {
                 let too_old = Instant::now() + self.core.config.mailbox_age_max.min(ROOM_MAX);
                 deadline.map_or(too_old, |deadline| deadline.min(too_old))
@@ -555,11 +551,11 @@ impl Shard {
         Ok(())
     }
 
-    fn full_member(&self) -> Option<Arc<Feed>> {
+    fn full_follower(&self) -> Option<Arc<Feed>> {
         let inner = self.lock();
         let followers = inner.followers.as_ref()?;
-        let mut members = followers.list.iter().filter(|it| it.is_awaited() && it.is_live());
-        members.find(|follow| follow.feed.is_full()).map(|follow| Arc::clone(&follow.feed))
+        let mut live = followers.list.iter().filter(|follow| follow.is_live());
+        live.find(|follow| follow.feed.is_full()).map(|follow| Arc::clone(&follow.feed))
     }
 }
 

@@ -9,6 +9,7 @@ use stead_node::{Body, HostConfig, Lost, ReplicaReport, TurnError};
 use stead_shared::control::ShardEpoch;
 use stead_shared::id::{ShardId, Version};
 use stead_shared::refusal::Refusal;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::common::{SHARD, ask, key, meta, post, say, settle, text};
@@ -455,18 +456,55 @@ async fn what_is_not_acknowledged_is_bounded() {
 }
 
 #[tokio::test]
-async fn a_follower_that_nobody_waits_for_is_given_up_when_it_has_too_much_to_take() {
+async fn a_follower_that_takes_nothing_holds_changes_back_until_it_is_let_go() {
     let config = HostConfig { unacked_bytes_max: 100_000, ..HostConfig::default() };
     let (mut a, b) = (Peer::start_with("a", config), Peer::start("b"));
     b.is_deaf.store(true, Ordering::Relaxed);
     a.owns(1);
     a.host.begin_fill(b.me, b.addr, vec![a.at(1)]);
     settle().await;
-    for _ in 0..30 {
-        say(&a.host, "s", &"x".repeat(10_000)).await;
+    let host = a.host.clone();
+    let saying = tokio::spawn(async move {
+        for _ in 0..30 {
+            say(&host, "s", &"x".repeat(10_000)).await;
+        }
+    });
+    assert_eq!(a.report().await, ReplicaReport::FollowerSilent { to: b.me });
+    assert!(!saying.is_finished(), "it is more than may wait");
+    a.host.stop_following(b.me, &[SHARD]);
+    timeout(SOON, saying).await.expect("soon").unwrap();
+}
+
+#[tokio::test]
+async fn a_fill_ends_although_the_shard_changes_as_fast_as_it_can() {
+    let config = HostConfig { unacked_bytes_max: 1 << 20, ..HostConfig::default() };
+    let (mut a, b) = (Peer::start_with("a", config), Peer::start("b"));
+    a.owns(1);
+    let body = "x".repeat(1000);
+    for name in names(2000) {
+        say(&a.host, &name, &body).await;
     }
-    let shards = vec![(SHARD, Lost::Behind)];
-    assert_eq!(a.report().await, ReplicaReport::FollowerLost { to: b.me, shards });
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut writers = JoinSet::new();
+    for writer in 0..4 {
+        let (host, body, stop) = (a.host.clone(), body.clone(), Arc::clone(&stop));
+        writers.spawn(async move {
+            let mut n = 0;
+            while !stop.load(Ordering::Relaxed) {
+                n += 1;
+                say(&host, &format!("s{}", (writer + 4 * n) % 2000), &body).await;
+                tokio::task::yield_now().await;
+            }
+            n
+        });
+    }
+    a.host.begin_fill(b.me, b.addr, vec![a.at(1)]);
+    assert_eq!(a.report().await, ReplicaReport::Filled { to: b.me, shards: vec![a.at(1)] });
+    stop.store(true, Ordering::Relaxed);
+    while let Some(n) = timeout(SOON, writers.join_next()).await.expect("soon") {
+        assert!(0 < n.unwrap(), "it went on meanwhile");
+    }
+    assert_eq!((b.copy().sessions, b.copy().complete), (2000, true));
 }
 
 #[tokio::test]
