@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dashmap::DashMap;
 use http::{Request, Response};
-use stead_shared::config::{NodeConfig, NodeOptions};
+use stead_shared::config::{AckPolicy, NodeConfig, NodeOptions};
 use stead_shared::control::{HandoffId, ShardEpoch, kind};
 use stead_shared::id::{Epoch, NodeId, ShardId};
 use stead_shared::member::{Members, Phase, Role};
@@ -198,7 +198,10 @@ impl NodeBuilder {
             session_ttl: config.session_ttl,
             memory_max: config.memory_max,
             min_copies: usize::from(config.min_copies),
-            acks: if config.ack.replicas() { Acks::Replica } else { Acks::Memory },
+            acks: match config.ack {
+                AckPolicy::Memory => Acks::Memory,
+                AckPolicy::Replica => Acks::Replica,
+            },
             ..self.host
         };
         let beneath = (self.swim, self.platform);

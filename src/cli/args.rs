@@ -87,8 +87,7 @@ pub(super) struct NodeArgs {
     #[arg(long, value_name = "N", env = "STEAD_REPLICAS", hide_env_values = true)]
     replicas: Option<u8>,
 
-    /// What must know of a change before its answer goes out: memory, replica, memory+disk,
-    /// replica+disk [default: replica]
+    /// What must know of a change before its answer goes out: memory or replica [default: replica]
     #[arg(long, value_name = "POLICY", env = "STEAD_ACK", hide_env_values = true)]
     ack: Option<AckPolicy>,
 

@@ -192,13 +192,6 @@ impl TryFrom<&NodeOptions> for NodeConfig {
         check_range("replicas", options.replicas, 0..=2, "0 to 2")?;
         let copies = 1..=1 + options.replicas;
         check_range("min-copies", options.min_copies, copies, "1 to 1 + replicas")?;
-        if options.ack.disk() && options.data_dir.is_none() {
-            return Err(ConfigError::new(
-                "ack",
-                "there is no disk to write to",
-                "say where with `--data-dir DIR`, or answer without: `--ack replica`",
-            ));
-        }
         if let Some(limit) = options.form_alone_after.limit() {
             let range = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
             check_range("form-alone-after", limit, range, "1s to 24h, or `never`")?;
@@ -526,7 +519,6 @@ mod tests {
         refused("replicas", |o| o.replicas = 3);
         refused("min-copies", |o| o.min_copies = 3);
         refused("min-copies", |o| o.min_copies = 0);
-        refused("ack", |o| o.ack = AckPolicy::ReplicaDisk);
         refused("threads", |o| o.threads = Some(0));
         refused("form-alone-after", |o| o.form_alone_after = Patience::After(Span::secs(0)));
         refused("key", |o| o.key = vec![]);

@@ -91,9 +91,9 @@ pub struct NodeOptions {
     /// as much memory again; without one, a node that dies takes its sessions along.
     pub replicas: u8,
 
-    /// What must know of a change before its answer goes out: `memory`, `replica`, `memory+disk` or
-    /// `replica+disk`. Default `replica`: with one replica, any one node may die at a time and no
-    /// change that was answered is lost. `memory` answers sooner and may lose the latest changes.
+    /// What must know of a change before its answer goes out: `memory` or `replica`.
+    /// Default `replica`: with one replica, any one node may die at a time and no change that was
+    /// answered is lost. `memory` answers sooner and may lose the latest changes.
     pub ack: AckPolicy,
 
     /// Copies, the owner's included, below which changes are refused. Default 1, range 1 to
