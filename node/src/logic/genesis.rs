@@ -55,6 +55,31 @@ pub struct Query {
 }
 
 impl Query {
+    /// A question that is asked at `now`, of `waiting`, under `digest`.
+    #[must_use]
+    pub fn new(
+        token: Token,
+        digest: u64,
+        shards: BTreeSet<ShardId>,
+        waiting: BTreeSet<NodeId>,
+        now: Time,
+    ) -> Self {
+        Self {
+            token,
+            digest,
+            shards,
+            asked: waiting.clone(),
+            waiting,
+            highest: BTreeMap::new(),
+            held: BTreeMap::new(),
+            said_to_be_held: BTreeMap::new(),
+            held_at: BTreeMap::new(),
+            since: now,
+            resend_at: now,
+            disagreed: false,
+        }
+    }
+
     /// The message.
     #[must_use]
     pub fn message(&self) -> Control {

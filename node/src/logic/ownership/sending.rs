@@ -226,7 +226,9 @@ impl Ownership {
         let mut adopted: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
         let node = self.config.me.node;
         let slots = &self.slots;
-        let is_its = |at: &&ShardEpoch| matches!(slots.get(&at.shard), Some(Slot::Granted { to, .. }) if *to == handoff.to);
+        let is_its = |at: &&ShardEpoch| {
+            slots.get(&at.shard).is_some_and(|slot| slot.is_granted_to(handoff.to))
+        };
         for at in handoff.shards.iter().filter(is_its) {
             let epoch = Epoch { counter: at.epoch.counter + 2, node };
             for &boot in self.log.replicas(at.shard).as_slice() {

@@ -105,7 +105,7 @@ impl Ownership {
     }
 
     fn is_granted_to(&self, shard: ShardId, owner: NodeBoot) -> bool {
-        matches!(self.slots.get(&shard), Some(Slot::Granted { to, .. }) if *to == owner)
+        self.slots.get(&shard).is_some_and(|slot| slot.is_granted_to(owner))
     }
 
     /// Whether `owner` names this node; none when its log is not known. One that does not claim the
@@ -295,20 +295,7 @@ impl Ownership {
             true => nodes.map(|m| m.id).collect(),
             false => BTreeSet::new(),
         };
-        let query = Query {
-            token: self.next_token,
-            digest: self.digest,
-            shards,
-            asked: waiting.clone(),
-            waiting,
-            highest: BTreeMap::new(),
-            held: BTreeMap::new(),
-            said_to_be_held: BTreeMap::new(),
-            held_at: BTreeMap::new(),
-            since: self.now,
-            resend_at: self.now,
-            disagreed: false,
-        };
+        let query = Query::new(self.next_token, self.digest, shards, waiting, self.now);
         self.next_token += 1;
         let pos = self.book.pos_of(owner);
         self.takeovers.insert(owner, TakeOver { query, pos });

@@ -64,20 +64,7 @@ impl Ownership {
             return;
         }
         let waiting: BTreeSet<NodeId> = self.members.live_peers().map(|peer| peer.id).collect();
-        let query = Query {
-            token: self.next_token,
-            digest: self.digest,
-            shards,
-            asked: waiting.clone(),
-            waiting,
-            highest: BTreeMap::new(),
-            held: BTreeMap::new(),
-            said_to_be_held: BTreeMap::new(),
-            held_at: BTreeMap::new(),
-            since: self.now,
-            resend_at: self.now,
-            disagreed: false,
-        };
+        let query = Query::new(self.next_token, self.digest, shards, waiting, self.now);
         self.next_token += 1;
         self.query = Some(query);
         self.advance_query(out);
