@@ -90,8 +90,6 @@ pub(crate) struct Standing {
     pub(crate) n_owned: usize,
     /// Shards here with fewer copies than wanted.
     pub(crate) n_under: usize,
-    /// Complete copies of others' shards.
-    pub(crate) n_copies: usize,
     /// What is yet to move.
     pub(crate) pending: Pending,
     /// Bytes of state sent per second, lately.
@@ -410,12 +408,11 @@ impl Driver {
         let pending = self.machine.pending();
         let bytes_per_second = state.rate.measure(self.now(), self.tally.total());
         state.meters.pending(pending);
-        let (n_under, n_copies) = (self.machine.under_replicated(), self.machine.n_copies());
+        let n_under = self.machine.under_replicated();
         state.meters.under_replicated.set(n_under as f64);
-        state.meters.copies.set(n_copies as f64);
         self.progress.send_if_modified(|progress| {
             let before = *progress;
-            (progress.n_under, progress.n_copies) = (n_under, n_copies);
+            progress.n_under = n_under;
             (progress.pending, progress.bytes_per_second) = (pending, bytes_per_second);
             *progress != before
         });
@@ -439,7 +436,6 @@ impl Driver {
     }
 
     fn act(&self, action: Action, state: &mut State) {
-        let Some(action) = self.act_on_copies(action, state) else { return };
         match action {
             Action::Send { to, message } => self.note(to, kind::CONTROL, message.encode()),
             Action::PushClaims(update) => {
@@ -495,15 +491,21 @@ impl Driver {
                     self.granted.remove(&shard);
                 }
             }
-            Action::SetReplicas { .. }
-            | Action::Fill { .. }
-            | Action::Adopt { .. }
-            | Action::StopFill { .. }
-            | Action::KeepCopy { .. }
-            | Action::DropReplicas { .. }
-            | Action::OpenReplica { .. } => {
-                unreachable!("it was carried out")
+            Action::SetReplicas { sets } => {
+                for (shard, members) in sets {
+                    self.host.set_followers(shard, members.as_slice());
+                }
             }
+            Action::Fill { to, shards } => self.fill(to, shards, state),
+            Action::Adopt { to, shards, named } => self.adopt(to, shards, named, state),
+            Action::StopFill { to, shards } => self.host.stop_following(to, &shards),
+            Action::KeepCopy { owner, shards } => self.keep_copies(owner, &shards),
+            Action::DropReplicas { shards } => {
+                for shard in shards {
+                    self.host.drop_copy(shard);
+                }
+            }
+            Action::OpenReplica { shards } => state.results.extend(self.open_replicas(shards)),
             Action::Yield { to, shards } => self.give_up_shards(to, &shards, state),
             Action::Certain { doubt, alone } => self.end_doubt(doubt, alone, state),
             Action::Publish => state.publish = true,

@@ -29,45 +29,38 @@ impl Driver {
         self.views.borrow().members.find(node.node).map(|member| member.gossip)
     }
 
-    /// Whether `action` was one about copies; else it is given back.
-    pub(super) fn act_on_copies(&self, action: Action, state: &mut State) -> Option<Action> {
-        match action {
-            Action::SetReplicas { sets } => {
-                for (shard, members) in sets {
-                    self.host.set_followers(shard, members.as_slice());
-                }
-            }
-            Action::Fill { to, shards } => match self.addr_of(to) {
-                Some(addr) => self.host.begin_fill(to, addr, shards),
-                None => state.results.push(out_of_reach(to, &shards)),
-            },
-            Action::Adopt { to, shards, named } => match self.addr_of(to) {
-                Some(addr) => self.host.adopt(to, addr, shards, named),
-                None => state.results.push(out_of_reach(to, &shards)),
-            },
-            Action::StopFill { to, shards } => self.host.stop_following(to, &shards),
-            Action::KeepCopy { owner, shards } => {
-                for at in shards {
-                    self.granted.remove(&at.shard);
-                    if !self.host.keep_as_copy(at.shard, owner, at.epoch) {
-                        self.host.drop_shard(at.shard);
-                        tracing::debug!(shard = %at.shard, "a shard that moved left no copy");
-                    }
-                }
-            }
-            Action::DropReplicas { shards } => {
-                for shard in shards {
-                    self.host.drop_copy(shard);
-                }
-            }
-            Action::OpenReplica { shards } => state.results.extend(self.open_replicas(shards)),
-            other => return Some(other),
+    pub(super) fn fill(&self, to: NodeBoot, shards: Vec<ShardEpoch>, state: &mut State) {
+        match self.addr_of(to) {
+            Some(addr) => self.host.begin_fill(to, addr, shards),
+            None => state.results.push(out_of_reach(to, &shards)),
         }
-        None
+    }
+
+    pub(super) fn adopt(
+        &self,
+        to: NodeBoot,
+        shards: Vec<ShardEpoch>,
+        named: bool,
+        state: &mut State,
+    ) {
+        match self.addr_of(to) {
+            Some(addr) => self.host.adopt(to, addr, shards, named),
+            None => state.results.push(out_of_reach(to, &shards)),
+        }
+    }
+
+    pub(super) fn keep_copies(&self, owner: NodeBoot, shards: &[ShardEpoch]) {
+        for at in shards {
+            self.granted.remove(&at.shard);
+            if !self.host.keep_as_copy(at.shard, owner, at.epoch) {
+                self.host.drop_shard(at.shard);
+                tracing::debug!(shard = %at.shard, "a shard that moved left no copy");
+            }
+        }
     }
 
     /// Those that have no copy here are told of.
-    fn open_replicas(&self, shards: Vec<ShardEpoch>) -> Option<Event> {
+    pub(super) fn open_replicas(&self, shards: Vec<ShardEpoch>) -> Option<Event> {
         let is_missing = |at: &ShardEpoch| !self.host.promote(at.shard, at.epoch);
         let missing: Vec<ShardEpoch> = shards.into_iter().filter(is_missing).collect();
         if missing.is_empty() {

@@ -18,7 +18,6 @@ pub(super) struct Meters {
     pause_seconds: Histogram,
     pub(super) owned: Gauge,
     pub(super) under_replicated: Gauge,
-    pub(super) copies: Gauge,
     moving: Gauge,
     copying: Gauge,
     pending: [Gauge; 3],
@@ -59,7 +58,6 @@ fn describe() {
         "stead_shards_under_replicated",
         "Shards of this node with fewer copies than wanted, where there are nodes for them"
     );
-    describe_gauge!("stead_copies", "Complete copies of other nodes' shards");
     describe_gauge!("stead_shards_moving", "Shards between two owners, seen from their source");
     describe_gauge!("stead_shards_copying", "Shards that are copied to another node and served");
     describe_gauge!("stead_moves_pending", "Shards that are to move and do not yet, by class");
@@ -99,7 +97,6 @@ impl Meters {
             pause_seconds: histogram!("stead_session_pause_seconds"),
             owned: gauge!("stead_shards_owned"),
             under_replicated: gauge!("stead_shards_under_replicated"),
-            copies: gauge!("stead_copies"),
             moving: gauge!("stead_shards_moving"),
             copying: gauge!("stead_shards_copying"),
             pending: ["takeover", "drain", "balance"]
