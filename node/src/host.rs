@@ -159,7 +159,7 @@ impl Host {
             None
         };
         let mut answer = answer.unwrap_or_else(|| maybe_executed(epoch));
-        if shard.is_followed() && !shard.acknowledged().await {
+        if !shard.acknowledged().await {
             answer.response = lost().into_response();
         }
         if self.inner.core.doubts.must_wait() {
@@ -504,10 +504,8 @@ impl Host {
         let slot = slots.acquire_owned().await.expect("the semaphore is never closed");
         let (host, shard) = (self.clone(), Arc::clone(shard));
         tokio::spawn(async move {
-            if shard.is_followed() {
-                // Few enough of them run that they need not wait for ever.
-                let _ = shard.room(None).await;
-            }
+            // Few enough of them run that they need not wait for ever.
+            let _ = shard.room(None).await;
             if let Ok(turn) = Shard::wait_turn(&shard, &key, Asker::Node).await
                 && let Ok(begun) = turn.begin_as(false)
             {

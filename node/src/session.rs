@@ -419,7 +419,8 @@ impl SessionHandle {
     }
 
     /// Waits for the session's turn, runs `change`, commits, waits until the shard's followers have
-    /// acknowledged it, and runs `then` before the next turn begins, so that what `then` sends goes out in the order of the changes. Neither may block.
+    /// acknowledged it, and runs `then` before the next turn begins, so that what `then` sends goes
+    /// out in the order of the changes. Neither may block.
     ///
     /// # Errors
     /// When the turn could not begin or its changes could not be committed, or the shard was lost

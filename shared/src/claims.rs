@@ -3,9 +3,8 @@
 //!
 //! A claim says "this boot of this node serves this shard in this epoch, and these boots hold copies
 //! of it". The position in the owner's log tells which of two sets of copies is newer. Only the owner
-//! writes
-//! its log; it pushes each batch of changes down every link it has, and the receiver applies a
-//! batch only at the position where it begins. A gap, a checksum that differs or another boot
+//! writes its log; it pushes each batch of changes down every link it has, and the receiver applies
+//! a batch only at the position where it begins. A gap, a checksum that differs or another boot
 //! makes the receiver ask for the whole log, which is small: claims are run-length coded.
 //!
 //! ```text
@@ -94,7 +93,14 @@ impl ClaimsUpdate {
 /// What one claim adds to the checksum: order does not matter, so that it can be kept up
 /// incrementally.
 fn weight(shard: ShardId, counter: u64) -> u64 {
-    let mut x = (u64::from(shard.0) << 32) ^ counter.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    mix((u64::from(shard.0) << 32) ^ counter.wrapping_mul(GOLDEN))
+}
+
+/// 2^64 divided by the golden ratio, odd.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Spreads every bit over all of them: the last step of splitmix64 (Steele, Lea and Flood 2014).
+fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)

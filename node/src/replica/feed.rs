@@ -32,7 +32,7 @@ pub(crate) struct Feed {
     state: Mutex<State>,
     /// There is something to take.
     pub(super) queued: Notify,
-    /// Something waits for an acknowledgement, and nothing did before.
+    /// Something waits for an acknowledgement, and nothing did before; or others count on it.
     pub(super) busy: Notify,
     /// There is room, or those who wait for it should look again.
     room: Notify,
@@ -57,7 +57,7 @@ struct State {
     /// Shards that it follows, and those who are about to name some.
     users: usize,
     /// Followers of shards whose changes it has to take.
-    members: usize,
+    followers: usize,
 }
 
 /// With this position a copy is complete.
@@ -94,7 +94,7 @@ impl Feed {
             fills: VecDeque::new(),
             is_filling: false,
             users: 0,
-            members: 0,
+            followers: 0,
         };
         Self {
             to,
@@ -145,12 +145,12 @@ impl Feed {
         }
     }
 
-    pub(crate) fn count_member(&self, is_member: bool) {
+    pub(crate) fn count_follower(&self, counts: bool) {
         let mut state = self.lock();
-        if is_member {
-            state.members += 1;
+        if counts {
+            state.followers += 1;
         } else {
-            state.members -= 1;
+            state.followers -= 1;
         }
         drop(state);
         self.busy.notify_one();
@@ -347,7 +347,7 @@ impl Feed {
     /// Since when nothing was acknowledged although somebody counts on it.
     pub(super) fn silent_since(&self) -> Option<Time> {
         let state = self.lock();
-        state.outbox.silent_since().filter(|_| 0 < state.members)
+        state.outbox.silent_since().filter(|_| 0 < state.followers)
     }
 
     /// What there is to tell of its acknowledgements, for operators.

@@ -103,9 +103,9 @@ impl Follow {
 
     /// What is not awaited yet must not be silent either: it holds changes back.
     fn recount(&mut self) {
-        let counts = self.is_awaited() || self.is_live();
+        let counts = self.is_member || self.is_live();
         if std::mem::replace(&mut self.is_counted, counts) != counts {
-            self.feed.count_member(counts);
+            self.feed.count_follower(counts);
         }
     }
 
@@ -125,7 +125,7 @@ impl Follow {
 
 impl Drop for Follow {
     fn drop(&mut self) {
-        (self.is_catching, self.phase) = (false, Phase::Lost);
+        self.phase = Phase::Lost;
         self.set_member(false);
         self.feed.detach();
     }
@@ -536,6 +536,9 @@ impl Shard {
     /// # Errors
     /// When that takes too long.
     pub(crate) async fn room(&self, deadline: Option<Instant>) -> Result<(), Refusal> {
+        if !self.is_followed() {
+            return Ok(());
+        }
         let mut until = None;
         while let Some(feed) = self.full_follower() {
             let until = *until.get_or_insert_with(|| {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::{GOLDEN, mix};
 use crate::id::{NodeBoot, ShardId};
 
 /// Most replicas of one claim: two that placement may want, and one that is about to go.
@@ -140,11 +141,9 @@ impl Sets {
 pub(super) fn weight(shard: ShardId, replicas: &Replicas) -> u64 {
     let mut sum = 0;
     for (place, boot) in replicas.as_slice().iter().enumerate() {
-        let mut x = u64::from(shard.0) << 32 | place as u64;
-        x ^= boot.node.0.rotate_left(17) ^ boot.boot.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        sum = u64::wrapping_add(sum, x ^ (x >> 31));
+        let at = u64::from(shard.0) << 32 | place as u64;
+        let who = boot.node.0.rotate_left(17) ^ boot.boot.0.wrapping_mul(GOLDEN);
+        sum = u64::wrapping_add(sum, mix(at ^ who));
     }
     sum
 }
