@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release --example handoff_pause             # as measured: 10 rounds, then 64 MiB
 //! cargo run --release --example handoff_pause -- 2 8      # 2 rounds, then 8 MiB
+//! cargo run --release --example handoff_pause -- 10 64 1  # with a copy of each shard, too
 //! ```
 //!
 //! The source runs in this process, under a counting allocator and with the clients; the target is
@@ -43,7 +44,7 @@ const CLIENTS_PER_SHARD: usize = 2;
 const WRITERS: usize = 16;
 const IN_TIME: Duration = Duration::from_secs(60);
 
-fn options(name: &str, join: Option<&str>, shards: u32) -> NodeOptions {
+fn options(name: &str, join: Option<&str>, shards: u32, replicas: u8) -> NodeOptions {
     let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
     NodeOptions {
         name: Some(name.to_owned()),
@@ -51,6 +52,7 @@ fn options(name: &str, join: Option<&str>, shards: u32) -> NodeOptions {
         http: anywhere,
         join: join.map(str::to_owned).into_iter().collect(),
         shards,
+        replicas,
         memory_max: Size::mib(4096),
         handoff_rate: Size(0),
         drain_timeout: Span::secs(60),
@@ -104,9 +106,9 @@ async fn fill(a: &Handle, shard: ShardId, mib: u64) -> Result<Vec<String>, Error
 struct Target(Child);
 
 impl Target {
-    fn start(join: &str, shards: u32) -> Result<Self, Error> {
+    fn start(join: &str, shards: u32, replicas: u8) -> Result<Self, Error> {
         let child = Command::new(std::env::current_exe()?)
-            .args(["target", join, &shards.to_string()])
+            .args(["target", join, &shards.to_string(), &replicas.to_string()])
             .stdin(Stdio::piped())
             .spawn()?;
         Ok(Self(child))
@@ -119,8 +121,8 @@ impl Target {
     }
 }
 
-async fn be_target(join: &str, shards: u32) -> Result<(), Error> {
-    let node = Node::builder().options(options("b", Some(join), shards)).start().await?;
+async fn be_target(join: &str, shards: u32, replicas: u8) -> Result<(), Error> {
+    let node = Node::builder().options(options("b", Some(join), shards, replicas)).start().await?;
     let end = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
     let report = node.run_until(async { drop(end.await) }).await?;
     if report.shards_left == 0 { Ok(()) } else { Err(format!("{report:?}").into()) }
@@ -146,8 +148,8 @@ async fn count(a: Handle, name: String, stop: Arc<AtomicBool>) -> Result<(Durati
     Ok((longest, n))
 }
 
-async fn small_shards(rounds: usize) -> Result<(), Error> {
-    let node = Node::builder().options(options("a", None, SHARDS)).start().await?;
+async fn small_shards(rounds: usize, replicas: u8) -> Result<(), Error> {
+    let node = Node::builder().options(options("a", None, SHARDS, replicas)).start().await?;
     node.ready().await?;
     let a = node.handle();
     settled(&a, 1).await?;
@@ -171,7 +173,7 @@ async fn small_shards(rounds: usize) -> Result<(), Error> {
             TARGET.with_target(|target| target.take()).ok_or("no target")?.leave().await?;
             settled(&a, 1).await?;
         } else {
-            let target = Target::start(&join, SHARDS)?;
+            let target = Target::start(&join, SHARDS, replicas)?;
             settled(&a, 2).await?;
             TARGET.with_target(|slot| *slot = Some(target));
         }
@@ -228,8 +230,8 @@ async fn write(a: Handle, names: Arc<Vec<String>>, seed: usize, began: Instant, 
     }
 }
 
-async fn large_shard(mib: u64) -> Result<(), Error> {
-    let node = Node::builder().options(options("a", None, 2)).start().await?;
+async fn large_shard(mib: u64, replicas: u8) -> Result<(), Error> {
+    let node = Node::builder().options(options("a", None, 2, replicas)).start().await?;
     node.ready().await?;
     let a = node.handle();
     settled(&a, 1).await?;
@@ -245,7 +247,7 @@ async fn large_shard(mib: u64) -> Result<(), Error> {
     let steady = seen.longest_micros.swap(0, Ordering::Relaxed);
     let heap = HEAP.current_usage();
     HEAP.reset_peak_usage();
-    let target = Target::start(&a.gossip_addr().to_string(), 2)?;
+    let target = Target::start(&a.gossip_addr().to_string(), 2, replicas)?;
     let moves = || Local::moves(&a);
     while moves().copying == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -272,13 +274,14 @@ async fn large_shard(mib: u64) -> Result<(), Error> {
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if let [role, join, shards] = &words[..]
+    if let [role, join, shards, replicas] = &words[..]
         && role == "target"
     {
-        return be_target(join, shards.parse()?).await;
+        return be_target(join, shards.parse()?, replicas.parse()?).await;
     }
     let number = |i: usize, default| words.get(i).map_or(Ok(default), |word| word.parse());
-    small_shards(number(0, 10)? as usize).await?;
+    let replicas = u8::try_from(number(2, 0)?)?;
+    small_shards(number(0, 10)? as usize, replicas).await?;
     std::io::stdout().flush()?;
-    large_shard(number(1, 64)?).await
+    large_shard(number(1, 64)?, replicas).await
 }
