@@ -69,6 +69,8 @@ pub(crate) enum Done {
     Received(HandoffId, BTreeMap<ShardId, Incoming>),
     /// State broke off.
     ReceiveFailed(HandoffId),
+    /// An operator says that a node is gone for ever.
+    Forget(NodeId),
     /// The process wants to leave.
     Drain,
 }
@@ -88,6 +90,9 @@ pub(crate) struct Standing {
     pub(crate) gave_up: Option<GiveUp>,
     /// Shards here, moving ones included.
     pub(crate) n_owned: usize,
+    /// On the smaller side of a cut; nodes that count, and how many of them are ready.
+    pub(crate) minority: bool,
+    pub(crate) settled: (usize, usize),
     /// Shards here with fewer copies than wanted.
     pub(crate) n_under: usize,
     /// What is yet to move.
@@ -378,6 +383,7 @@ impl Driver {
                 self.feed(Event::Received(id), state);
             }
             Done::ReceiveFailed(id) => self.feed(Event::ReceiveFailed(id), state),
+            Done::Forget(node) => self.feed(Event::Forget(node), state),
             Done::Drain => {
                 self.progress.send_modify(|progress| {
                     progress.draining = true;
@@ -410,9 +416,13 @@ impl Driver {
         state.meters.pending(pending);
         let n_under = self.machine.under_replicated();
         state.meters.under_replicated.set(n_under as f64);
+        let (minority, settled) = (self.machine.is_minority(), self.machine.settled());
+        state.meters.minority.set(f64::from(u8::from(minority)));
         self.progress.send_if_modified(|progress| {
             let before = *progress;
             progress.n_under = n_under;
+            progress.minority = minority;
+            progress.settled = settled;
             (progress.pending, progress.bytes_per_second) = (pending, bytes_per_second);
             *progress != before
         });
@@ -508,6 +518,7 @@ impl Driver {
             Action::OpenReplica { shards } => state.results.extend(self.open_replicas(shards)),
             Action::Yield { to, shards } => self.give_up_shards(to, &shards, state),
             Action::Certain { doubt, alone } => self.end_doubt(doubt, alone, state),
+            Action::Stop(stops) => self.host.stop(stops),
             Action::Publish => state.publish = true,
             Action::Drained => self.progress.send_modify(|progress| {
                 // Whoever waits for the end reads what is left at once, before it is published.
@@ -667,10 +678,35 @@ impl Driver {
                      acknowledged here"
                 );
             }
+            Note::Minority { is_minority, stops, settled, ready } => {
+                self.log_minority(*is_minority, *stops, (*settled, *ready));
+            }
             Note::TookOver { n_shards } => {
                 state.meters.taken_over.increment(*n_shards as u64);
                 tracing::info!(n_shards, "claimed shards that nobody held");
             }
+        }
+    }
+
+    fn log_minority(&self, is_minority: bool, stops: bool, (settled, ready): (usize, usize)) {
+        self.progress.send_modify(|progress| {
+            (progress.minority, progress.settled) = (is_minority, (settled, ready));
+        });
+        match (is_minority, stops) {
+            (true, true) => tracing::warn!(
+                settled,
+                ready,
+                "cut off with the smaller part of the cluster: nothing is answered until enough \
+                 nodes are heard again; `stead members forget NAME` counts one no more that is gone \
+                 for ever"
+            ),
+            (true, false) => tracing::warn!(
+                settled,
+                ready,
+                "cut off with the smaller part of the cluster: this node serves on, and what both \
+                 sides change is merged later"
+            ),
+            (false, _) => tracing::info!(settled, ready, "with most of the cluster again"),
         }
     }
 

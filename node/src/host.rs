@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -217,6 +218,12 @@ impl Host {
     /// Answers only while `heard` has heard somebody lately (R11). Only the first one counts.
     pub fn listen(&self, heard: Arc<Heard>) {
         self.inner.core.doubts.listen(heard);
+    }
+
+    /// Begins nothing from now on, or begins again: this node is cut off with the smaller part of
+    /// its cluster. What runs ends.
+    pub fn stop(&self, stops: bool) {
+        self.inner.core.stopped.store(stops, Ordering::Release);
     }
 
     /// Counts a request that came here for a shard that has moved on.

@@ -13,6 +13,7 @@ mod forward;
 mod host;
 mod http;
 mod link_body;
+mod local;
 mod metrics;
 mod moving;
 mod node;

@@ -13,7 +13,7 @@ use stead_shared::config::{AckPolicy, NodeConfig, NodeOptions};
 use stead_shared::control::{HandoffId, ShardEpoch, kind};
 use stead_shared::id::{Epoch, NodeId, ShardId};
 use stead_shared::member::{Members, Phase, Role};
-use stead_shared::net::admin::{ClusterAdmin, DrainReport, Local, MovesReport, Readiness};
+use stead_shared::net::admin::ClusterAdmin;
 use stead_shared::net::agent::{Agent, End};
 use stead_shared::net::link::{ConnectionKind, Links, PeerInfo, Reply, ServerStream};
 use stead_shared::net::mesh::Hooks;
@@ -230,7 +230,7 @@ impl Hooks for NodeHooks {
         }
     }
 
-    fn call(&self, _peer: PeerInfo, kind: u8, _payload: Bytes, reply: Reply) {
+    fn call(&self, _peer: PeerInfo, kind: u8, payload: Bytes, reply: Reply) {
         match kind {
             kind::DRAIN if self.done.try_send(Done::Drain).is_ok() => reply.send(Bytes::new()),
             kind::DRAIN_PROGRESS => {
@@ -240,6 +240,13 @@ impl Hooks for NodeHooks {
                 reply.send(json(&report));
             }
             kind::MOVES => reply.send(json(&moving::report(&self.progress.borrow()))),
+            kind::FORGET => {
+                let node = payload.as_ref().try_into().map(|id| NodeId(u64::from_le_bytes(id)));
+                // Without an answer the asker knows that it did not happen.
+                if node.is_ok_and(|node| self.done.try_send(Done::Forget(node)).is_ok()) {
+                    reply.send(Bytes::new());
+                }
+            }
             _ => {}
         }
     }
@@ -590,7 +597,12 @@ impl Wiring<'_> {
             ..FormingConfig::default()
         };
         let ownership = OwnershipConfig::new(process.me, self.config.shards.get(), forming);
-        let ownership = OwnershipConfig { replicas: self.config.replicas, ..ownership };
+        let ownership = OwnershipConfig {
+            replicas: self.config.replicas,
+            on_minority: self.config.on_minority,
+            settles_after: self.config.settled_after,
+            ..ownership
+        };
         let view = Arc::clone(&self.views.borrow());
         let (members, targets) = (Arc::clone(&view.members), Arc::clone(&view.targets));
         let (config, me) = (self.config.clone(), process.me.node);
@@ -638,46 +650,6 @@ fn process_config(
         data_dir,
         swim,
         platform,
-    }
-}
-
-impl Local for Handle {
-    fn name(&self) -> String {
-        self.inner.name.clone()
-    }
-
-    fn ready(&self) -> Readiness {
-        let progress = *self.inner.progress.borrow();
-        if progress.draining {
-            Readiness::NotReady("draining".to_owned())
-        } else if progress.ready && progress.n_under > 0 {
-            let n = progress.n_under;
-            Readiness::Warning(format!("{n} shards of this node have too few copies"))
-        } else if progress.ready {
-            Readiness::Ready
-        } else {
-            Readiness::NotReady("joining: not all owners' claims are known yet".to_owned())
-        }
-    }
-
-    fn moving(&self) -> u32 {
-        u32::try_from(self.inner.progress.borrow().pending.moving).unwrap_or(u32::MAX)
-    }
-
-    fn moves(&self) -> MovesReport {
-        moving::report(&self.inner.progress.borrow())
-    }
-
-    fn drain(&self) -> bool {
-        // A full queue means that the driver is busy; the caller is told to ask again by the
-        // progress that does not begin.
-        let _ = self.inner.done.try_send(Done::Drain);
-        true
-    }
-
-    fn drain_report(&self) -> Option<DrainReport> {
-        let stats = self.inner.host.stats();
-        Some(moving::drain_report(&self.inner.name, *self.inner.progress.borrow(), stats))
     }
 }
 

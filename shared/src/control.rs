@@ -26,6 +26,8 @@ pub mod kind {
     pub const PINS: u8 = 7;
     /// Call: what is moving at your end? Answered with JSON.
     pub const MOVES: u8 = 8;
+    /// Call: this node is gone for ever (its id, 8 bytes, little-endian); answered with nothing.
+    pub const FORGET: u8 = 9;
 }
 
 /// The first byte of an encoded [`Control`]: the version of its layout.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use stead_shared::config::{
-    AckPolicy, LogFormat, NoKey, NodeOptions, Patience, RouterOptions, Size, Span,
+    AckPolicy, LogFormat, NoKey, NodeOptions, OnMinority, Patience, RouterOptions, Size, Span,
 };
 
 /// Flags of `stead node`.
@@ -94,6 +94,15 @@ pub(super) struct NodeArgs {
     /// Copies, the owner's included, below which changes are refused [default: 1]
     #[arg(long, value_name = "N", env = "STEAD_MIN_COPIES", hide_env_values = true)]
     min_copies: Option<u8>,
+
+    /// What to do when cut off with less than half of the cluster: serve or stop [default: serve]
+    #[arg(long, value_name = "WHAT", env = "STEAD_ON_MINORITY", hide_env_values = true)]
+    on_minority: Option<OnMinority>,
+
+    /// How long the ready nodes must not have changed to be those that a majority is counted of
+    /// [default: 60s]
+    #[arg(long, value_name = "D", env = "STEAD_SETTLED_AFTER", hide_env_values = true)]
+    settled_after: Option<Span>,
 
     /// How long a drain may take [default: 25s]
     #[arg(long, value_name = "D", env = "STEAD_DRAIN_TIMEOUT", hide_env_values = true)]
@@ -261,7 +270,7 @@ impl NodeArgs {
         let args = self;
         overlay!(args => options:
             gossip http admin cluster zone weight shards balance session_ttl memory_max
-            handoff_rate replicas ack min_copies drain_timeout found insecure_gossip form_alone_after log log_format;
+            handoff_rate replicas ack min_copies on_minority settled_after drain_timeout found insecure_gossip form_alone_after log log_format;
             optional: name advertise data_dir cluster_key_file admin_token_file threads);
         if let Some(seeds) = args.join {
             options.join = seeds_of(seeds);

@@ -14,6 +14,7 @@ mod file;
 mod keygen;
 mod layers;
 mod logging;
+mod members;
 mod metrics;
 mod pins;
 mod process;
@@ -53,6 +54,9 @@ enum Command {
     Status(status::StatusArgs),
     /// Show where a session is
     Where(where_is::WhereArgs),
+    /// Say of a member what the others cannot know
+    #[command(subcommand)]
+    Members(members::MembersCommand),
     /// Hand everything that a node owns to the others, then stop it
     Drain(drain::DrainArgs),
     /// Place a shard by hand: it moves to a node and stays there for a while
@@ -100,6 +104,7 @@ fn run(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Where(args) => where_is::run(&args),
+        Command::Members(command) => members::run(&command),
         Command::Drain(args) => drain::run(&args),
         Command::Move(args) => pins::run_move(&args),
         Command::Pins(args) => pins::run_pins(&args),

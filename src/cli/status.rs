@@ -228,7 +228,11 @@ mod tests {
     fn status(members: Vec<MemberReport>, unowned: u32, moving: u32) -> Status {
         let by_node = BTreeMap::from([("n1".to_owned(), 8 - unowned)]);
         Status {
-            members: MembersReport { members_digest: "0123456789abcdef".into(), members },
+            members: MembersReport {
+                members_digest: "0123456789abcdef".into(),
+                members,
+                majority: None,
+            },
             shards: ShardsReport {
                 shards: 8,
                 targets: by_node.clone(),

@@ -594,6 +594,7 @@ impl NodeModel {
             Action::KeepCopy { owner, shards } => self.keep_copies(ctx, owner, &shards),
             Action::DropReplicas { shards } => self.drop_replicas(ctx, &shards),
             Action::OpenReplica { shards } => self.open_replicas(ctx, &shards),
+            Action::Stop(_) => unreachable!("nobody is to stop here"),
             Action::Certain { doubt, alone } => self.end_doubt(ctx, doubt, alone),
             Action::Publish => {}
             Action::Drained => {
@@ -654,6 +655,7 @@ impl NodeModel {
             | Action::OpenReplica { .. }
             | Action::Yield { .. }
             | Action::Publish
+            | Action::Stop(_)
             | Action::Certain { .. }
             | Action::Drained
             | Action::Note(_)

@@ -134,6 +134,8 @@ impl State {
         config.rules = scenario.rules;
         config.balance_quiet = Duration::ZERO;
         config.recheck_every = Duration::ZERO;
+        // Nobody counts here.
+        config.settles_after = Duration::MAX;
         let (members, targets) = (view.members(me), view.target_table());
         let machine = Ownership::new(config, members, targets, Node::start_time());
         self.nodes[node] = Some(Shared::known(Node::new(machine, me, MemberState::Joining, seen)));
@@ -242,6 +244,7 @@ impl State {
             | Action::KeepCopy { .. }
             | Action::DropReplicas { .. }
             | Action::OpenReplica { .. } => unreachable!("nobody wants copies here"),
+            Action::Stop(_) => unreachable!("nobody stops here"),
             Action::Throttle { .. }
             | Action::Certain { .. }
             | Action::Publish

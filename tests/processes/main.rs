@@ -21,6 +21,7 @@ mod heirs;
 mod judge;
 mod leaving;
 mod live;
+mod minority;
 mod moves;
 mod netns;
 mod pins;

@@ -18,6 +18,7 @@ pub(super) struct Meters {
     pause_seconds: Histogram,
     pub(super) owned: Gauge,
     pub(super) under_replicated: Gauge,
+    pub(super) minority: Gauge,
     moving: Gauge,
     copying: Gauge,
     pending: [Gauge; 3],
@@ -58,6 +59,10 @@ fn describe() {
         "stead_shards_under_replicated",
         "Shards of this node with fewer copies than wanted, where there are nodes for them"
     );
+    describe_gauge!(
+        "stead_minority",
+        "1 while this node is cut off with the smaller part of its cluster"
+    );
     describe_gauge!("stead_shards_moving", "Shards between two owners, seen from their source");
     describe_gauge!("stead_shards_copying", "Shards that are copied to another node and served");
     describe_gauge!("stead_moves_pending", "Shards that are to move and do not yet, by class");
@@ -96,6 +101,7 @@ impl Meters {
             sealed_seconds: histogram!("stead_handoff_sealed_seconds"),
             pause_seconds: histogram!("stead_session_pause_seconds"),
             owned: gauge!("stead_shards_owned"),
+            minority: gauge!("stead_minority"),
             under_replicated: gauge!("stead_shards_under_replicated"),
             moving: gauge!("stead_shards_moving"),
             copying: gauge!("stead_shards_copying"),

@@ -8,6 +8,7 @@ pub mod genesis;
 pub mod heal;
 pub mod incoming;
 pub mod journal;
+pub mod majority;
 pub mod outgoing;
 pub mod ownership;
 pub mod pace;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -116,6 +116,8 @@ pub(crate) struct Core {
     /// Whether the service wants to know when sessions come and go.
     pub(crate) has_hooks: bool,
     pub(crate) doubts: Doubts,
+    /// Nothing begins: cut off with the smaller part of the cluster.
+    pub(crate) stopped: AtomicBool,
     origin: Instant,
     bytes: AtomicU64,
     sessions: AtomicU64,
@@ -136,6 +138,7 @@ impl Core {
             metrics: Metrics::new(),
             has_hooks,
             doubts: Doubts::default(),
+            stopped: AtomicBool::new(false),
             origin: Instant::now(),
             bytes: AtomicU64::new(0),
             sessions: AtomicU64::new(0),

@@ -14,7 +14,7 @@
 //! nothing more: whoever still works on it is told that the outcome is unknown.
 
 use std::fmt;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stead_shared::id::{Epoch, SessionKey, ShardId};
@@ -190,6 +190,9 @@ impl Shard {
         self.open_for(inner.gate, asker.epoch())?;
         if self.core.doubts.is_in_doubt() {
             return Err(Refusal::Moving);
+        }
+        if self.core.stopped.load(Ordering::Acquire) {
+            return Err(Refusal::Degraded);
         }
         if access == Access::Change {
             let active = inner.active.entry(key.clone()).or_default();

@@ -12,6 +12,7 @@ mod found;
 mod heirs;
 mod in_doubt;
 mod merge;
+mod minority;
 mod moves;
 mod peers;
 mod pins;

@@ -18,7 +18,7 @@ pub(crate) const A: NodeBoot = NodeBoot { node: NodeId(1), boot: BootId(1) };
 pub(crate) const B: NodeBoot = NodeBoot { node: NodeId(2), boot: BootId(2) };
 pub(crate) const SHARD: ShardId = ShardId(3);
 
-fn member(who: NodeBoot, state: MemberState) -> Member {
+pub(crate) fn member(who: NodeBoot, state: MemberState) -> Member {
     Member {
         id: who.node,
         boot: who.boot,

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{AckPolicy, NoKey, NodeOptions, RouterOptions};
+use super::{AckPolicy, NoKey, NodeOptions, OnMinority, RouterOptions};
 use crate::hash::ShardCount;
 use crate::id::ClusterId;
 use crate::session_key::{CookieName, KeySource, parse_list};
@@ -113,6 +113,10 @@ pub struct NodeConfig {
     pub ack: AckPolicy,
     /// Copies below which changes are refused, 1 to 1 + `replicas`.
     pub min_copies: u8,
+    /// What to do on the smaller side of a cut.
+    pub on_minority: OnMinority,
+    /// How long the ready nodes must not have changed to count.
+    pub settled_after: Duration,
     /// Bound of a drain.
     pub drain_timeout: Duration,
     /// Where to keep what must survive a restart.
@@ -183,6 +187,12 @@ impl TryFrom<&NodeOptions> for NodeConfig {
             Duration::from_millis(100)..=Duration::from_secs(3600),
             "100ms to 1h",
         )?;
+        check_range(
+            "settled-after",
+            options.settled_after.0,
+            Duration::from_secs(1)..=Duration::from_secs(3600),
+            "1s to 1h",
+        )?;
         check_range("weight", options.weight, 0..=WEIGHT_MAX, "0 to 100")?;
         let rate = options.handoff_rate.0;
         if rate > 0 {
@@ -211,6 +221,8 @@ impl TryFrom<&NodeOptions> for NodeConfig {
             replicas: options.replicas,
             ack: options.ack,
             min_copies: options.min_copies,
+            on_minority: options.on_minority,
+            settled_after: options.settled_after.0,
             drain_timeout: options.drain_timeout.0,
             data_dir: options.data_dir.clone(),
             form_alone_after: options.form_alone_after.limit(),
@@ -517,6 +529,7 @@ mod tests {
         refused("handoff-rate", |o| o.handoff_rate = Size(1));
         refused("memory-max", |o| o.memory_max = Size(1));
         refused("replicas", |o| o.replicas = 3);
+        refused("settled-after", |o| o.settled_after = Span::secs(0));
         refused("min-copies", |o| o.min_copies = 3);
         refused("min-copies", |o| o.min_copies = 0);
         refused("threads", |o| o.threads = Some(0));

@@ -7,10 +7,12 @@
 
 mod ack;
 mod checked;
+mod minority;
 mod options;
 mod units;
 
 pub use ack::{AckPolicy, ParseAckError};
 pub use checked::{ConfigError, MemberConfig, NodeConfig, OnNoKey, RouterConfig, check_host_port};
+pub use minority::{OnMinority, ParseOnMinorityError};
 pub use options::{LogFormat, NoKey, NodeOptions, RouterOptions};
 pub use units::{Patience, Size, Span, UnitError};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AckPolicy, Patience, Size, Span};
+use super::{AckPolicy, OnMinority, Patience, Size, Span};
 
 /// Options of `stead node`.
 ///
@@ -102,6 +102,19 @@ pub struct NodeOptions {
     #[serde(alias = "min_copies")]
     pub min_copies: u8,
 
+    /// What this node does when it is cut off with less than half of the cluster, or with half of
+    /// it and without the lowest node id: `serve` or `stop`. Default `serve`: both sides of a cut
+    /// take changes, which are merged when it heals. `stop` answers 503 there, so that no session
+    /// has two histories for longer than it takes to notice the cut.
+    #[serde(alias = "on_minority")]
+    pub on_minority: OnMinority,
+
+    /// How long the ready nodes must not have changed to be those of which a majority is counted.
+    /// Default 60s, range 1s to 1h. Nodes that leave count no more at once, nodes that
+    /// `stead members forget` names neither. Shorter takes a slow death of many for the new normal.
+    #[serde(alias = "settled_after")]
+    pub settled_after: Span,
+
     /// How long a drain may take before the process ends all the same. Default 25s, range 100ms to
     /// 1h. Keep it below the grace period of whoever stops the process (Kubernetes: 30 s); too
     /// short loses the sessions that did not move in time.
@@ -177,6 +190,8 @@ impl Default for NodeOptions {
             replicas: 1,
             ack: AckPolicy::Replica,
             min_copies: 1,
+            on_minority: OnMinority::Serve,
+            settled_after: Span::secs(60),
             drain_timeout: Span::secs(25),
             data_dir: None,
             cluster_key_file: None,

@@ -23,7 +23,8 @@ impl Ownership {
                 self.recheck_by(self.rechecked + self.config.recheck_every);
             }
             // Who does not know what it owns begins nothing.
-            if self.recheck && self.doubt.is_none() {
+            let is_stopped = self.is_stopped() && self.stage != Stage::Leaving;
+            if self.recheck && self.doubt.is_none() && !is_stopped {
                 self.recheck = false;
                 self.rechecked = self.now;
                 self.review_copies(out);

@@ -31,6 +31,10 @@ pub struct OwnershipConfig {
     pub incoming_max: usize,
     /// Copies of each shard beside the owner's that are wanted.
     pub replicas: u8,
+    /// What to do on the smaller side of a cut.
+    pub on_minority: OnMinority,
+    /// How long the ready nodes must not have changed to be those of which a majority is counted.
+    pub settles_after: Duration,
     /// Switches for tests.
     pub rules: Rules,
 }
@@ -53,6 +57,8 @@ impl OwnershipConfig {
             outgoing_max: 4,
             incoming_max: 4,
             replicas: 0,
+            on_minority: OnMinority::default(),
+            settles_after: Duration::from_secs(60),
             rules: Rules::ALL,
         }
     }

@@ -126,6 +126,8 @@ impl Ownership {
 
     fn end_doubt(&mut self, alone: bool, out: &mut Vec<Action>) {
         if let Some(doubt) = self.doubt.take() {
+            self.is_alone = alone;
+            self.review_majority(out);
             out.push(Action::Certain { doubt: doubt.number, alone });
             self.recheck = true;
         }

@@ -101,6 +101,8 @@ pub enum Event {
     Doubt(u64),
     /// Somebody was heard during the doubt with this number.
     Heard(u64),
+    /// An operator says that this node is gone for ever.
+    Forget(NodeId),
     /// Hand everything off.
     Drain,
 }
@@ -267,6 +269,8 @@ pub enum Action {
         /// Nobody is there to be asked.
         alone: bool,
     },
+    /// Answer nothing from now on, or answer again.
+    Stop(bool),
     /// The claims that routing reads have changed.
     Publish,
     /// Nothing is left to hand off.
@@ -323,6 +327,17 @@ pub enum Note {
     Superseded {
         /// Number of shards.
         n_shards: usize,
+    },
+    /// This node is on the smaller side of a cut, or is not any more.
+    Minority {
+        /// Which.
+        is_minority: bool,
+        /// Whether it stops answering meanwhile.
+        stops: bool,
+        /// Nodes that count.
+        settled: usize,
+        /// How many of them are here.
+        ready: usize,
     },
     /// Shards of dead owners were claimed.
     TookOver {

@@ -17,6 +17,7 @@ impl Ownership {
         self.members = members;
         self.targets = targets;
         self.recheck = true;
+        self.count_members();
         self.settle_claims(out);
         let now = self.now;
         let suspects: BTreeSet<NodeId> = self

@@ -39,11 +39,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stead_shared::claims::{Applied, Book, ClaimLog, ClaimRange, ClaimsUpdate};
+use stead_shared::config::OnMinority;
 use stead_shared::control::{
     Control, HandoffId, Holding, NotNow, ShardEpoch, ShardRange, Token, who_holds,
 };
 use stead_shared::id::{Epoch, NodeBoot, NodeId, ShardId};
-use stead_shared::member::{MemberState, Members, Phase, Role};
+use stead_shared::member::{Member, MemberState, Members, Phase, Role};
 use stead_shared::placement::Targets;
 use stead_shared::rules::Rules;
 use stead_shared::time::Time;
@@ -52,6 +53,7 @@ use super::copying::{Copying, Progress, Verdict};
 use super::forming::{Forming, FormingConfig, Sight, Step};
 use super::genesis::{ASK_EVERY, ASK_FOR, Query};
 use super::incoming::{self, BEGIN_MAX, Incoming, KEEP_AFTER_DEATH};
+use super::majority::Majority;
 use super::outgoing::{
     self, Class, GRANT_EVERY, Outgoing, PREPARE_MAX, RELAY_AFTER, SEALED_MAX, Steps,
 };
@@ -64,6 +66,7 @@ mod doubt;
 mod events;
 mod members;
 mod messages;
+mod minority;
 mod moves;
 mod receiving;
 mod replicas;
@@ -160,6 +163,10 @@ pub struct Ownership {
     incoming: BTreeMap<HandoffId, Incoming>,
     query: Option<Query>,
     doubt: Option<doubt::Doubt>,
+    majority: Majority,
+    was_minority: bool,
+    /// Nobody was heard for so long that this node is taken for isolated, nor since.
+    is_alone: bool,
     deaths: BTreeMap<NodeBoot, Death>,
     suspects: BTreeMap<NodeId, Time>,
     /// With the version of the protocol that both speak.
@@ -217,6 +224,9 @@ impl Ownership {
         let _ = book.apply(&log.full());
         Self {
             forming: Forming::new(config.forming, now),
+            majority: Majority::new(config.settles_after, now),
+            was_minority: false,
+            is_alone: false,
             config,
             now,
             started: now,
@@ -335,6 +345,7 @@ impl Ownership {
     pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Action>) {
         self.now = self.now.max(now);
         self.on_event(event, out);
+        self.review_majority(out);
         self.advance(out);
         self.commit(out);
         self.settle_sets(out);
@@ -351,13 +362,22 @@ impl Ownership {
                 self.on_members(members, targets, digest, out);
             }
             Event::Died { who, confirmed } => self.on_died(who, confirmed),
-            Event::Connected { peer, protocol } => self.on_connected(peer, protocol, out),
+            Event::Connected { peer, protocol } => {
+                self.hears();
+                self.on_connected(peer, protocol, out);
+            }
             Event::Disconnected(node) => {
                 self.connected.remove(&node);
             }
-            Event::Claims(update) => self.on_claims(&update, out),
+            Event::Claims(update) => {
+                self.hears();
+                self.on_claims(&update, out);
+            }
             Event::ClaimsWanted(to) => out.push(Action::SendClaims { to, update: self.log.full() }),
-            Event::Control { from, message } => self.on_control(from, message, out),
+            Event::Control { from, message } => {
+                self.hears();
+                self.on_control(from, message, out);
+            }
             Event::Copied { handoff, progress } => self.on_copied(handoff, progress, out),
             Event::Sealed(id) => self.on_sealed(id, out),
             Event::SendFailed(id) => self.on_send_failed(id, out),
@@ -373,6 +393,7 @@ impl Ownership {
             Event::NotOpened(shards) => self.on_not_opened(&shards),
             Event::Doubt(number) => self.on_doubt(number, out),
             Event::Heard(number) => self.on_heard(number),
+            Event::Forget(node) => self.on_forget(node),
             Event::Drain => self.stage = Stage::Leaving,
         }
     }

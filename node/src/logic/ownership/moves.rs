@@ -115,9 +115,7 @@ impl Ownership {
     /// Copies for balance that this node makes to one target at a time: its share of what the
     /// target takes, so that all sources of a joiner use their budgets, and none waits for long.
     fn copies_to_one_max(&self, class: Class) -> usize {
-        let ready = |m: &&stead_shared::member::Member| {
-            m.role == Role::Node && m.state == MemberState::Ready
-        };
+        let ready = |m: &&Member| m.role == Role::Node && m.state == MemberState::Ready;
         let n_sources = self.members.list.iter().filter(ready).count().saturating_sub(1);
         match class {
             Class::Drain => usize::MAX,

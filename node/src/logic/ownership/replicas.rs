@@ -76,7 +76,7 @@ impl Ownership {
     pub(super) fn keep_copies(&mut self, out: &mut Vec<Action>) {
         let now = self.now;
         self.shunned.retain(|_, until| now < *until);
-        let ready = |m: &&stead_shared::member::Member| {
+        let ready = |m: &&Member| {
             m.role == Role::Node && m.state == MemberState::Ready && m.id != self.config.me.node
         };
         let n_others = self.members.list.iter().filter(ready).count();

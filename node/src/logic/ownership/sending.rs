@@ -263,6 +263,6 @@ impl Ownership {
     }
 }
 
-fn is_suspect(member: &stead_shared::member::Member) -> bool {
+fn is_suspect(member: &Member) -> bool {
     member.state == MemberState::Suspect
 }

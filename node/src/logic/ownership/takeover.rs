@@ -281,7 +281,7 @@ impl Ownership {
         shards: BTreeSet<ShardId>,
         out: &mut Vec<Action>,
     ) {
-        if self.doubt.is_some() || self.stage == Stage::Joining {
+        if self.doubt.is_some() || self.stage == Stage::Joining || self.is_stopped() {
             return;
         }
         let under_way = self.takeovers.get(&owner).map(|it| &it.query.shards);
@@ -348,7 +348,7 @@ impl Ownership {
         let owners: Vec<NodeBoot> = self.takeovers.keys().copied().collect();
         for owner in owners {
             let Some(mut it) = self.takeovers.remove(&owner) else { continue };
-            if !self.is_dead(owner) || self.doubt.is_some() {
+            if !self.is_dead(owner) || self.doubt.is_some() || self.is_stopped() {
                 continue;
             }
             let waited = self.now.since(it.query.since);

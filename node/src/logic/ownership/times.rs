@@ -58,6 +58,7 @@ impl Ownership {
             visit(&mut it.query.since, ASK_FOR);
             visit(&mut it.query.resend_at, Duration::ZERO);
         }
+        self.majority.each_time(visit);
         if let Some(doubt) = &mut self.doubt {
             doubt.each_time(visit);
         }

@@ -53,7 +53,7 @@ impl Ownership {
     }
 
     pub(super) fn claim_unclaimed(&mut self, out: &mut Vec<Action>) {
-        if self.query.is_some() || self.stage != Stage::Ready {
+        if self.query.is_some() || self.stage != Stage::Ready || self.is_stopped() {
             return;
         }
         if !self.config.rules.takeover_never_waits && !self.may_balance() {
@@ -101,6 +101,9 @@ impl Ownership {
     }
 
     pub(super) fn claim_answered(&mut self, query: &Query, out: &mut Vec<Action>) {
+        if self.is_stopped() {
+            return;
+        }
         for (&shard, &counter) in &query.highest {
             self.book.remember(shard, counter);
         }

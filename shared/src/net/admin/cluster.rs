@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use crate::net::watch;
 use bytes::Bytes;
+use tokio::task::JoinSet;
 
 use super::{
-    AdminSource, ClusterMoves, DrainError, DrainReport, Later, MembersReport, MovesReport,
-    PinReport, PinsReport, PlaceError, Readiness, ShardsReport, WhereReport, placing,
+    AdminSource, ClusterMoves, DrainError, DrainReport, ForgetError, ForgetReport, Later,
+    MajorityReport, MembersReport, MovesReport, PinReport, PinsReport, PlaceError, Readiness,
+    ShardsReport, WhereReport, placing,
 };
 use crate::control::kind;
 use crate::hash::ShardCount;
@@ -34,6 +36,14 @@ pub trait Local: Send + Sync + 'static {
     /// What is moving here; nothing where nothing is owned.
     fn moves(&self) -> MovesReport {
         MovesReport::default()
+    }
+    /// How much of the cluster it is with; none where nothing is owned.
+    fn majority(&self) -> Option<MajorityReport> {
+        None
+    }
+    /// Counts a node no more. False when it counts none: it owns nothing.
+    fn forget(&self, _node: NodeId) -> bool {
+        false
     }
     /// Starts its drain. False when it has none: it owns nothing.
     fn drain(&self) -> bool;
@@ -147,6 +157,17 @@ impl ClusterAdmin {
     }
 }
 
+/// Tells a node that another one is gone for ever. Its name, and whether it has taken note.
+async fn tell_forget(links: Links, to: Member, node: NodeId) -> (String, bool) {
+    let told = async {
+        let link = links.to(to.id, Some(to.boot), to.gossip).await.ok()?;
+        let payload = Bytes::copy_from_slice(&node.0.to_le_bytes());
+        link.call(kind::FORGET, payload, CALL_MAX).await.ok()
+    };
+    let is_told = matches!(tokio::time::timeout(CALL_MAX, told).await, Ok(Some(_)));
+    (to.name(), is_told)
+}
+
 impl AdminSource for ClusterAdmin {
     fn ready(&self) -> Readiness {
         self.local.ready()
@@ -154,7 +175,32 @@ impl AdminSource for ClusterAdmin {
 
     fn members(&self) -> MembersReport {
         let digest = (self.view)().map_or(0, |view| view.members_digest);
-        MembersReport::of(&self.members.borrow(), digest)
+        let majority = self.local.majority();
+        MembersReport { majority, ..MembersReport::of(&self.members.borrow(), digest) }
+    }
+
+    fn forget(&self, name: String) -> Later<Result<ForgetReport, ForgetError>> {
+        let members = Arc::clone(&self.members.borrow());
+        if members.list.iter().any(|member| member.state.is_live() && member.name() == name) {
+            return Box::pin(async move { Err(ForgetError::Alive(name)) });
+        }
+        let node = NodeId::of_name(&name);
+        let mut report = ForgetReport::default();
+        if self.local.forget(node) {
+            report.told.push(self.local.name());
+        }
+        let links = self.links.clone();
+        Box::pin(async move {
+            let peers = members.live_peers().filter(|peer| peer.role == Role::Node);
+            let calls = peers.map(|peer| tell_forget(links.clone(), peer.clone(), node));
+            let mut calls: JoinSet<(String, bool)> = calls.collect();
+            while let Some(Ok((name, is_told))) = calls.join_next().await {
+                if is_told { &mut report.told } else { &mut report.unreached }.push(name);
+            }
+            report.told.sort();
+            report.unreached.sort();
+            Ok(report)
+        })
     }
 
     fn shards(&self) -> ShardsReport {

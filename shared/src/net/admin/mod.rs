@@ -6,6 +6,7 @@
 //! | `GET /healthz` | 200 while the process answers at all |
 //! | `GET /readyz` | 200, or 503 with the reason |
 //! | `GET /v1/members` | [`MembersReport`] |
+//! | `POST /v1/members/{name}/forget` | [`ForgetReport`]; a dead node does not count for a majority any more |
 //! | `GET /v1/shards` | [`ShardsReport`] |
 //! | `GET /v1/where?key=K` | [`WhereReport`] |
 //! | `GET /v1/shards/{id}` | the same of a shard |
@@ -36,8 +37,9 @@ pub use auth::{AdminToken, TokenError};
 pub use cluster::{ClusterAdmin, Local, shard_count_of, shards_report, where_report};
 pub use placing::{PlaceError, pins_report};
 pub use report::{
-    ClusterMoves, DrainReport, DrainState, MemberReport, MembersReport, MovesReport, PendingMoves,
-    PinReport, PinsReport, Problem, ShardsReport, WhereReport,
+    ClusterMoves, DrainReport, DrainState, ForgetReport, MajorityReport, MemberReport,
+    MembersReport, MovesReport, PendingMoves, PinReport, PinsReport, Problem, ShardsReport,
+    WhereReport,
 };
 pub use serve::serve;
 
@@ -58,6 +60,10 @@ pub trait AdminSource: Send + Sync + 'static {
 
     /// The members known here.
     fn members(&self) -> MembersReport;
+
+    /// Counts the node called `name`, which is gone for ever, no more for a majority: here, and at
+    /// every node that can be reached.
+    fn forget(&self, name: String) -> Later<Result<ForgetReport, ForgetError>>;
 
     /// Who serves how many shards.
     fn shards(&self) -> ShardsReport;
@@ -105,6 +111,14 @@ pub enum Readiness {
     Warning(String),
     /// No, because of this.
     NotReady(String),
+}
+
+/// A node that was not forgotten. Nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForgetError {
+    /// It may come back, and serve.
+    #[error("`{0}` is alive; hand its shards off with `stead drain {0}`, and it counts no more")]
+    Alive(String),
 }
 
 /// A drain that did not start, or whose progress is not known. Nothing changed.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::OnMinority;
 use crate::member::{Members, Role};
 use crate::pins::PinKind;
 
@@ -15,6 +16,31 @@ pub struct MembersReport {
     pub members_digest: String,
     /// All members known here, this process included, sorted by name.
     pub members: Vec<MemberReport>,
+    /// Whether this process is on the smaller side of a cut; none at a router.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub majority: Option<MajorityReport>,
+}
+
+/// How much of the cluster a node is with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MajorityReport {
+    /// What it does on the smaller side of a cut.
+    pub on_minority: OnMinority,
+    /// Nodes of which a majority is counted; 0 before they have settled.
+    pub settled: usize,
+    /// How many of them are ready here.
+    pub ready: usize,
+    /// Whether they are too few.
+    pub is_minority: bool,
+}
+
+/// `POST /v1/members/{name}/forget`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForgetReport {
+    /// Nodes that do not count the forgotten one any more, by name.
+    pub told: Vec<String>,
+    /// Nodes that did not answer: ask again, or ask them.
+    pub unreached: Vec<String>,
 }
 
 /// One member.
@@ -48,7 +74,8 @@ impl MembersReport {
     pub fn of(members: &Members, members_digest: u64) -> Self {
         let mut list: Vec<MemberReport> = members.list.iter().map(MemberReport::of).collect();
         list.sort_by(|a, b| a.name.cmp(&b.name));
-        Self { members_digest: format!("{members_digest:016x}"), members: list }
+        let members_digest = format!("{members_digest:016x}");
+        Self { members_digest, members: list, majority: None }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Extension, State};
+use axum::extract::{Extension, Path, State};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -19,7 +19,7 @@ use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
-use super::{Admin, DrainError, Problem, Readiness, auth};
+use super::{Admin, DrainError, ForgetError, Problem, Readiness, auth};
 use crate::id::SessionKey;
 use crate::net::sock::{TcpListener, TcpStream};
 use crate::session_key::{KeyError, KeySource, extract};
@@ -43,7 +43,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What is here, for whoever asks for something else.
 const PATHS: &str = "GET /metrics /healthz /readyz /v1/members /v1/shards /v1/shards/{id} \
-    /v1/where?key= /v1/pins /v1/moves /v1/drain, POST /v1/drain /v1/shards/{id}/move?to=, \
+    /v1/where?key= /v1/pins /v1/moves /v1/drain, POST /v1/drain /v1/shards/{id}/move?to= /v1/members/{name}/forget, \
     DELETE /v1/shards/{id}/pin";
 
 /// The address of the client, as the listener saw it.
@@ -118,6 +118,7 @@ fn router(admin: Admin) -> Router {
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/v1/members", get(members))
+        .route("/v1/members/{name}/forget", post(forget))
         .route("/v1/shards", get(shards))
         .route("/v1/where", get(where_is))
         .route("/v1/drain", get(drain_progress).post(drain))
@@ -152,6 +153,22 @@ async fn readyz(State(admin): State<Admin>) -> Response<Body> {
 
 async fn members(State(admin): State<Admin>) -> Response<Body> {
     json(StatusCode::OK, &admin.source.members())
+}
+
+async fn forget(
+    State(admin): State<Admin>,
+    Extension(peer): Extension<Peer>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Response<Body> {
+    if let Err(response) = allowed(&admin, peer, &headers, "forget") {
+        return *response;
+    }
+    tracing::info!(peer = %peer.0, node = name, "admin: forget");
+    match admin.source.forget(name).await {
+        Ok(report) => json(StatusCode::OK, &report),
+        Err(error @ ForgetError::Alive(_)) => problem(StatusCode::CONFLICT, error.to_string()),
+    }
 }
 
 async fn shards(State(admin): State<Admin>) -> Response<Body> {

@@ -5,8 +5,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 
 use super::super::{
-    AdminSource, ClusterMoves, DrainReport, DrainState, Later, MembersReport, PinReport,
-    PinsReport, PlaceError, ShardsReport, WhereReport,
+    AdminSource, ClusterMoves, DrainReport, DrainState, ForgetReport, Later, MembersReport,
+    PinReport, PinsReport, PlaceError, ShardsReport, WhereReport,
 };
 use super::*;
 use crate::id::ShardId;
@@ -27,7 +27,16 @@ impl AdminSource for Fixed {
     }
 
     fn members(&self) -> MembersReport {
-        MembersReport { members_digest: format!("{:016x}", 7), members: vec![] }
+        MembersReport { members_digest: format!("{:016x}", 7), members: vec![], majority: None }
+    }
+
+    fn forget(&self, name: String) -> Later<Result<ForgetReport, ForgetError>> {
+        Box::pin(async move {
+            match name.as_str() {
+                "n1" => Err(ForgetError::Alive(name)),
+                _ => Ok(ForgetReport { told: vec!["n1".into()], unreached: Vec::new() }),
+            }
+        })
     }
 
     fn shards(&self) -> ShardsReport {
@@ -190,6 +199,17 @@ async fn an_unready_process_says_why() {
     let (status, body) = ask(&running, "GET /readyz HTTP/1.1").await;
     assert_eq!(status, 503);
     assert!(body.contains(r#""detail":"joining""#), "{body}");
+}
+
+#[tokio::test]
+async fn a_dead_node_is_forgotten_and_a_live_one_is_not() {
+    let running = start(Fixed::default()).await;
+    assert_eq!(ask(&running, "POST /v1/members/n9/forget HTTP/1.1").await.0, 403);
+    let allowed = |path: &str| format!("POST {path} HTTP/1.1\r\nstead-admin: 1");
+    let (status, body) = ask(&running, &allowed("/v1/members/n9/forget")).await;
+    assert_eq!((status, body.contains(r#""told":["n1"]"#)), (200, true), "{body}");
+    let (status, body) = ask(&running, &allowed("/v1/members/n1/forget")).await;
+    assert_eq!((status, body.contains("`n1` is alive")), (409, true), "{body}");
 }
 
 #[tokio::test]

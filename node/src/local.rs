@@ -1,0 +1,68 @@
+//! What a node says of itself on its admin listener.
+
+use stead_shared::config::OnMinority;
+use stead_shared::id::NodeId;
+use stead_shared::net::admin::{DrainReport, Local, MajorityReport, MovesReport, Readiness};
+
+use crate::driver::Done;
+use crate::moving;
+use crate::node::Handle;
+
+impl Local for Handle {
+    fn name(&self) -> String {
+        self.inner.name.clone()
+    }
+
+    fn ready(&self) -> Readiness {
+        let progress = *self.inner.progress.borrow();
+        if progress.draining {
+            Readiness::NotReady("draining".to_owned())
+        } else if progress.minority && self.inner.config.on_minority == OnMinority::Stop {
+            let (settled, ready) = progress.settled;
+            Readiness::NotReady(format!(
+                "cut off: {ready} of {settled} nodes are here, and --on-minority is stop"
+            ))
+        } else if progress.ready && progress.minority {
+            let (settled, ready) = progress.settled;
+            Readiness::Warning(format!("cut off: {ready} of {settled} nodes are here"))
+        } else if progress.ready && progress.n_under > 0 {
+            let n = progress.n_under;
+            Readiness::Warning(format!("{n} shards of this node have too few copies"))
+        } else if progress.ready {
+            Readiness::Ready
+        } else {
+            Readiness::NotReady("joining: not all owners' claims are known yet".to_owned())
+        }
+    }
+
+    fn moving(&self) -> u32 {
+        u32::try_from(self.inner.progress.borrow().pending.moving).unwrap_or(u32::MAX)
+    }
+
+    fn moves(&self) -> MovesReport {
+        moving::report(&self.inner.progress.borrow())
+    }
+
+    fn majority(&self) -> Option<MajorityReport> {
+        let progress = *self.inner.progress.borrow();
+        let (settled, ready) = progress.settled;
+        let on_minority = self.inner.config.on_minority;
+        Some(MajorityReport { on_minority, settled, ready, is_minority: progress.minority })
+    }
+
+    fn forget(&self, node: NodeId) -> bool {
+        self.inner.done.try_send(Done::Forget(node)).is_ok()
+    }
+
+    fn drain(&self) -> bool {
+        // A full queue means that the driver is busy; the caller is told to ask again by the
+        // progress that does not begin.
+        let _ = self.inner.done.try_send(Done::Drain);
+        true
+    }
+
+    fn drain_report(&self) -> Option<DrainReport> {
+        let stats = self.inner.host.stats();
+        Some(moving::drain_report(&self.inner.name, *self.inner.progress.borrow(), stats))
+    }
+}
