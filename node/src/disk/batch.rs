@@ -1,7 +1,7 @@
 //! From changes to rows: one batch with at most one change of each row, and the rows of the shards
 //! that it touches.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use stead_shared::id::{Epoch, NodeId, ShardId, Version};
 
@@ -131,34 +131,63 @@ pub(super) fn seen(shard: ShardId, row: &MetaRow) -> Seen {
     Seen { shard, commit: row.commit, at: row.meta.at, gone: row.forgetting }
 }
 
-/// The first step of forgetting a shard: from here on its sessions mean nothing.
-pub(super) fn begin_to_forget(book: &mut Book, shard: ShardId) -> Prepared {
+/// The first step of forgetting shards: from here on their sessions mean nothing.
+pub(super) fn begin_to_forget(book: &mut Book, shards: &[ShardId]) -> Prepared {
     let mut prepared = Prepared::default();
-    let at = NOBODY;
     let mut touched = BTreeMap::new();
-    let row = touch(book, &mut touched, shard, at);
-    (row.forgetting, row.damaged, row.tally) = (true, false, Tally::default());
-    book.index.remove(&shard);
+    for &shard in shards {
+        let row = touch(book, &mut touched, shard, NOBODY);
+        (row.forgetting, row.damaged, row.tally) = (true, false, Tally::default());
+        book.index.remove(&shard);
+    }
     finish(book, touched, &mut prepared);
     prepared
 }
 
-/// One more step: these rows of sessions go, and with the last ones the shard's own.
-pub(super) fn forget_rows<'a>(
-    book: &mut Book,
-    shard: ShardId,
-    rows: impl Iterator<Item = &'a [u8]>,
-    last: bool,
-) -> Prepared {
-    let mut prepared = Prepared::default();
-    for key in rows {
-        prepared.push(Place::Sessions, key, None);
+impl Prepared {
+    /// These rows of sessions go, whose shards are being forgotten.
+    pub(super) fn forget_rows<'a>(&mut self, rows: impl Iterator<Item = &'a [u8]>) {
+        for key in rows {
+            self.push(Place::Sessions, key, None);
+        }
     }
-    if last {
+
+    /// The last of a shard that is being forgotten goes: its own row.
+    pub(super) fn forget_shard(&mut self, book: &mut Book, shard: ShardId) {
         book.rows.remove(&shard);
-        prepared.push(Place::Shards, &shard.0.to_be_bytes(), None);
+        self.push(Place::Shards, &shard.0.to_be_bytes(), None);
     }
-    prepared
+}
+
+/// Changes that can be committed as one batch, once their shards were forgotten that are to be.
+#[derive(Debug, Default)]
+pub(super) struct Segment {
+    /// Shards to forget first.
+    pub(super) forgets: Vec<ShardId>,
+    pub(super) ops: Vec<Op>,
+}
+
+/// Cuts changes into segments. The order of the changes of each shard stays.
+pub(super) fn segments(ops: Vec<Op>) -> Vec<Segment> {
+    let mut segments = vec![Segment::default()];
+    let mut changed: HashSet<ShardId> = HashSet::new();
+    for op in ops {
+        if let Op::Forget { shard } = op
+            && changed.contains(&shard)
+        {
+            segments.push(Segment::default());
+            changed.clear();
+        }
+        let segment = segments.last_mut().expect("one is always there");
+        match op {
+            Op::Forget { shard } => segment.forgets.push(shard),
+            Op::Put { shard, .. } | Op::Remove { shard, .. } | Op::Meta { shard, .. } => {
+                changed.insert(shard);
+                segment.ops.push(op);
+            }
+        }
+    }
+    segments
 }
 
 /// The shard is found damaged; that stays until it is forgotten.

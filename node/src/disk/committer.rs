@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::batch::{self, Book, Prepared};
 use super::metrics::Metrics;
-use super::queue::{Next, Op, Progress, Shared, Taken};
+use super::queue::{Next, Progress, Shared, Taken};
 use super::store::{Store, StoreError};
 use super::witness::WitnessFile;
 use super::{DiskFailed, DiskState};
@@ -137,58 +137,70 @@ impl Committer {
         self.attempt(|committer| committer.witness.sync().map_err(WriteError::Witness))
     }
 
-    /// Commits in order; a shard that is to be forgotten ends a batch.
+    /// Commits in order, what is to be forgotten before the changes that come with it.
     fn commit_all(&mut self, taken: Taken) -> Result<(), Abandoned> {
-        let (mut ops, mut queued) = (taken.ops, taken.bytes);
-        let first = taken.through + 1 - ops.len() as u64;
-        let mut done = 0;
-        while !ops.is_empty() {
-            let until = ops.iter().position(|op| matches!(op, Op::Forget { .. }));
-            let rest = ops.split_off(until.map_or(ops.len(), |at| at.max(1)));
-            done += ops.len() as u64;
-            let through = first + done - 1;
+        let mut done = taken.through - taken.ops.len() as u64;
+        let segments = batch::segments(taken.ops);
+        let last = segments.len() - 1;
+        for (number, segment) in segments.into_iter().enumerate() {
+            let before = done;
+            done += (segment.forgets.len() + segment.ops.len()) as u64;
             // The bytes of all go with the last ones.
-            let bytes = if rest.is_empty() { std::mem::take(&mut queued) } else { 0 };
-            match ops[0] {
-                Op::Forget { shard } => self.forget(shard, through, bytes)?,
-                Op::Put { .. } | Op::Remove { .. } | Op::Meta { .. } => {
-                    let mut prepared = batch::prepare(&mut self.book, &ops);
-                    (prepared.through, prepared.queued) = (through, bytes);
-                    self.commit(prepared)?;
-                }
+            let bytes = if number == last { taken.bytes } else { 0 };
+            let (through, forgotten) = match segment.ops.is_empty() {
+                true => (done, bytes),
+                false => (before, 0),
+            };
+            self.forget(&segment.forgets, before, (through, forgotten))?;
+            if !segment.ops.is_empty() {
+                let mut prepared = batch::prepare(&mut self.book, &segment.ops);
+                (prepared.through, prepared.queued) = (done, bytes);
+                self.commit(prepared)?;
             }
-            ops = rest;
         }
         Ok(())
     }
 
-    fn forget(&mut self, shard: ShardId, through: u64, queued: usize) -> Result<(), Abandoned> {
-        let known = self.book.rows.contains_key(&shard);
-        if known {
-            let mut begun = batch::begin_to_forget(&mut self.book, shard);
-            begun.through = through - 1;
+    /// Forgets shards; everything up to `before` was committed, and up to `through` is then.
+    fn forget(
+        &mut self,
+        shards: &[ShardId],
+        before: u64,
+        (through, queued): (u64, usize),
+    ) -> Result<(), Abandoned> {
+        let known = shards.iter().copied().filter(|shard| self.book.rows.contains_key(shard));
+        let known: Vec<ShardId> = known.collect();
+        if !known.is_empty() {
+            let mut begun = batch::begin_to_forget(&mut self.book, &known);
+            begun.through = before;
             self.commit(begun)?;
             // Nothing is deleted while an older state could still come back.
             self.sync()?;
         }
-        let mut after: Option<Vec<u8>> = None;
-        loop {
-            let mut rows = Vec::new();
-            let from = after.take();
-            self.attempt(|committer| {
-                rows = committer.store()?.rows(shard, from.as_deref(), FORGET_ROWS_BYTES)?;
-                Ok(())
-            })?;
-            let last = rows.is_empty();
-            let keys = rows.iter().map(|(key, _)| &**key);
-            let mut step = batch::forget_rows(&mut self.book, shard, keys, last);
-            (step.through, step.queued) = if last { (through, queued) } else { (through - 1, 0) };
-            after = rows.last().map(|(key, _)| key[4..].to_vec());
-            self.commit(step)?;
-            if last {
-                return Ok(());
+        let mut step = Prepared::default();
+        for &shard in shards {
+            let mut after: Option<Vec<u8>> = None;
+            loop {
+                let mut rows = Vec::new();
+                self.attempt(|committer| {
+                    rows = committer.store()?.rows(shard, after.as_deref(), FORGET_ROWS_BYTES)?;
+                    Ok(())
+                })?;
+                let Some((last, _)) = rows.last() else { break };
+                after = Some(last[4..].to_vec());
+                step.forget_rows(rows.iter().map(|(key, _)| &**key));
+                if FORGET_ROWS_BYTES <= step.bytes {
+                    step.through = before;
+                    self.commit(std::mem::take(&mut step))?;
+                }
             }
+            step.forget_shard(&mut self.book, shard);
         }
+        if shards.is_empty() {
+            return Ok(());
+        }
+        (step.through, step.queued) = (through, queued);
+        self.commit(step)
     }
 
     fn commit(&mut self, prepared: Prepared) -> Result<(), Abandoned> {
