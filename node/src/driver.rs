@@ -4,7 +4,7 @@
 //! itself; the machine ([`crate::logic::ownership`]) turns them into actions. Nothing here decides
 //! anything about ownership.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,13 +33,14 @@ use crate::doubt::DoubtMeters;
 use crate::host::{Host, Incoming};
 use crate::logic::copying::Progress;
 use crate::logic::ownership::{Action, Event, GiveUp, Note, Ownership, OwnershipConfig, Pending};
+use crate::logic::recovery::Saved;
 use crate::moving::Rate;
-use crate::offer::Offerer;
 use crate::replica::ReplicaReport;
 use crate::transfer::{self, Budget, Command, Copier, Tally, TransferError};
 
 mod copies;
 mod meters;
+mod saved;
 
 use meters::Meters;
 
@@ -107,6 +108,8 @@ pub(crate) struct Driver {
     pub(crate) machine: Ownership,
     /// What the machine was made with.
     pub(crate) ownership: OwnershipConfig,
+    /// What the disk held at the start, and who was in the cluster.
+    pub(crate) found: (BTreeMap<ShardId, Saved>, BTreeSet<NodeId>),
     pub(crate) host: Host,
     pub(crate) agent: Agent,
     pub(crate) links: Links,
@@ -284,7 +287,9 @@ impl Driver {
         self.ownership.me = self.me;
         let view = Arc::clone(&self.views.borrow());
         let (members, targets) = (Arc::clone(&view.members), Arc::clone(&view.targets));
-        self.machine = Ownership::new(self.ownership.clone(), members, targets, self.now());
+        let (held, remembered) = self.found.clone();
+        self.machine = Ownership::new(self.ownership.clone(), members, targets, self.now())
+            .recovering(held, remembered);
         // Who owns nothing has nothing to doubt; the new machine knows of no doubt.
         let doubt = self.heard.doubts().borrow().number;
         self.heard.lift(doubt, Lift::Answered);
@@ -516,6 +521,12 @@ impl Driver {
                 }
             }
             Action::OpenReplica { shards } => state.results.extend(self.open_replicas(shards)),
+            Action::OpenSaved { shards } => self.open_saved(&shards),
+            Action::DropSaved { shards } => {
+                shards.into_iter().for_each(|shard| self.host.drop_saved(shard));
+            }
+            Action::OfferSaved { to, shards } => self.offer_saved(to, &shards, state),
+            Action::Quarantine { shards } => self.quarantine(&shards),
             Action::Yield { to, shards } => self.give_up_shards(to, &shards, state),
             Action::Certain { doubt, alone } => self.end_doubt(doubt, alone, state),
             Action::Stop(stops) => self.host.stop(stops),
@@ -546,10 +557,15 @@ impl Driver {
     fn seal(&self, handoff: HandoffId, shards: &[ShardId]) {
         // Every gate is closed when this loop ends, before anything waits (R2).
         let quiet: Vec<_> = shards.iter().map(|shard| self.host.seal(*shard)).collect();
-        let done = self.done_in.clone();
+        let (done, host) = (self.done_in.clone(), self.host.clone());
         tokio::spawn(async move {
             for quiet in quiet {
                 quiet.await;
+            }
+            // A seal is a promise, also after a restart (R3). A disk that fails is not to be trusted
+            // with the shards any longer: they had better go.
+            if let Err(error) = host.settle_disk().await {
+                tracing::warn!(%error, "shards are handed off without a note of it on disk");
             }
             // The loop is gone only when the process is.
             let _ = done.send(Done::Sealed(handoff)).await;
@@ -628,22 +644,15 @@ impl Driver {
     fn give_up_shards(&self, to: NodeBoot, shards: &[ShardEpoch], state: &State) {
         // Every gate is closed for good when this ends, before anything waits (R2).
         let aside = shards.iter().filter_map(|at| Some((*at, self.host.set_aside(at.shard)?)));
-        let aside: Vec<_> = aside.filter(|(_, aside)| aside.sessions() > 0).collect();
+        let (aside, empty): (Vec<_>, Vec<_>) = aside.partition(|(_, it)| it.sessions() > 0);
+        empty.into_iter().for_each(|(_, mut aside)| aside.forget_on_disk());
+        shards.iter().for_each(|at| self.host.drop_saved(at.shard));
         let n_sessions: usize = aside.iter().map(|(_, aside)| aside.sessions()).sum();
         state.meters.yielded.increment(shards.len() as u64);
         let n_shards = shards.len();
         tracing::warn!(n_shards, n_sessions, to = %to.node,
             "another node serves these shards at a higher epoch: it is offered their sessions");
-        if !aside.is_empty() {
-            let offerer = Offerer {
-                me: self.me,
-                links: self.links.clone(),
-                host: self.host.clone(),
-                views: self.views.subscribe(),
-                slots: Arc::clone(&state.offers),
-            };
-            tokio::spawn(offerer.offer(to, aside));
-        }
+        self.offer(to, aside, state);
     }
 
     fn log(&self, note: &Note, state: &mut State) {
@@ -680,6 +689,16 @@ impl Driver {
             }
             Note::Minority { is_minority, stops, settled, ready } => {
                 self.log_minority(*is_minority, *stops, (*settled, *ready));
+            }
+            Note::Recovered { n_shards } => {
+                tracing::info!(n_shards, "shards are served from disk");
+            }
+            Note::WaitsForDisks { within } => {
+                tracing::warn!(
+                    ?within,
+                    "nodes of this cluster are not back yet: their disks may \
+                    hold newer sessions, so they are waited for"
+                );
             }
             Note::TookOver { n_shards } => {
                 state.meters.taken_over.increment(*n_shards as u64);
@@ -722,6 +741,7 @@ impl Driver {
         self.views.send_replace(view);
         let (n_owned, pending) = (self.machine.n_owned(), self.machine.pending());
         state.meters.owned.set(n_owned as f64);
+        state.meters.quarantined.set(self.machine.quarantined().count() as f64);
         state.meters.pending(pending);
         self.progress.send_modify(|progress| {
             progress.n_owned = n_owned;

@@ -59,6 +59,12 @@ pub enum NodeError {
     /// A file.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The sessions on disk cannot be used.
+    #[error(transparent)]
+    State(#[from] crate::disk::DiskError),
+    /// The sessions on disk cannot be taken in.
+    #[error(transparent)]
+    Load(#[from] crate::saved::LoadError),
     /// Another member counts shards differently.
     #[error(
         "this node has --shards {ours}, but {name} of the same cluster has {theirs}: the number \

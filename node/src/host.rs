@@ -19,9 +19,11 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::body::Body;
+use crate::disk::{Role, ShardMeta};
 use crate::logic::gate::Gate;
-use crate::problem::Problem;
+use crate::problem::{Problem, REFUSAL};
 use crate::replica::Replicas;
+use crate::saved::Kept;
 use crate::service::SharedService;
 use crate::session::{SessionHandle, Why};
 use crate::store::alarms::Next;
@@ -32,6 +34,7 @@ use crate::store::core::{Core, HostConfig, Unreadable};
 use crate::store::draft::Access;
 use crate::store::merge::{MergeError, Merged};
 use crate::store::record::{Record, RecordError};
+use crate::store::saving::Pen;
 use crate::store::shard::{Orphan, Shard, ShardStats, session_key};
 use crate::store::turns::{Admission, Asker, Begun};
 use crate::turn::{Answer, Job, Outcome, Unstoppable, lost};
@@ -58,6 +61,7 @@ struct Inner {
     shards: DashMap<ShardId, Arc<Shard>>,
     timer_turns: Arc<Semaphore>,
     replicas: Replicas,
+    kept: Kept,
 }
 
 /// What a host holds.
@@ -78,8 +82,8 @@ impl Host {
     pub fn new(config: HostConfig, service: SharedService) -> Self {
         let timer_turns = Arc::new(Semaphore::new(config.timer_turns_max.max(1)));
         let core = Arc::new(Core::new(config, service.has_hooks()));
-        let (shards, replicas) = (DashMap::new(), Replicas::new());
-        Self { inner: Arc::new(Inner { core, service, shards, timer_turns, replicas }) }
+        let (shards, replicas, kept) = (DashMap::new(), Replicas::new(), Kept::default());
+        Self { inner: Arc::new(Inner { core, service, shards, timer_turns, replicas, kept }) }
     }
 
     /// Answers a request of a session whose shard is here.
@@ -133,7 +137,11 @@ impl Host {
         request: Request<Body>,
         accepted: impl FnOnce() + Send,
     ) -> Result<(ResponseMeta, Response<Body>), Refusal> {
-        let shard = shard.ok_or(Refusal::NotOwner { claim: None })?;
+        let Some(shard) = shard else {
+            let is_aside = self.is_quarantined(meta.shard);
+            let not_owner = Refusal::NotOwner { claim: None };
+            return Err(if is_aside { Refusal::Quarantined } else { not_owner });
+        };
         let (head, body) = request.into_parts();
         let body = match body.ready() {
             Ok(body) => body,
@@ -160,7 +168,10 @@ impl Host {
             None
         };
         let mut answer = answer.unwrap_or_else(|| maybe_executed(epoch));
-        if !shard.acknowledged().await {
+        // What was refused changed nothing: it tells of a disk that fails, and does not wait for it.
+        let is_refused = answer.response.headers().contains_key(REFUSAL);
+        let access = if is_refused { Access::Read } else { access };
+        if !shard.acknowledged(access).await {
             answer.response = lost().into_response();
         }
         if self.inner.core.doubts.must_wait() {
@@ -249,7 +260,10 @@ impl Host {
                 here.get().reopen(epoch, &self.take_adoptions(shard, epoch));
             }
             Entry::Vacant(free) => {
-                let begun = Shard::new(shard, Arc::clone(&self.inner.core), epoch);
+                let meta =
+                    ShardMeta { at: Version { epoch, seq: 0 }, role: Role::Owner, complete: true };
+                let pen = self.inner.core.begin_on_disk(shard, meta);
+                let begun = Shard::new(shard, Arc::clone(&self.inner.core), epoch, pen);
                 self.adopt_waiting(&begun, epoch);
                 free.insert(begun);
             }
@@ -260,7 +274,7 @@ impl Host {
     /// Takes a shard in, record by record. Nobody sees it before it is activated.
     #[must_use]
     pub fn incoming(&self, shard: ShardId) -> Incoming {
-        Incoming { host: self.clone(), shard, arriving: Arriving::new(), origin: None }
+        Incoming { host: self.clone(), shard, arriving: Arriving::new(), origin: None, pen: None }
     }
 
     /// As [`incoming`](Self::incoming), of a shard that is served in this epoch until it is here.
@@ -268,6 +282,7 @@ impl Host {
     pub fn incoming_from(&self, at: ShardEpoch) -> Incoming {
         let mut incoming = self.incoming(at.shard);
         incoming.origin = Some(at.epoch);
+        incoming.begin_on_disk();
         incoming
     }
 
@@ -361,7 +376,10 @@ impl Host {
     /// Forgets a shard and all its sessions, and gives their number. What runs on it commits
     /// nothing more.
     pub fn drop_shard(&self, shard: ShardId) -> usize {
-        self.set_aside(shard).map_or(0, |aside| aside.sessions())
+        self.set_aside(shard).map_or(0, |mut aside| {
+            aside.forget_on_disk();
+            aside.sessions()
+        })
     }
 
     /// Takes a shard out with its sessions: for everybody else it is not here any more, and what
@@ -395,6 +413,10 @@ impl Host {
         &self.inner.replicas
     }
 
+    pub(crate) fn kept(&self) -> &Kept {
+        &self.inner.kept
+    }
+
     pub(crate) fn core(&self) -> &Arc<Core> {
         &self.inner.core
     }
@@ -407,11 +429,13 @@ impl Host {
         arrived: Arriving,
         origin: Option<Epoch>,
         promoted: Option<Version>,
+        pen: Option<Box<Pen>>,
     ) {
         let core = Arc::clone(&self.inner.core);
+        let pen = pen.or_else(|| write_down(&core, shard, epoch, &arrived));
         // Whoever hears of its followers finds it.
         let place = self.inner.shards.entry(shard);
-        let begun = Shard::with_sessions(shard, core, epoch, arrived, origin);
+        let begun = Shard::with_sessions(shard, core, epoch, arrived, origin, pen);
         if let Some(end) = promoted {
             begun.note_promoted(end);
         }
@@ -426,17 +450,18 @@ impl Host {
         shard: ShardId,
         below: Epoch,
         at: Option<Version>,
-    ) -> Option<(Version, Arriving)> {
+    ) -> Option<(Version, Arriving, Option<Box<Pen>>)> {
         let here = self.shard(shard)?;
         let mut end = None;
-        let (aside, orphans) = here.close_if(|gate, seq| {
+        let (mut aside, orphans) = here.close_if(|gate, seq| {
             let Gate::Sealed(epoch) = gate else { return false };
             end = Some(Version { epoch, seq }).filter(|end| at.is_none_or(|at| at == *end));
             end.is_some() && epoch < below
         })?;
         self.inner.shards.remove_if(&shard, |_, it| Arc::ptr_eq(it, &here));
         self.orphaned(orphans);
-        Some((end?, aside.into_arriving()))
+        let pen = aside.take_pen();
+        Some((end?, aside.into_arriving(), pen))
     }
 
     /// Adds a session that another host served under this shard, from one of its records, to a
@@ -480,6 +505,7 @@ impl Host {
         let core = &self.inner.core;
         loop {
             core.doubts.certain().await;
+            core.disk_takes_changes().await;
             match core.alarms.pop(core.now()) {
                 Next::Due(shard) => self.fire(shard).await,
                 Next::At(at) => {
@@ -599,6 +625,7 @@ pub struct Incoming {
     shard: ShardId,
     arriving: Arriving,
     origin: Option<Epoch>,
+    pen: Option<Box<Pen>>,
 }
 
 impl std::fmt::Debug for Incoming {
@@ -616,7 +643,37 @@ impl Incoming {
     /// # Errors
     /// When it cannot be read, or there is no memory for it. Nothing changed then.
     pub fn add(&mut self, record: &[u8]) -> Result<(), RecordError> {
-        self.arriving.add(&self.host.inner.core, record)
+        let core = &self.host.inner.core;
+        self.arriving.add(core, record)?;
+        if let (Some(pen), Some(epoch)) = (&mut self.pen, self.origin) {
+            let at = Version { epoch, seq: self.arriving.seq() };
+            pen.follow(core, at, record, self.arriving.sessions());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    pub(crate) fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    pub(crate) fn origin(&self) -> Option<Epoch> {
+        self.origin
+    }
+
+    pub(crate) fn arrived(&self) -> &Arriving {
+        &self.arriving
+    }
+
+    pub(crate) fn set_pen(&mut self, pen: Option<Box<Pen>>) {
+        self.pen = pen;
+    }
+
+    pub(crate) fn take_pen(&mut self) -> Option<Box<Pen>> {
+        self.pen.take()
     }
 
     /// Sessions that have arrived.
@@ -630,8 +687,10 @@ impl Incoming {
     pub fn activate(mut self, epoch: Epoch) -> usize {
         let arrived = std::mem::replace(&mut self.arriving, Arriving::new());
         let n_sessions = arrived.sessions().len();
+        let pen = self.pen.take();
+        let pen = pen.filter(|pen| pen.is_current()).or_else(|| self.take_pen_of_copy(&arrived));
         self.host.drop_shard(self.shard);
-        self.host.serve_arrived(self.shard, epoch, arrived, self.origin, None);
+        self.host.serve_arrived(self.shard, epoch, arrived, self.origin, None, pen);
         self.host.drop_copy(self.shard);
         n_sessions
     }
@@ -641,12 +700,24 @@ impl Drop for Incoming {
     fn drop(&mut self) {
         let arrived = std::mem::replace(&mut self.arriving, Arriving::new());
         arrived.forget(&self.host.inner.core);
+        if let Some(pen) = self.pen.take() {
+            pen.forget();
+        }
     }
 }
 
 pub(crate) fn deadline(meta: &RequestMeta) -> Option<Instant> {
     let ms = u64::from(meta.deadline_ms);
     (ms != 0).then(|| Instant::now() + Duration::from_millis(ms))
+}
+
+/// Writes all of a shard to disk that begins here, and was written by nobody on its way.
+fn write_down(core: &Core, shard: ShardId, epoch: Epoch, arrived: &Arriving) -> Option<Box<Pen>> {
+    let at = Version { epoch, seq: arrived.seq() };
+    let meta = ShardMeta { at, role: Role::Owner, complete: false };
+    let mut pen = core.begin_on_disk(shard, meta)?;
+    pen.put_all(core, at, arrived.sessions());
+    Some(pen)
 }
 
 /// Whether the request can run although an earlier attempt of it may have run.

@@ -15,6 +15,7 @@ impl Local for Handle {
 
     fn ready(&self) -> Readiness {
         let progress = *self.inner.progress.borrow();
+        let n_aside = self.inner.host.quarantined().len();
         if progress.draining {
             Readiness::NotReady("draining".to_owned())
         } else if progress.minority && self.inner.config.on_minority == OnMinority::Stop {
@@ -25,6 +26,10 @@ impl Local for Handle {
         } else if progress.ready && progress.minority {
             let (settled, ready) = progress.settled;
             Readiness::Warning(format!("cut off: {ready} of {settled} nodes are here"))
+        } else if progress.ready && n_aside > 0 {
+            Readiness::Warning(format!(
+                "{n_aside} shards of this node are quarantined: see `quarantined` in /v1/shards"
+            ))
         } else if progress.ready && progress.n_under > 0 {
             let n = progress.n_under;
             Readiness::Warning(format!("{n} shards of this node have too few copies"))
@@ -37,6 +42,10 @@ impl Local for Handle {
 
     fn moving(&self) -> u32 {
         u32::try_from(self.inner.progress.borrow().pending.moving).unwrap_or(u32::MAX)
+    }
+
+    fn quarantined(&self) -> Vec<u32> {
+        self.inner.host.quarantined().iter().map(|(shard, _)| shard.0).collect()
     }
 
     fn moves(&self) -> MovesReport {

@@ -16,6 +16,7 @@ pub(crate) struct Metrics {
     pub(crate) turns_delayed: Counter,
     pub(crate) timers_fired: Counter,
     pub(crate) memory_full: Counter,
+    pub(crate) disk_full: Counter,
     /// Requests that name a newer epoch than the one that is served here.
     pub(crate) stale_epochs: Counter,
     /// Requests for a shard that has moved on, answered with its owner.
@@ -46,6 +47,7 @@ impl Metrics {
             turns_delayed: counter!("stead_turns_delayed_total"),
             timers_fired: counter!("stead_timers_fired_total"),
             memory_full: counter!("stead_memory_full_total"),
+            disk_full: counter!("stead_disk_full_total"),
             stale_epochs: counter!("stead_stale_epoch_refusals_total"),
             late_requests: counter!("stead_late_requests_total"),
             unreadable_newer: unreadable("newer"),
@@ -102,6 +104,10 @@ fn describe() {
     );
     describe_counter!("stead_timers_fired_total", "Timer events given to the service");
     describe_counter!("stead_memory_full_total", "Changes discarded for want of memory");
+    describe_counter!(
+        "stead_disk_full_total",
+        "Changes refused because the disk takes no more: it is full, or fails"
+    );
     describe_counter!(
         "stead_sessions_unreadable_total",
         "Times that a session's state was found unreadable and left alone"

@@ -40,6 +40,7 @@ use crate::logic::ownership::{GiveUp, Ownership, OwnershipConfig};
 use crate::moving;
 use crate::offer;
 use crate::replica::ReplicaReport;
+use crate::saved::{Found, NotSaved, open_disk, save_all};
 use crate::serve::Server;
 use crate::service::{Service, SharedService};
 use crate::store::core::{Acks, HostConfig};
@@ -199,8 +200,8 @@ impl NodeBuilder {
             memory_max: config.memory_max,
             min_copies: usize::from(config.min_copies),
             acks: match config.ack {
-                AckPolicy::Memory => Acks::Memory,
-                AckPolicy::Replica => Acks::Replica,
+                AckPolicy::Memory | AckPolicy::MemoryAndDisk => Acks::Memory,
+                AckPolicy::Replica | AckPolicy::ReplicaAndDisk => Acks::Replica,
             },
             ..self.host
         };
@@ -292,7 +293,13 @@ impl NodeHooks {
             // The driver is gone only when the process is.
             let _ = done.send(Done::Receiving(handoff)).await;
             let outcome = match transfer::receive(&host, &shards, stream).await {
-                Ok(copy) => Done::Received(handoff, copy),
+                Ok(mut copy) => match save_all(&mut copy).await {
+                    Ok(()) => Done::Received(handoff, copy),
+                    Err(NotSaved) => {
+                        tracing::warn!(from = %handoff.source.node, "state did not get to disk");
+                        Done::ReceiveFailed(handoff)
+                    }
+                },
                 Err(error) => {
                     tracing::warn!(%error, from = %handoff.source.node, "state did not arrive");
                     Done::ReceiveFailed(handoff)
@@ -358,6 +365,7 @@ impl Node {
         host: Host,
     ) -> Result<Self, NodeError> {
         refuse_a_second_cluster(&config)?;
+        let found = open_disk(&config, &host).await?;
         let http = sock::tcp_listener(config.http, "http")?;
         let http_addr = http.local_addr().unwrap_or(config.http);
         let (done_in, done) = mpsc::channel(DONE_MAX);
@@ -419,6 +427,7 @@ impl Node {
         host.replicate(process.links.clone(), replicas_in);
         let driver = Wiring {
             config: &config,
+            found,
             host: host.clone(),
             pinning,
             views,
@@ -569,12 +578,14 @@ impl Node {
         for task in self.tasks {
             task.abort();
         }
+        inner.host.close_disk().await;
     }
 }
 
 /// What the driver needs from the start.
 struct Wiring<'a> {
     config: &'a NodeConfig,
+    found: Found,
     host: Host,
     pinning: Pinning,
     views: watch::Sender<Arc<View>>,
@@ -601,6 +612,7 @@ impl Wiring<'_> {
             replicas: self.config.replicas,
             on_minority: self.config.on_minority,
             settles_after: self.config.settled_after,
+            has_disk: self.config.data_dir.is_some(),
             ..ownership
         };
         let view = Arc::clone(&self.views.borrow());
@@ -609,8 +621,10 @@ impl Wiring<'_> {
         let disagrees = Box::new(move |members: &Members| mismatch(&config, me, members).is_some());
         let driver = Driver {
             me: process.me,
-            machine: Ownership::new(ownership.clone(), members, targets, Time::ZERO),
+            machine: Ownership::new(ownership.clone(), members, targets, Time::ZERO)
+                .recovering(self.found.0.clone(), self.found.1.clone()),
             ownership,
+            found: self.found,
             host: self.host,
             agent: process.agent,
             links: process.links,

@@ -155,6 +155,7 @@ impl Offerer {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+        given.values_mut().for_each(|(_, aside)| aside.leave_on_disk());
         report(totals, &given);
     }
 
@@ -186,7 +187,8 @@ impl Offerer {
         match timeout(ATTEMPT_MAX, attempt).await.unwrap_or(Err(TransferError::Timeout)) {
             Ok(answer) => {
                 for (shard, outcome) in answer.shards.iter().filter(|(_, o)| o.is_settled()) {
-                    if given.remove(shard).is_some() {
+                    if let Some((_, mut aside)) = given.remove(shard) {
+                        aside.forget_on_disk();
                         totals.shards += 1;
                         totals.taken += outcome.taken;
                         totals.kept += outcome.kept;

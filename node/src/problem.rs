@@ -93,6 +93,13 @@ impl Problem {
         self
     }
 
+    /// Says after how many milliseconds a retry may help.
+    #[must_use]
+    pub fn retry_after(mut self, ms: u32) -> Self {
+        self.retry_after_ms = Some(ms);
+        self
+    }
+
     /// Marks the request as one that may have been executed.
     #[must_use]
     pub fn outcome_unknown(mut self) -> Self {

@@ -11,7 +11,7 @@ use stead_shared::refusal::Refusal;
 
 use crate::state::State;
 use crate::store::core::{Core, Unreadable, UnreadableReason};
-use crate::store::draft::{Draft, NewValue};
+use crate::store::draft::{Access, Draft, NewValue};
 use crate::store::shard::Shard;
 use crate::store::turns::{Asker, Attachment, Waited};
 
@@ -34,6 +34,10 @@ pub enum StateError {
     /// The node's memory limit is reached. A retry can help once other sessions are gone.
     #[error("the node's memory limit is reached")]
     MemoryFull,
+    /// The disk takes no more changes (`--data-dir`): it is full, or fails. Nothing was changed. A
+    /// retry can help once it works again.
+    #[error("the node's disk takes no more changes")]
+    DiskFull,
     /// A newer version of the program wrote the state. The host answers this turn with 503
     /// `quarantined` and commits nothing of it, whatever the handler does.
     #[error("the state has version {stored}, this program reads up to {known}")]
@@ -437,7 +441,7 @@ impl SessionHandle {
         let result = change(&begun.session)?;
         begun.commit()?;
         // The turn lasts: `then` of the next one comes after this one's.
-        if !self.shard.acknowledged().await {
+        if !self.shard.acknowledged(Access::Change).await {
             return Err(TurnError::Lost);
         }
         then(&result);

@@ -178,6 +178,7 @@ fn discarded(begun: &Begun, error: &StateError) -> Outcome {
             failed(begun, Problem::of_refusal(&Refusal::Quarantined))
         }
         StateError::MemoryFull => failed(begun, memory_full()),
+        StateError::DiskFull => failed(begun, disk_full()),
         StateError::TurnOver
         | StateError::ReadOnly
         | StateError::TooLarge { .. }
@@ -215,6 +216,18 @@ pub(crate) fn memory_full() -> Problem {
         "Nothing was changed. Delete sessions, or raise --memory-max.",
     )
     .refused("overloaded")
+}
+
+pub(crate) fn disk_full() -> Problem {
+    Problem::new(
+        StatusCode::INSUFFICIENT_STORAGE,
+        "disk-full",
+        "The node's disk takes no more changes",
+        "Nothing was changed, and reads go on. Make room where --data-dir is, or see the node's log \
+         for what the disk reports; changes are taken again as soon as it works.",
+    )
+    .refused("disk-full")
+    .retry_after(1000)
 }
 
 /// A turn that goes on when nobody waits for it any more: a client that goes away does not

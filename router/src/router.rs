@@ -572,6 +572,8 @@ impl Driver {
             | Control::Takeable { .. }
             | Control::SeeClaims { .. }
             | Control::SeenClaims { .. }
+            | Control::WhatSaved { .. }
+            | Control::Saved { .. }
             | Control::Accept { .. }
             | Control::Reject { .. }
             | Control::Holds { .. }

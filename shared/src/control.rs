@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::claims::{Book, ClaimRange};
-use crate::id::{Epoch, NodeBoot, NodeId, ShardId};
+use crate::id::{Epoch, NodeBoot, NodeId, ShardId, Version};
 
 /// Kinds of calls and notes on the link.
 pub mod kind {
@@ -242,6 +242,46 @@ pub enum Control {
         /// A position in the receiver's log.
         pos: u64,
     },
+    /// Recovery: what of shards is on your disk, and which have you claimed empty? Only to nodes
+    /// that speak protocol 3 or later.
+    WhatSaved {
+        /// Ties the answer to the question.
+        token: Token,
+    },
+    /// Recovery: this.
+    Saved {
+        /// The question's token.
+        token: Token,
+        /// What the answerer's disk holds that nobody serves yet, and what it will serve from a copy
+        /// in memory; one entry for each shard.
+        shards: Vec<SavedShard>,
+        /// Shards that the answerer has claimed empty, and the epochs in which it did.
+        begun: Vec<ShardEpoch>,
+    },
+}
+
+/// The state of a shard that nobody serves yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SavedShard {
+    /// Which shard.
+    pub shard: ShardId,
+    /// Its last change there.
+    pub at: Version,
+    /// What it is.
+    pub kind: SavedKind,
+}
+
+/// What the state of a shard is that nobody serves yet. The order of the variants is the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum SavedKind {
+    /// On disk, and not whole.
+    Damaged,
+    /// On disk: a copy of another node's.
+    Copy,
+    /// On disk: the owner's.
+    Owner,
+    /// A copy in memory with all that was acknowledged, about to be served.
+    Heir,
 }
 
 /// Answers `WhoHolds` from a book: the same for routers and nodes.

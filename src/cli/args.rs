@@ -87,7 +87,8 @@ pub(super) struct NodeArgs {
     #[arg(long, value_name = "N", env = "STEAD_REPLICAS", hide_env_values = true)]
     replicas: Option<u8>,
 
-    /// What must know of a change before its answer goes out: memory or replica [default: replica]
+    /// What must know of a change before its answer goes out: memory or replica, each also with
+    /// +disk [default: replica]
     #[arg(long, value_name = "POLICY", env = "STEAD_ACK", hide_env_values = true)]
     ack: Option<AckPolicy>,
 
@@ -108,7 +109,7 @@ pub(super) struct NodeArgs {
     #[arg(long, value_name = "D", env = "STEAD_DRAIN_TIMEOUT", hide_env_values = true)]
     drain_timeout: Option<Span>,
 
-    /// Directory for what must survive a restart
+    /// Directory for what must survive a restart, sessions too
     #[arg(long, value_name = "DIR", env = "STEAD_DATA_DIR", hide_env_values = true)]
     data_dir: Option<PathBuf>,
 

@@ -1,6 +1,7 @@
 //! `stead node`.
 
 use clap::ArgMatches;
+use stead_node::disk::DiskError;
 use stead_node::{Node, NodeError};
 use stead_shared::config::NodeConfig;
 
@@ -19,6 +20,7 @@ pub(super) fn run(args: NodeArgs, matches: &ArgMatches) -> anyhow::Result<()> {
 
 async fn serve(config: NodeConfig, outside: Outside) -> anyhow::Result<()> {
     let (gossip, admin_addr) = (config.member.gossip, config.member.admin);
+    let has_disk = config.data_dir.is_some();
     let node = Node::builder().config(config).start().await.map_err(failed)?;
     let handle = node.handle();
     let (name, http) = (handle.name().to_owned(), handle.http_addr());
@@ -30,12 +32,15 @@ async fn serve(config: NodeConfig, outside: Outside) -> anyhow::Result<()> {
     let left = left.map_err(failed)?;
     let (shards, sessions) = (left.shards_left, left.sessions_left);
     if left.forced && sessions > 0 {
+        let fate = if has_disk { "are left on disk" } else { "were dropped" };
         return Err(Exit::TempFail.because(format!(
-            "the drain was cut short: {sessions} sessions in {shards} shards were dropped"
+            "the drain was cut short: {sessions} sessions in {shards} shards {fate}"
         )));
     }
-    if sessions > 0 {
-        tracing::warn!(shards, sessions, "nobody was left to take these: they are dropped");
+    match sessions {
+        0 => {}
+        _ if has_disk => tracing::info!(shards, sessions, "nobody was left: these are on disk"),
+        _ => tracing::warn!(shards, sessions, "nobody was left to take these: they are dropped"),
     }
     tracing::info!(name, "node has left");
     Ok(())
@@ -51,7 +56,16 @@ fn failed(error: NodeError) -> anyhow::Error {
         | NodeError::ShardCount { .. }
         | NodeError::Balance { .. }
         | NodeError::KnowsOthers { .. } => Exit::Config,
-        NodeError::Disk(_) => Exit::Io,
+        NodeError::State(DiskError::OtherNode { .. } | DiskError::OtherCluster { .. })
+        | NodeError::Load(_) => Exit::Config,
+        NodeError::State(DiskError::InUse { .. }) => Exit::Unavailable,
+        NodeError::State(
+            DiskError::Io { .. }
+            | DiskError::Format { .. }
+            | DiskError::Identity { .. }
+            | DiskError::Broken { .. },
+        )
+        | NodeError::Disk(_) => Exit::Io,
         NodeError::Sock(_) => Exit::Os,
         NodeError::JoinTimeout => Exit::Unavailable,
         NodeError::GossipLost => Exit::Software,

@@ -595,6 +595,10 @@ impl NodeModel {
             Action::DropReplicas { shards } => self.drop_replicas(ctx, &shards),
             Action::OpenReplica { shards } => self.open_replicas(ctx, &shards),
             Action::Stop(_) => unreachable!("nobody is to stop here"),
+            Action::OpenSaved { .. }
+            | Action::DropSaved { .. }
+            | Action::OfferSaved { .. }
+            | Action::Quarantine { .. } => unreachable!("there is no disk here"),
             Action::Certain { doubt, alone } => self.end_doubt(ctx, doubt, alone),
             Action::Publish => {}
             Action::Drained => {
@@ -653,6 +657,10 @@ impl NodeModel {
             | Action::KeepCopy { .. }
             | Action::DropReplicas { .. }
             | Action::OpenReplica { .. }
+            | Action::OpenSaved { .. }
+            | Action::DropSaved { .. }
+            | Action::OfferSaved { .. }
+            | Action::Quarantine { .. }
             | Action::Yield { .. }
             | Action::Publish
             | Action::Stop(_)
@@ -687,6 +695,8 @@ impl NodeModel {
             | Control::Takeable { .. }
             | Control::SeeClaims { .. }
             | Control::SeenClaims { .. }
+            | Control::WhatSaved { .. }
+            | Control::Saved { .. }
             | Control::Abort { .. }
             | Control::Served { .. } => {}
         }

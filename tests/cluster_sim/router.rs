@@ -253,6 +253,8 @@ impl RouterModel {
             | Control::Takeable { .. }
             | Control::SeeClaims { .. }
             | Control::SeenClaims { .. }
+            | Control::WhatSaved { .. }
+            | Control::Saved { .. }
             | Control::Abort { .. }
             | Control::Served { .. } => {}
         }

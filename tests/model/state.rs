@@ -245,6 +245,10 @@ impl State {
             | Action::DropReplicas { .. }
             | Action::OpenReplica { .. } => unreachable!("nobody wants copies here"),
             Action::Stop(_) => unreachable!("nobody stops here"),
+            Action::OpenSaved { .. }
+            | Action::DropSaved { .. }
+            | Action::OfferSaved { .. }
+            | Action::Quarantine { .. } => unreachable!("there is no disk here"),
             Action::Throttle { .. }
             | Action::Certain { .. }
             | Action::Publish
@@ -269,6 +273,8 @@ impl State {
             | Control::Takeable { .. }
             | Control::SeeClaims { .. }
             | Control::SeenClaims { .. }
+            | Control::WhatSaved { .. }
+            | Control::Saved { .. }
             | Control::Accept { .. }
             | Control::Reject { .. }
             | Control::Holds { .. }

@@ -191,6 +191,8 @@ fn control(message: &Control) -> String {
         Control::TakeOver { .. }
         | Control::Takeable { .. }
         | Control::SeeClaims { .. }
-        | Control::SeenClaims { .. } => format!("{message:?}"),
+        | Control::SeenClaims { .. }
+        | Control::WhatSaved { .. }
+        | Control::Saved { .. } => format!("{message:?}"),
     }
 }

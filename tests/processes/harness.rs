@@ -289,19 +289,32 @@ pub(crate) struct Plan {
     pub(crate) options: Vec<String>,
     /// Options of nodes.
     pub(crate) node_options: Vec<String>,
+    /// Nodes keep their sessions in directories of their own.
+    pub(crate) disks: bool,
 }
 
 impl Plan {
     /// `n` nodes on loopback.
     pub(crate) fn of(n: usize, shards: u32) -> Self {
         let nodes = (0..n).map(|_| Site::free()).collect();
-        Self { shards, nodes, router: Site::free(), options: vec![], node_options: vec![] }
+        Self {
+            shards,
+            nodes,
+            router: Site::free(),
+            options: vec![],
+            node_options: vec![],
+            disks: false,
+        }
     }
 
     fn node(&self, dir: &Path, name: &str, site: Site, join: &str) -> Member {
         let shards = self.shards.to_string();
         let mut options = vec!["--shards", &shards, "--join", join];
         options.extend(self.options.iter().chain(&self.node_options).map(String::as_str));
+        let data = dir.join(format!("data-{name}")).display().to_string();
+        if self.disks {
+            options.extend(["--data-dir", &data]);
+        }
         site.start(name, dir, &["node", "--name", name], &options)
     }
 }

@@ -15,6 +15,7 @@ mod cli;
 mod client;
 mod counting;
 mod demo;
+mod disk;
 mod failures;
 mod harness;
 mod heirs;

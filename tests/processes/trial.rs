@@ -106,6 +106,14 @@ impl Trial {
         Self::load(size, Cluster::planned(Plan::of(n, size.shards)).await).await
     }
 
+    /// The same, whose nodes keep their sessions on disk and answer as `ack` says.
+    pub(crate) async fn start_with_disks(n: usize, ack: &str) -> Self {
+        let size = Size::asked_for();
+        let mut plan = Plan { disks: true, ..Plan::of(n, size.shards) };
+        plan.node_options.extend(["--ack", ack].map(str::to_owned));
+        Self::load(size, Cluster::planned(plan).await).await
+    }
+
     /// `n` nodes with so much state that moves last.
     pub(crate) async fn start_heavy(n: usize) -> Self {
         Self::planned_heavy(Plan::of(n, Size::asked_for().shards)).await

@@ -26,7 +26,7 @@ use crate::body::Body;
 use crate::problem::Problem;
 use crate::service::Service;
 use crate::session::{Session, StateError};
-use crate::turn::memory_full;
+use crate::turn::{disk_full, memory_full};
 
 mod counter;
 mod path;
@@ -153,6 +153,7 @@ impl From<StateError> for Problem {
         match error {
             StateError::TooLarge { limit } => too_large(limit),
             StateError::MemoryFull => memory_full(),
+            StateError::DiskFull => disk_full(),
             StateError::CounterOverflow => Self::new(
                 StatusCode::CONFLICT,
                 "counter-overflow",

@@ -19,6 +19,7 @@ pub(super) struct Meters {
     pub(super) owned: Gauge,
     pub(super) under_replicated: Gauge,
     pub(super) minority: Gauge,
+    pub(super) quarantined: Gauge,
     moving: Gauge,
     copying: Gauge,
     pending: [Gauge; 3],
@@ -63,6 +64,10 @@ fn describe() {
         "stead_minority",
         "1 while this node is cut off with the smaller part of its cluster"
     );
+    describe_gauge!(
+        "stead_shards_quarantined",
+        "Shards of this node whose state on disk is damaged: their requests are refused"
+    );
     describe_gauge!("stead_shards_moving", "Shards between two owners, seen from their source");
     describe_gauge!("stead_shards_copying", "Shards that are copied to another node and served");
     describe_gauge!("stead_moves_pending", "Shards that are to move and do not yet, by class");
@@ -103,6 +108,7 @@ impl Meters {
             owned: gauge!("stead_shards_owned"),
             minority: gauge!("stead_minority"),
             under_replicated: gauge!("stead_shards_under_replicated"),
+            quarantined: gauge!("stead_shards_quarantined"),
             moving: gauge!("stead_shards_moving"),
             copying: gauge!("stead_shards_copying"),
             pending: ["takeover", "drain", "balance"]

@@ -36,6 +36,9 @@ pub enum Role {
     },
     /// Nobody has said: the shard was written to before its role was.
     Unknown,
+    /// This node served it and sealed it for a move: it may have been granted to another node, and
+    /// served there in the next epoch.
+    Sealed,
 }
 
 /// What is known of a shard besides its sessions.

@@ -12,4 +12,5 @@ pub mod majority;
 pub mod outgoing;
 pub mod ownership;
 pub mod pace;
+pub mod recovery;
 pub mod replication;

@@ -12,10 +12,13 @@ use stead_shared::id::{Epoch, NodeBoot, ShardId, Version};
 
 use super::ReplicaReport;
 use super::frame::{Ack, Head, Items, Refused};
+use crate::disk::{Role, ShardMeta};
 use crate::host::Host;
 use crate::logic::replication::{Accept, CopyRules, CopyState, EntryHead, Lost};
 use crate::store::arriving::Arriving;
 use crate::store::core::Core;
+use crate::store::record::Record;
+use crate::store::saving::Pen;
 use crate::transfer::TransferError;
 
 const RULES: &CopyRules = &CopyRules::ALL;
@@ -47,6 +50,7 @@ pub(crate) struct Copy {
     /// A shard that was served here until it was granted away.
     is_own: bool,
     counted: Option<Counted>,
+    pen: Option<Box<Pen>>,
 }
 
 impl std::fmt::Debug for Copy {
@@ -73,8 +77,63 @@ impl Drop for Counted {
 }
 
 impl Copy {
-    fn incomplete(state: CopyState) -> Self {
-        Self { state, arriving: Arriving::new(), is_own: false, counted: None }
+    fn incomplete(host: &Host, shard: ShardId, state: CopyState) -> Self {
+        let pen = host.core().begin_on_disk(shard, meta_of(&state));
+        Self { state, arriving: Arriving::new(), is_own: false, counted: None, pen }
+    }
+
+    /// Writes whom it follows and where it ends.
+    fn save_state(&mut self, core: &Core, shard: ShardId) {
+        let meta = meta_of(&self.state);
+        if let Some(pen) = self.pen(core, shard) {
+            pen.meta(meta);
+        }
+    }
+
+    /// Writes what came last.
+    fn save(&mut self, core: &Core, shard: ShardId, record: &[u8]) {
+        let state = self.state;
+        if self.pen(core, shard).is_none() {
+            return;
+        }
+        let Self { pen: Some(pen), arriving, .. } = self else { return };
+        pen.follow(core, state.at, record, arriving.sessions());
+        if matches!(Record::decode(record), Ok(Record::Shard { .. })) {
+            pen.meta(meta_of(&state));
+        }
+    }
+
+    /// The pen, if the disk has room. A copy that changed while it had none is written anew.
+    fn pen(&mut self, core: &Core, shard: ShardId) -> Option<&mut Pen> {
+        let saving = core.saving.get()?;
+        let is_current = self.pen.as_ref().is_some_and(|pen| pen.is_current());
+        if !saving.disk().has_room() {
+            if let Some(mut pen) = self.pen.take() {
+                pen.meta(ShardMeta { complete: false, ..meta_of(&self.state) });
+            }
+            return None;
+        }
+        if !is_current {
+            let begun = ShardMeta { complete: false, ..meta_of(&self.state) };
+            let mut pen = core.begin_on_disk(shard, begun)?;
+            pen.put_all(core, self.state.at, self.arriving.sessions());
+            pen.meta(meta_of(&self.state));
+            self.pen = Some(pen);
+        }
+        self.pen.as_deref_mut()
+    }
+
+    /// The pen of a complete copy that ends at `at`.
+    pub(crate) fn take_pen_at(&mut self, at: Version) -> Option<Box<Pen>> {
+        let ends_there = self.state.complete && self.state.at == at;
+        self.pen.take_if(|pen| ends_there && pen.is_current())
+    }
+
+    /// Whether it is on disk, complete, and ends at `at`.
+    pub(crate) fn is_on_disk_at(&self, at: Version) -> bool {
+        self.state.complete
+            && self.state.at == at
+            && self.pen.as_ref().is_some_and(|pen| pen.is_current())
     }
 
     pub(super) fn n_sessions(&self) -> usize {
@@ -98,9 +157,17 @@ impl Copy {
 
     fn forget(self, core: &Core) -> usize {
         let n_sessions = self.n_sessions();
+        if let Some(pen) = self.pen {
+            pen.forget();
+        }
         self.arriving.forget(core);
         n_sessions
     }
+}
+
+fn meta_of(state: &CopyState) -> ShardMeta {
+    let CopyState { owner, at, complete, .. } = *state;
+    ShardMeta { at, role: Role::Copy { owner }, complete }
 }
 
 // ---- by order of the driver -----------------------------------------------------------------
@@ -118,10 +185,14 @@ pub(super) fn keep_own(
             state.complete && state.owner == owner && epoch <= state.epoch
         }
         Entry::Vacant(free) => {
-            let Some((end, arriving)) = host.take_sealed(shard, epoch, at) else { return false };
+            let Some((end, arriving, pen)) = host.take_sealed(shard, epoch, at) else {
+                return false;
+            };
             let state = CopyState::of_own(owner, epoch, end);
             let counted = Some(Counted::new(host));
-            free.insert(Copy { state, arriving, is_own: true, counted });
+            let mut copy = Copy { state, arriving, is_own: true, counted, pen };
+            copy.save_state(host.core(), shard);
+            free.insert(copy);
             true
         }
     }
@@ -143,7 +214,8 @@ pub(super) fn promote(host: &Host, shard: ShardId, epoch: Epoch, only_own: bool)
     // The entry is held until the shard is here: what comes of it finds one or the other.
     let mut arriving = std::mem::replace(&mut copy.get_mut().arriving, Arriving::new());
     arriving.set_seq(at.seq);
-    host.serve_arrived(shard, epoch, arriving, Some(at.epoch), Some(at));
+    let pen = copy.get_mut().take_pen_at(at);
+    host.serve_arrived(shard, epoch, arriving, Some(at.epoch), Some(at), pen);
     copy.remove();
     true
 }
@@ -226,7 +298,9 @@ impl Intake {
             Head::NextEpoch { shard, epoch, prev } => {
                 let copy = self.host.replicas().copies.get_mut(&shard);
                 let mut copy = copy.ok_or_else(|| self.without_copy(shard, epoch))?;
-                refusal(copy.state.next_epoch(self.owner, epoch, prev, RULES))
+                refusal(copy.state.next_epoch(self.owner, epoch, prev, RULES))?;
+                copy.save_state(self.host.core(), shard);
+                Ok(())
             }
             Head::Fill { shard, epoch } => {
                 self.change(shard, epoch, record, |copy, owner| copy.fill(owner, epoch, RULES))
@@ -247,6 +321,10 @@ impl Intake {
     fn begin_fill(&self, shard: ShardId, at: Version, news: &mut News) -> Result<(), Lost> {
         let entry = self.host.replicas().copies.entry(shard);
         self.is_served(shard, at.epoch)?;
+        // It is not decided yet whether what the disk holds is of use: a moment later it is.
+        if self.host.core().saving.get().is_some_and(|saving| saving.keeps(shard)) {
+            return Err(Lost::NoCopy);
+        }
         let here = match &entry {
             Entry::Occupied(copy) => Some(&copy.get().state),
             Entry::Vacant(_) => None,
@@ -254,9 +332,12 @@ impl Intake {
         let state = CopyState::begin_fill(here, self.owner, at, RULES)?;
         match entry {
             Entry::Occupied(mut copy) => {
-                copy.insert(Copy::incomplete(state)).forget(self.host.core());
+                let fresh = Copy::incomplete(&self.host, shard, state);
+                copy.insert(fresh).forget(self.host.core());
             }
-            Entry::Vacant(free) => drop(free.insert(Copy::incomplete(state))),
+            Entry::Vacant(free) => {
+                drop(free.insert(Copy::incomplete(&self.host, shard, state)));
+            }
         }
         news.begun(ShardEpoch { shard, epoch: at.epoch });
         Ok(())
@@ -268,6 +349,7 @@ impl Intake {
         match copy.state.end_fill(self.owner, at, RULES) {
             Accept::Apply => {
                 copy.counted = Some(Counted::new(&self.host));
+                copy.save_state(self.host.core(), shard);
                 news.complete(ShardEpoch { shard, epoch: at.epoch });
                 Ok(())
             }
@@ -288,6 +370,7 @@ impl Intake {
         let copy = self.host.replicas().copies.get_mut(&shard);
         let mut copy = copy.ok_or_else(|| self.without_copy(shard, epoch))?;
         refusal(copy.state.adopt(self.owner, epoch, prev, RULES))?;
+        copy.save_state(self.host.core(), shard);
         // One that follows already is told of too: whoever adopts wants to know.
         news.complete(ShardEpoch { shard, epoch });
         Ok(())
@@ -308,11 +391,14 @@ impl Intake {
             Accept::Duplicate => return Ok(()),
             Accept::Refuse(lost) => return Err(lost),
         }
-        copy.get_mut().arriving.add(self.host.core(), record).map_err(|error| {
+        let core = self.host.core();
+        if let Err(error) = copy.get_mut().arriving.add(core, record) {
             tracing::warn!(%error, %shard, "a copy is given up: a change cannot be taken in");
-            copy.remove().forget(self.host.core());
-            Lost::NoCopy
-        })
+            copy.remove().forget(core);
+            return Err(Lost::NoCopy);
+        }
+        copy.get_mut().save(core, shard, record);
+        Ok(())
     }
 
     fn touch(&self, shard: ShardId, epoch: Epoch, record: &[u8]) {
@@ -320,6 +406,7 @@ impl Intake {
         if copy.state.owner == self.owner && copy.state.promised <= epoch {
             // It needs no memory, and one that cannot be read is no change.
             let _ = copy.arriving.add(self.host.core(), record);
+            copy.save(self.host.core(), shard, record);
         }
     }
 

@@ -26,12 +26,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dashmap::DashMap;
 use stead_shared::control::ShardEpoch;
-use stead_shared::id::{Epoch, NodeBoot, ShardId};
+use stead_shared::id::{Epoch, NodeBoot, ShardId, Version};
 use stead_shared::net::link::Links;
 use tokio::sync::mpsc;
 
 use crate::host::Host;
 use crate::logic::replication::Lost;
+use crate::store::saving::Pen;
 use crate::store::shard::Shard;
 use copies::Copy;
 pub use copies::CopyStats;
@@ -136,6 +137,20 @@ impl Replicas {
     /// Sessions in copies that are kept here.
     pub(crate) fn n_copied(&self) -> u64 {
         self.copies.iter().map(|copy| copy.n_sessions() as u64).sum()
+    }
+
+    pub(crate) fn has_copy(&self, shard: ShardId) -> bool {
+        self.copies.contains_key(&shard)
+    }
+
+    /// Whether a complete copy that ends at `at` is on disk.
+    pub(crate) fn is_on_disk_at(&self, shard: ShardId, at: Version) -> bool {
+        self.copies.get(&shard).is_some_and(|copy| copy.is_on_disk_at(at))
+    }
+
+    /// Takes over the writing of a complete copy that ends at `at`.
+    pub(crate) fn take_pen_at(&self, shard: ShardId, at: Version) -> Option<Box<Pen>> {
+        self.copies.get_mut(&shard)?.take_pen_at(at)
     }
 
     fn report(&self, report: ReplicaReport) {

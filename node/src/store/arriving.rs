@@ -34,6 +34,11 @@ impl Arriving {
         self.seq = seq;
     }
 
+    /// The number of the shard's last change, as far as it has arrived.
+    pub(crate) fn seq(&self) -> u64 {
+        self.seq
+    }
+
     pub(crate) fn sessions(&self) -> &Sessions {
         &self.sessions
     }
@@ -55,6 +60,23 @@ impl Arriving {
             }
         }
         Ok(())
+    }
+
+    /// Takes a session in that was written to disk `age` ago.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub(crate) fn add_aged(
+        &mut self,
+        core: &Core,
+        record: &[u8],
+        age: Duration,
+    ) -> Result<(), RecordError> {
+        let Record::Session(mut session) = Record::decode(record)? else {
+            return Err(RecordError::Malformed);
+        };
+        session.age(age);
+        self.put(core, session)
     }
 
     /// Gives everything back to `core`.

@@ -11,6 +11,7 @@ use stead_shared::time::Time;
 use super::arriving::Arriving;
 use super::core::Core;
 use super::record::Record;
+use super::saving::Pen;
 use super::sessions::Sessions;
 
 /// What was in a shard, taken out of its host by [`Host::set_aside`](crate::Host::set_aside).
@@ -22,6 +23,8 @@ pub struct SetAside {
     seq: u64,
     sessions: Sessions,
     timed: BTreeSet<(Time, SessionKey)>,
+    /// For what the disk holds of it.
+    pen: Option<Box<Pen>>,
 }
 
 impl fmt::Debug for SetAside {
@@ -39,8 +42,38 @@ impl SetAside {
         (shard, seq): (ShardId, u64),
         sessions: Sessions,
         timed: BTreeSet<(Time, SessionKey)>,
+        pen: Option<Box<Pen>>,
     ) -> Self {
-        Self { core, shard, seq, sessions, timed }
+        Self { core, shard, seq, sessions, timed, pen }
+    }
+
+    /// What arrived, given up.
+    pub(crate) fn of(
+        core: Arc<Core>,
+        shard: ShardId,
+        arrived: Arriving,
+        pen: Option<Box<Pen>>,
+    ) -> Self {
+        let Arriving { seq, sessions, timed, earliest_expiry: _ } = arrived;
+        Self::new(core, (shard, seq), sessions, timed, pen)
+    }
+
+    /// Nobody needs what the disk holds of it any more.
+    pub(crate) fn forget_on_disk(&mut self) {
+        if let Some(pen) = self.pen.take() {
+            pen.forget();
+        }
+    }
+
+    /// Nobody took it: what the disk holds of it is offered again after the next start.
+    pub(crate) fn leave_on_disk(&mut self) {
+        if let Some(pen) = self.pen.take() {
+            pen.leave();
+        }
+    }
+
+    pub(crate) fn take_pen(&mut self) -> Option<Box<Pen>> {
+        self.pen.take()
     }
 
     /// What is in it, as if it had arrived.

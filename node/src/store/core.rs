@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use stead_shared::id::{SessionKey, ShardId};
@@ -11,6 +11,7 @@ use stead_shared::time::Time;
 use tokio::time::Instant;
 
 use super::alarms::Alarms;
+use super::saving::Saving;
 use crate::doubt::Doubts;
 use crate::metrics::Metrics;
 
@@ -118,6 +119,8 @@ pub(crate) struct Core {
     pub(crate) doubts: Doubts,
     /// Nothing begins: cut off with the smaller part of the cluster.
     pub(crate) stopped: AtomicBool,
+    /// The state on disk, where there is one.
+    pub(crate) saving: OnceLock<Arc<Saving>>,
     origin: Instant,
     bytes: AtomicU64,
     sessions: AtomicU64,
@@ -139,6 +142,7 @@ impl Core {
             has_hooks,
             doubts: Doubts::default(),
             stopped: AtomicBool::new(false),
+            saving: OnceLock::new(),
             origin: Instant::now(),
             bytes: AtomicU64::new(0),
             sessions: AtomicU64::new(0),

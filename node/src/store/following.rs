@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::core::Core;
 use super::data::Stored;
+use super::draft::Access;
 use super::inner::Inner;
 use super::record::Record;
 use super::shard::{Shard, overloaded};
@@ -159,7 +160,7 @@ fn grace(core: &Core, stored: &Stored) -> std::time::Duration {
     core.ttl(stored.data.ttl_micros) / 4
 }
 
-fn record<'a>(core: &Core, stored: &'a Stored) -> Record<'a> {
+pub(super) fn record<'a>(core: &Core, stored: &'a Stored) -> Record<'a> {
     let expires = stored.expires + grace(core, stored);
     Record::of(&stored.key, &stored.data, expires, core.now())
 }
@@ -183,6 +184,7 @@ impl Inner {
     /// Tells the followers of a change that is made: the session is as it is now. The shard was
     /// at `prev` before.
     pub(super) fn tell(&mut self, core: &Core, prev: u64, key: &SessionKey) {
+        self.save(core, key);
         let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
             return;
         };
@@ -196,6 +198,7 @@ impl Inner {
 
     /// Tells the followers that the shard goes on counting at its number.
     pub(super) fn tell_seq(&mut self, core: &Core, prev: u64) {
+        self.save_gate();
         let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
             return;
         };
@@ -207,15 +210,17 @@ impl Inner {
     /// Tells the followers of an access after which the session expires later than at `before`,
     /// if it matters to them.
     pub(super) fn tell_touch(&mut self, core: &Core, key: &SessionKey, before: Time) {
-        let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
-            return;
-        };
         let Some(stored) = self.sessions.get(key.as_bytes()) else { return };
         let grace = grace(core, stored);
         let quarter = u64::try_from(grace.as_micros()).unwrap_or(u64::MAX).max(1);
         if before.as_micros() / quarter == stored.expires.as_micros() / quarter {
             return;
         }
+        self.save_touch(core, key);
+        let Some(stored) = self.sessions.get(key.as_bytes()) else { return };
+        let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
+            return;
+        };
         let now = core.now();
         let record = Record::touched(key.as_bytes(), stored.expires + grace, now);
         let head = Head::Touch { shard: followers.shard, epoch };
@@ -495,9 +500,14 @@ impl Shard {
 
     // ---- waiting ----
 
-    /// Waits until every member has what the shard was when this was called. False when the shard
-    /// is gone: whether anybody has it is not known then.
-    pub(crate) async fn acknowledged(&self) -> bool {
+    /// Waits until every member, and the disk if answers wait for it, has what the shard was when
+    /// this was called. False when the shard is gone, or the disk fails: whether anybody has it is
+    /// not known then. Reads do not wait for a disk that fails.
+    pub(crate) async fn acknowledged(&self, access: Access) -> bool {
+        self.is_with_followers().await && self.is_on_disk(access).await
+    }
+
+    async fn is_with_followers(&self) -> bool {
         if !self.is_followed() || !self.core.waits_for_acks() {
             return true;
         }

@@ -15,6 +15,7 @@ use super::core::Core;
 use super::data::Stored;
 use super::draft::Changes;
 use super::following::Followers;
+use super::saving::Pen;
 use super::sessions::Sessions;
 use super::shard::Shard;
 use super::throttle::Throttle;
@@ -32,6 +33,7 @@ pub(super) enum State {
         origin: Option<Epoch>,
         promoted: Option<Box<Version>>,
         followers: Option<Box<Followers>>,
+        pen: Option<Box<Pen>>,
     },
     Full(Box<Inner>),
 }
@@ -62,10 +64,11 @@ pub(super) struct Locked<'a> {
 
 impl<'a> Locked<'a> {
     pub(super) fn new(mut state: MutexGuard<'a, State>) -> Self {
-        if let State::Bare { gate, seq, id_last, origin, promoted, followers } = &mut *state {
-            let (id_last, origin) = (*id_last, *origin);
+        if let State::Bare { gate, seq, id_last, origin, promoted, followers, pen } = &mut *state {
+            let (id_last, origin, pen) = (*id_last, *origin, pen.take());
             let (promoted, followers) = (promoted.take(), followers.take());
-            let inner = Inner { id_last, origin, promoted, followers, ..Inner::new(*gate, *seq) };
+            let new = Inner::new(*gate, *seq);
+            let inner = Inner { id_last, origin, promoted, followers, pen, ..new };
             *state = State::Full(Box::new(inner));
         }
         Self { state }
@@ -97,7 +100,8 @@ impl Drop for Locked<'_> {
         if self.is_bare() {
             let Inner { gate, seq, id_last, origin, .. } = **self;
             let (promoted, followers) = (self.promoted.take(), self.followers.take());
-            *self.state = State::Bare { gate, seq, id_last, origin, promoted, followers };
+            let pen = self.pen.take();
+            *self.state = State::Bare { gate, seq, id_last, origin, promoted, followers, pen };
         }
     }
 }
@@ -113,6 +117,8 @@ pub(super) struct Inner {
     pub(super) promoted: Option<Box<Version>>,
     /// Who is told of every change.
     pub(super) followers: Option<Box<Followers>>,
+    /// Writes every change to disk.
+    pub(super) pen: Option<Box<Pen>>,
     pub(super) sessions: Sessions,
     /// Sessions in use right now.
     pub(super) active: HashMap<SessionKey, Active>,
@@ -168,6 +174,7 @@ impl Inner {
             origin: None,
             promoted: None,
             followers: None,
+            pen: None,
             sessions: Sessions::new(),
             active: HashMap::new(),
             running: 0,
@@ -222,7 +229,8 @@ impl Inner {
             before = stored.expires;
             now + core.ttl(stored.data.ttl_micros)
         };
-        if self.sessions.touch(key.as_bytes(), expires) && self.followers.is_some() {
+        let is_told = self.followers.is_some() || self.pen.is_some();
+        if self.sessions.touch(key.as_bytes(), expires) && is_told {
             self.tell_touch(core, key, before);
         }
     }
@@ -240,6 +248,10 @@ impl Inner {
         let now = core.now();
         let (was_deleted, new_ttl) = (changes.delete, changes.ttl_micros.is_some());
         let old = self.sessions.get(key.as_bytes()).map_or(0, |stored| stored.bytes as usize);
+        if core.refuses_changes() {
+            core.metrics.disk_full.increment(1);
+            return Err(StateError::DiskFull);
+        }
         if core.resize(old, size).is_err() {
             core.metrics.memory_full.increment(1);
             return Err(StateError::MemoryFull);

@@ -78,6 +78,9 @@ impl Shard {
         if let Some(merged) = inner.compare(key, stored.data.version, offered)? {
             return Ok(merged);
         }
+        if self.core.refuses_changes() {
+            return Err(MergeError::Busy);
+        }
         let bytes = stored.bytes as usize;
         self.core.resize(0, bytes).map_err(|_| RecordError::MemoryFull)?;
         let prev = inner.next_seq(stored.data.version.seq);

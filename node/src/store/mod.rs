@@ -19,6 +19,7 @@ pub(crate) mod key;
 pub(crate) mod merge;
 mod queue;
 pub(crate) mod record;
+pub(crate) mod saving;
 pub(crate) mod sessions;
 pub(crate) mod shard;
 mod throttle;

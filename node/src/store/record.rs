@@ -159,6 +159,19 @@ impl<'a> Record<'a> {
 }
 
 impl SessionRecord<'_> {
+    pub(crate) fn key(&self) -> &[u8] {
+        self.key
+    }
+
+    /// Takes away what has passed of its time and of its timers' since the record was made.
+    pub(crate) fn age(&mut self, age: Duration) {
+        let age = u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
+        self.left_micros = self.left_micros.saturating_sub(age);
+        for timer in &mut self.timers {
+            timer.left_micros = timer.left_micros.saturating_sub(age);
+        }
+    }
+
     /// The session that starts at `now` where the record left off.
     pub(crate) fn into_stored(self, now: Time) -> Stored {
         let mut counters: Vec<Counter> = self

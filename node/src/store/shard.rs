@@ -30,6 +30,7 @@ use super::core::Core;
 use super::data::{Data, Stored};
 use super::draft::{Access, Draft};
 use super::inner::{Crowd, Locked, State};
+use super::saving::Pen;
 use super::sessions::Sessions;
 use super::turns::{Admission, Asker, Attachment, Begun, Permit, Waited};
 use crate::logic::gate::Gate;
@@ -75,8 +76,13 @@ pub(crate) struct Orphan {
 }
 
 impl Shard {
-    pub(crate) fn new(id: ShardId, core: Arc<Core>, epoch: Epoch) -> Arc<Self> {
-        Self::with_sessions(id, core, epoch, Arriving::new(), None)
+    pub(crate) fn new(
+        id: ShardId,
+        core: Arc<Core>,
+        epoch: Epoch,
+        pen: Option<Box<Pen>>,
+    ) -> Arc<Self> {
+        Self::with_sessions(id, core, epoch, Arriving::new(), None, pen)
     }
 
     /// Serves what arrived, which was served in the epoch `origin` before. This takes the same time
@@ -87,10 +93,13 @@ impl Shard {
         epoch: Epoch,
         arrived: Arriving,
         origin: Option<Epoch>,
+        pen: Option<Box<Pen>>,
     ) -> Arc<Self> {
+        let is_saved = pen.is_some();
         let Arriving { seq, sessions, timed, earliest_expiry } = arrived;
         let gate = Gate::Serving(epoch);
-        let state = State::Bare { gate, seq, id_last: 0, origin, promoted: None, followers: None };
+        let state =
+            State::Bare { gate, seq, id_last: 0, origin, promoted: None, followers: None, pen };
         let (is_throttled, is_followed) = (AtomicBool::new(false), AtomicBool::new(false));
         let shard =
             Arc::new(Self { id, core, is_throttled, is_followed, state: Mutex::new(state) });
@@ -102,6 +111,9 @@ impl Shard {
             inner.swept_at = shard.core.now();
             inner.expires_at(earliest_expiry);
             inner.arm(id, &shard.core);
+        }
+        if is_saved {
+            shard.lock().save_gate();
         }
         shard
     }
@@ -240,6 +252,7 @@ impl Shard {
         let mut inner = self.lock();
         if let Gate::Serving(epoch) = inner.gate {
             inner.gate = Gate::Sealed(epoch);
+            inner.save_gate();
             self.lift(&mut inner);
             // Those who are attached stay until now, and leave here: they cannot leave later.
             let attached = inner.active.iter().filter(|(_, active)| active.crowd.is_some());
@@ -259,6 +272,7 @@ impl Shard {
         let Some(old) = inner.gate.epoch() else { return false };
         assert!(old <= epoch, "an epoch of shard {} would go back: {old} to {epoch}", self.id);
         inner.gate = Gate::Serving(epoch);
+        inner.save_gate();
         inner.follow_epoch(&self.core, old, epoch);
         self.adopt_or_tell_in(&mut inner, adoptions);
         self.lift(&mut inner);
@@ -288,7 +302,7 @@ impl Shard {
         self.core.alarms.set(self.id, inner.armed.take(), None);
         let timed = std::mem::take(&mut inner.timed);
         let sessions = std::mem::replace(&mut inner.sessions, Sessions::new());
-        let seq = inner.seq;
+        let (seq, pen) = (inner.seq, inner.pen.take());
         drop(inner);
         self.core.forget_unreadable(self.id, None);
         let n_orphans = sessions.n_activated();
@@ -298,7 +312,7 @@ impl Shard {
                 session: self.farewell(&session_key(&stored.key), epoch, stored),
             })
             .collect();
-        Some((SetAside::new(Arc::clone(&self.core), (self.id, seq), sessions, timed), orphans))
+        Some((SetAside::new(Arc::clone(&self.core), (self.id, seq), sessions, timed, pen), orphans))
     }
 
     /// A session that can only be read, because it is not in the shard any more.

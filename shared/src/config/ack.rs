@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What must know of a change before its answer goes out. Written `memory` or `replica`.
+/// What must know of a change before its answer goes out. Written `memory` or `replica`, each with
+/// or without `+disk`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -14,6 +15,32 @@ pub enum AckPolicy {
     Memory,
     /// The memory of the owner and of every replica in the shard's claim.
     Replica,
+    /// The owner's disk. A node that dies has its changes when it starts again.
+    #[serde(rename = "memory+disk")]
+    MemoryAndDisk,
+    /// The memory of every replica in the shard's claim, and the owner's disk.
+    #[serde(rename = "replica+disk")]
+    ReplicaAndDisk,
+}
+
+impl AckPolicy {
+    /// Whether answers wait for replicas.
+    #[must_use]
+    pub fn waits_for_replicas(self) -> bool {
+        match self {
+            Self::Replica | Self::ReplicaAndDisk => true,
+            Self::Memory | Self::MemoryAndDisk => false,
+        }
+    }
+
+    /// Whether answers wait for the owner's disk.
+    #[must_use]
+    pub fn waits_for_disk(self) -> bool {
+        match self {
+            Self::MemoryAndDisk | Self::ReplicaAndDisk => true,
+            Self::Memory | Self::Replica => false,
+        }
+    }
 }
 
 impl fmt::Display for AckPolicy {
@@ -21,20 +48,22 @@ impl fmt::Display for AckPolicy {
         f.write_str(match self {
             Self::Memory => "memory",
             Self::Replica => "replica",
+            Self::MemoryAndDisk => "memory+disk",
+            Self::ReplicaAndDisk => "replica+disk",
         })
     }
 }
 
 /// A text that is no policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("want `memory` or `replica`; sessions are not kept on disk")]
+#[error("want `memory`, `replica`, `memory+disk` or `replica+disk`")]
 pub struct ParseAckError;
 
 impl FromStr for AckPolicy {
     type Err = ParseAckError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let all = [Self::Memory, Self::Replica];
+        let all = [Self::Memory, Self::Replica, Self::MemoryAndDisk, Self::ReplicaAndDisk];
         all.into_iter().find(|policy| policy.to_string() == text).ok_or(ParseAckError)
     }
 }
@@ -45,14 +74,15 @@ mod tests {
 
     #[test]
     fn a_policy_reads_back_what_it_prints() {
-        for policy in ["memory", "replica"] {
+        for policy in ["memory", "replica", "memory+disk", "replica+disk"] {
             let read: AckPolicy = policy.parse().unwrap();
             assert_eq!(read.to_string(), policy);
+            assert_eq!(read.waits_for_disk(), policy.ends_with("+disk"));
+            assert_eq!(read.waits_for_replicas(), policy.starts_with("replica"));
             let json = serde_json::to_string(&read).unwrap();
             assert_eq!(json, format!("\"{policy}\""));
         }
-        // What nobody keeps is not promised.
-        for none in ["disk", "memory+disk", "replica+disk", "Replica", ""] {
+        for none in ["disk", "disk+memory", "replica+", "Replica", ""] {
             assert_eq!(none.parse::<AckPolicy>(), Err(ParseAckError), "{none}");
             assert!(serde_json::from_str::<AckPolicy>(&format!("\"{none}\"")).is_err(), "{none}");
         }

@@ -202,6 +202,13 @@ impl TryFrom<&NodeOptions> for NodeConfig {
         check_range("replicas", options.replicas, 0..=2, "0 to 2")?;
         let copies = 1..=1 + options.replicas;
         check_range("min-copies", options.min_copies, copies, "1 to 1 + replicas")?;
+        if options.ack.waits_for_disk() && options.data_dir.is_none() {
+            return Err(ConfigError::new(
+                "ack",
+                format!("{} without a data-dir: there is no disk to wait for", options.ack),
+                "say where to keep sessions, as in `--data-dir /var/lib/stead`, or leave out `+disk`",
+            ));
+        }
         if let Some(limit) = options.form_alone_after.limit() {
             let range = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
             check_range("form-alone-after", limit, range, "1s to 24h, or `never`")?;

@@ -91,9 +91,11 @@ pub struct NodeOptions {
     /// as much memory again; without one, a node that dies takes its sessions along.
     pub replicas: u8,
 
-    /// What must know of a change before its answer goes out: `memory` or `replica`.
-    /// Default `replica`: with one replica, any one node may die at a time and no change that was
-    /// answered is lost. `memory` answers sooner and may lose the latest changes.
+    /// What must know of a change before its answer goes out: `memory` or `replica`, each also with
+    /// `+disk`. Default `replica`: with one replica, any one node may die at a time and no change
+    /// that was answered is lost. `memory` answers sooner and may lose the latest changes. With
+    /// `+disk`, which needs a `data-dir`, all nodes may be killed at once; each answer waits for
+    /// the owner's disk.
     pub ack: AckPolicy,
 
     /// Copies, the owner's included, below which changes are refused. Default 1, range 1 to
@@ -121,8 +123,10 @@ pub struct NodeOptions {
     #[serde(alias = "drain_timeout")]
     pub drain_timeout: Span,
 
-    /// Directory for what must survive a restart. Default none: this start counts as new by the
-    /// clock alone, so the clock must not go back between starts.
+    /// Directory for what must survive a restart: the sessions, too. Default none: sessions are in
+    /// memory alone, and this start counts as new by the clock alone, so that the clock must not go
+    /// back between starts. With one, a change is on disk a second after it was made, or before it
+    /// is answered: see `ack`.
     #[serde(alias = "data_dir", skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
 

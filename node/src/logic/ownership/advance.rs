@@ -7,6 +7,10 @@ impl Ownership {
         if self.stage == Stage::Joining {
             self.join_or_form(out);
         }
+        let knows_owners = self.stage != Stage::Joining || self.knows_owners();
+        if knows_owners {
+            self.advance_recovery(out);
+        }
         self.advance_doubt(out);
         self.expire_handoffs(out);
         self.expire_copies(out);
@@ -40,7 +44,7 @@ impl Ownership {
 
     pub(super) fn join_or_form(&mut self, out: &mut Vec<Action>) {
         let owners = self.owners();
-        if !owners.is_empty() && owners.iter().all(|owner| self.book.knows(*owner)) {
+        if self.knows_owners() && !self.is_recovering() {
             self.become_ready(Note::Joined, out);
             return;
         }
@@ -70,15 +74,23 @@ impl Ownership {
         match step {
             Step::Wait => {}
             Step::Found { alone } => {
-                self.founds_by = Some((self.now + COUNTERS_MAX, alone));
+                self.founds_by = Some((self.now + self.counters_max(), alone));
                 self.found_in_time(out);
             }
         }
     }
 
+    fn knows_owners(&self) -> bool {
+        let owners = self.owners();
+        !owners.is_empty() && owners.iter().all(|owner| self.book.knows(*owner))
+    }
+
     /// Founds as was decided, once the counters that others remember are known.
     fn found_in_time(&mut self, out: &mut Vec<Action>) {
         let Some((by, alone)) = self.founds_by else { return };
+        if self.waits_for_disks() {
+            return;
+        }
         if by <= self.now || self.all_counters_are_known() {
             self.found(alone, out);
         }
@@ -124,6 +136,9 @@ impl Ownership {
         let node = self.config.me.node;
         let mut shards = Vec::with_capacity(self.config.n_shards as usize);
         for shard in (0..self.config.n_shards).map(ShardId) {
+            if self.is_saved_somewhere(shard) {
+                continue;
+            }
             let epoch = Epoch { counter: 1 + self.book.highest(shard), node };
             let at = ShardEpoch { shard, epoch };
             self.serve(at);
@@ -131,6 +146,7 @@ impl Ownership {
         }
         self.founded_at = Some(self.now);
         self.drop_replicas(&shards, out);
+        self.note_begun(&shards);
         out.push(Action::OpenEmpty { shards, lost: false });
         self.become_ready(Note::Founded { alone }, out);
     }

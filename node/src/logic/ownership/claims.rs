@@ -78,6 +78,7 @@ impl Ownership {
         }
         let yields: BTreeSet<ShardId> = yielded.values().flatten().map(|at| at.shard).collect();
         for &shard in &yields {
+            self.leave_quarantine(shard);
             self.slots.remove(&shard);
             self.log.release(shard);
         }

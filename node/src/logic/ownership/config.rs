@@ -35,6 +35,8 @@ pub struct OwnershipConfig {
     pub on_minority: OnMinority,
     /// How long the ready nodes must not have changed to be those of which a majority is counted.
     pub settles_after: Duration,
+    /// This node keeps shards on disk: as a founder it waits longer for what others' disks hold.
+    pub has_disk: bool,
     /// Switches for tests.
     pub rules: Rules,
 }
@@ -59,6 +61,7 @@ impl OwnershipConfig {
             replicas: 0,
             on_minority: OnMinority::default(),
             settles_after: Duration::from_secs(60),
+            has_disk: false,
             rules: Rules::ALL,
         }
     }

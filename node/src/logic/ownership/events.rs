@@ -250,6 +250,29 @@ pub enum Action {
         /// The shards and the epochs to serve in.
         shards: Vec<ShardEpoch>,
     },
+    /// Open gates over what the disk holds of these shards.
+    OpenSaved {
+        /// The shards and the epochs to serve in.
+        shards: Vec<ShardEpoch>,
+    },
+    /// Forget what the disk holds of these shards: their owners have it, or something newer.
+    DropSaved {
+        /// The shards.
+        shards: Vec<ShardId>,
+    },
+    /// Offer what the disk holds of these shards to their owner, which began without it.
+    OfferSaved {
+        /// The owner.
+        to: NodeBoot,
+        /// The shards and its epochs.
+        shards: Vec<ShardEpoch>,
+    },
+    /// Refuse requests of these shards: what the disk holds of them is damaged, and nobody has
+    /// anything better.
+    Quarantine {
+        /// The shards and the epochs in which they are held.
+        shards: Vec<ShardEpoch>,
+    },
     /// Drop state that has another owner now.
     DropState {
         /// The shards.
@@ -338,6 +361,16 @@ pub enum Note {
         settled: usize,
         /// How many of them are here.
         ready: usize,
+    },
+    /// Shards are served from this node's disk.
+    Recovered {
+        /// Number of shards.
+        n_shards: usize,
+    },
+    /// Nodes that were in the cluster before are waited for: their disks may hold what is newest.
+    WaitsForDisks {
+        /// How long, from the start on.
+        within: Duration,
     },
     /// Shards of dead owners were claimed.
     TookOver {

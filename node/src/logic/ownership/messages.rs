@@ -48,6 +48,8 @@ impl Ownership {
             }
             Control::SeeClaims { pos } => self.on_see_claims(from, pos, out),
             Control::SeenClaims { pos } => self.on_seen_claims(from, pos, out),
+            Control::WhatSaved { token } => self.on_what_saved(from, token, out),
+            Control::Saved { token, shards, begun } => self.on_saved(from, token, &shards, &begun),
             Control::Abort { handoff } => {
                 if self.incoming.remove(&handoff).is_some() {
                     out.push(Action::DropCopy { handoff });
@@ -114,9 +116,10 @@ impl Ownership {
     ) {
         let (mut holdings, highest) = self.holdings(shards);
         // Whoever may claim them on the answer may know of the owner's death before this node.
+        let founds = token == JOIN_TOKEN && self.stage == Stage::Joining;
         holdings.extend(self.claimed_by_me(shards, |shard| match digest {
-            NO_CLAIM => self.may_take_over(shard),
-            _ => self.is_heir(shard),
+            NO_CLAIM => self.may_take_over(shard) || founds && self.holds_saved(shard),
+            _ => self.is_heir(shard) || self.holds_saved(shard),
         }));
         let members_digest = self.digest;
         let message = Control::Holds { token, members_digest, holdings, highest };
@@ -168,6 +171,7 @@ impl Ownership {
             .is_some_and(|m| m.is_live_node() && m.phase == Phase::Ready);
         if token == JOIN_TOKEN {
             self.on_counters(from.node, answer.1);
+            self.on_held_elsewhere(from, answer.0);
         }
         if let Some(query) = self.query.as_mut().filter(|query| query.token == token) {
             query.answer(from.node, digest, binding, answer);

@@ -69,6 +69,7 @@ mod messages;
 mod minority;
 mod moves;
 mod receiving;
+mod recovery;
 mod replicas;
 mod sending;
 mod takeover;
@@ -199,6 +200,7 @@ pub struct Ownership {
     counters_of: BTreeMap<NodeId, (Time, bool)>,
     /// It was decided to found, alone or not: when that happens even if not all have answered.
     founds_by: Option<(Time, bool)>,
+    recovery: recovery::Recovery,
     next_number: u64,
     next_token: Token,
     recheck: bool,
@@ -264,6 +266,7 @@ impl Ownership {
             takeovers: BTreeMap::new(),
             counters_of: BTreeMap::new(),
             founds_by: None,
+            recovery: recovery::Recovery::default(),
             next_number: 1,
             next_token: 1,
             recheck: true,
@@ -336,6 +339,7 @@ impl Ownership {
             || self.doubt.is_some()
             || !self.takeovers.is_empty()
             || !self.leaving_sets.is_empty()
+            || self.is_recovering()
             || (self.stage == Stage::Leaving && !self.drained);
         let tick = self.now + if busy { BUSY_TICK } else { TICK };
         self.recheck_at.map_or(tick, |at| tick.min(at.max(self.now)))

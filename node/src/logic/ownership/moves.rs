@@ -67,7 +67,8 @@ impl Ownership {
         let me = self.config.me.node;
         let mut waits = false;
         let mut waiting = Waiting::default();
-        for at in self.serving().filter(|at| !busy.contains(&at.shard)) {
+        let is_free = |at: &ShardEpoch| !busy.contains(&at.shard) && !self.is_quarantined(at.shard);
+        for at in self.serving().filter(is_free) {
             let elsewhere = self.targets.owner_of(at.shard).is_some_and(|node| node != me);
             if !elsewhere {
                 continue;
@@ -298,7 +299,8 @@ impl Ownership {
             .live_peers()
             .any(|m| m.role == Role::Node && m.state == MemberState::Ready);
         let moving = self.slots.values().any(|slot| matches!(slot, Slot::Granted { .. }));
-        let is_empty = self.slots.is_empty() && !self.is_needed();
+        let is_empty =
+            self.slots.keys().all(|shard| self.is_quarantined(*shard)) && !self.is_needed();
         if !self.drained && (is_empty || (!somebody && !moving)) {
             self.drained = true;
             out.push(Action::Drained);

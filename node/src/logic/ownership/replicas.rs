@@ -90,6 +90,9 @@ impl Ownership {
         let mut n_under = 0;
         for at in self.serving() {
             let set = self.log.replicas(at.shard);
+            if self.is_quarantined(at.shard) {
+                continue;
+            }
             n_under += usize::from(set.len() < enough);
             if moving.contains(&at.shard)
                 || leaving.contains(&at.shard)

@@ -104,6 +104,11 @@ impl Ownership {
         }
     }
 
+    /// Shards that this node is about to serve from copies of dead owners.
+    pub(super) fn heirlooms(&self) -> impl Iterator<Item = ShardId> + '_ {
+        self.copies.keys().copied().filter(|shard| self.may_take_over(*shard))
+    }
+
     fn is_granted_to(&self, shard: ShardId, owner: NodeBoot) -> bool {
         self.slots.get(&shard).is_some_and(|slot| slot.is_granted_to(owner))
     }

@@ -47,6 +47,7 @@ impl Ownership {
         if let Some((at, _)) = &mut self.founds_by {
             visit(at, Duration::ZERO);
         }
+        self.recovery.each_time(visit);
         visit(&mut self.rechecked, self.config.recheck_every);
         if let Some(at) = &mut self.recheck_at {
             visit(at, Duration::ZERO);

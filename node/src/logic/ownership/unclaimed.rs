@@ -15,7 +15,7 @@ impl Ownership {
             if is_held || self.targets.owner_of(shard) != Some(me.node) {
                 continue;
             }
-            if self.is_heir(shard) {
+            if self.is_heir(shard) || self.holds_saved(shard) {
                 continue;
             }
             match self.book.get(shard) {
@@ -57,6 +57,9 @@ impl Ownership {
             return;
         }
         if !self.config.rules.takeover_never_waits && !self.may_balance() {
+            return;
+        }
+        if self.waits_for_disks() {
             return;
         }
         let shards = self.unclaimed();
@@ -142,6 +145,7 @@ impl Ownership {
         self.drop_replicas(fresh.iter().chain(&lost).chain(copies.values().flatten()), out);
         for (shards, lost) in [(fresh, false), (lost, true)] {
             if !shards.is_empty() {
+                self.note_begun(&shards);
                 out.push(Action::OpenEmpty { shards, lost });
             }
         }

@@ -45,6 +45,10 @@ pub trait Local: Send + Sync + 'static {
     fn forget(&self, _node: NodeId) -> bool {
         false
     }
+    /// Shards whose requests are refused here, since what the disk holds of them is damaged.
+    fn quarantined(&self) -> Vec<u32> {
+        Vec::new()
+    }
     /// Starts its drain. False when it has none: it owns nothing.
     fn drain(&self) -> bool;
     /// How far that is; none when it owns nothing.
@@ -101,7 +105,8 @@ pub fn shards_report(view: &View, moving: u32) -> ShardsReport {
         view.targets.counts().into_iter().map(|(node, count)| (name(node), count)).collect();
     let shards = n_shards.get();
     let under_replicated = view.under_replicated();
-    ShardsReport { shards, by_node, unowned, moving, under_replicated, targets, owned }
+    let quarantined = Vec::new();
+    ShardsReport { shards, by_node, unowned, moving, under_replicated, targets, owned, quarantined }
 }
 
 /// Where `shard` is in `view`, but for its pin.
@@ -204,8 +209,9 @@ impl AdminSource for ClusterAdmin {
     }
 
     fn shards(&self) -> ShardsReport {
-        (self.view)()
-            .map_or_else(ShardsReport::default, |view| shards_report(&view, self.local.moving()))
+        let Some(view) = (self.view)() else { return ShardsReport::default() };
+        let quarantined = self.local.quarantined();
+        ShardsReport { quarantined, ..shards_report(&view, self.local.moving()) }
     }
 
     fn where_is(&self, key: &SessionKey) -> Option<WhereReport> {

@@ -121,6 +121,9 @@ pub struct ShardsReport {
     pub targets: BTreeMap<String, u32>,
     /// Shards that this process owns, ascending.
     pub owned: Vec<u32>,
+    /// Those of them whose requests it refuses, since what its disk holds of them is damaged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quarantined: Vec<u32>,
 }
 
 /// `GET /v1/where?key=K`.

@@ -1,0 +1,349 @@
+//! What this node's disk holds of shards, until it is clear what becomes of it (R0).
+//!
+//! ```text
+//! starting node                                   every other live node
+//!   WhatSaved ─────────────────────────────────▶
+//!   ◀── Saved{states that nobody serves, shards claimed empty}
+//!   all have answered; of each shard that the disk holds:
+//!     somebody serves it, and its state goes back to this one ──▶ dropped
+//!     somebody serves it from empty since ──────────────────────▶ offered to the owner
+//!     somebody serves it below the epoch of this state ─────────▶ served here above both
+//!     nobody serves it, and a newer state is elsewhere ─────────▶ waits for that one's claim
+//!     nobody serves it, and this is the newest ─────────────────▶ served here, or set aside where
+//!                                                                 it is damaged
+//! ```
+//!
+//! A node is not ready before all of this is decided, but the one that founds: the others join it.
+//! Whoever wants to claim a shard empty hears from it that it holds the shard. Nodes that the data
+//! directory remembers are waited for, for [`RETURN_MAX`] from the start: theirs may be the newest
+//! state.
+
+use stead_shared::control::{SavedKind, SavedShard};
+
+use super::*;
+use crate::logic::recovery::{Saved, rank};
+
+/// How long nodes of the cluster before are waited for.
+const RETURN_MAX: Duration = Duration::from_secs(10);
+/// How often those who are silent are asked again.
+const SAVED_ASK_EVERY: Duration = Duration::from_millis(200);
+/// How often all are asked anew while something is not decided.
+const ROUND_EVERY: Duration = Duration::from_millis(500);
+/// The first version of the link's protocol whose nodes can tell what their disks hold.
+const SAVED_SINCE: u8 = 3;
+/// How long a founder with a disk waits for counters and disks that others remember.
+const DISKS_MAX: Duration = Duration::from_secs(5);
+
+/// What is not decided yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Recovery {
+    held: BTreeMap<ShardId, Saved>,
+    /// Nodes of the cluster before.
+    remembered: BTreeSet<NodeId>,
+    /// Shards that other joining nodes' disks hold, for one who founds.
+    elsewhere: BTreeSet<ShardId>,
+    /// Shards that this process claimed empty.
+    begun: BTreeMap<ShardId, Epoch>,
+    /// Shards that nobody can serve, since what is on disk is damaged.
+    quarantined: BTreeSet<ShardId>,
+    round: Option<Round>,
+    next_round: Option<Time>,
+    said: bool,
+}
+
+/// One question to everybody.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Round {
+    token: Token,
+    since: Time,
+    ask_at: Time,
+    told: BTreeMap<NodeBoot, Told>,
+}
+
+/// What one node has told.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Told {
+    shards: BTreeMap<ShardId, SavedShard>,
+    begun: BTreeMap<ShardId, Epoch>,
+}
+
+/// What becomes of a shard that the disk holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Wait,
+    Drop,
+    Offer(NodeBoot, Epoch),
+    Serve,
+    SetAside,
+}
+
+impl Recovery {
+    pub(super) fn each_time(&mut self, visit: &mut dyn FnMut(&mut Time, Duration)) {
+        if let Some(round) = &mut self.round {
+            visit(&mut round.since, ASK_FOR);
+            visit(&mut round.ask_at, Duration::ZERO);
+        }
+        if let Some(at) = &mut self.next_round {
+            visit(at, Duration::ZERO);
+        }
+    }
+}
+
+impl Ownership {
+    /// Takes note of what this node's disk holds, and of the nodes that were in the cluster when it
+    /// last ran. Before anything else.
+    #[must_use]
+    pub fn recovering(
+        mut self,
+        held: BTreeMap<ShardId, Saved>,
+        remembered: BTreeSet<NodeId>,
+    ) -> Self {
+        for (shard, saved) in &held {
+            self.book.remember(*shard, saved.counter());
+        }
+        self.recovery = Recovery { held, remembered, ..Recovery::default() };
+        self
+    }
+
+    /// Shards that are held by this node and cannot be served: what is on its disk is damaged.
+    pub fn quarantined(&self) -> impl Iterator<Item = ShardId> + '_ {
+        self.recovery.quarantined.iter().copied()
+    }
+
+    pub(super) fn is_quarantined(&self, shard: ShardId) -> bool {
+        self.recovery.quarantined.contains(&shard)
+    }
+
+    /// Whether this node's disk holds a shard, and it is not decided what becomes of that.
+    pub(super) fn holds_saved(&self, shard: ShardId) -> bool {
+        self.recovery.held.contains_key(&shard)
+    }
+
+    pub(super) fn is_recovering(&self) -> bool {
+        !self.recovery.held.is_empty()
+    }
+
+    /// Whether a node may come back that was in the cluster before, and have what is newest.
+    pub(super) fn waits_for_disks(&mut self) -> bool {
+        if RETURN_MAX <= self.now.since(self.started) {
+            return false;
+        }
+        let members = &self.members;
+        let is_away = |node: &NodeId| members.find(*node).is_none_or(|m| !m.state.is_live());
+        let away = self.recovery.remembered.iter().any(is_away);
+        if away {
+            self.recheck_by(self.now + TICK);
+        }
+        away
+    }
+
+    /// How long a founder waits for what others remember.
+    pub(super) fn counters_max(&self) -> Duration {
+        if self.config.has_disk { DISKS_MAX } else { COUNTERS_MAX }
+    }
+
+    /// Whether a founder leaves a shard to whoever has it on disk.
+    pub(super) fn is_saved_somewhere(&self, shard: ShardId) -> bool {
+        self.holds_saved(shard) || self.recovery.elsewhere.contains(&shard)
+    }
+
+    /// A joining node has said what it holds: nothing but what is on its disk.
+    pub(super) fn on_held_elsewhere(&mut self, from: NodeBoot, holdings: &[Holding]) {
+        let own = holdings.iter().filter(|it| it.owner == from);
+        let shards = own.flat_map(|Holding { range, .. }| {
+            let range = ShardRange { first: range.first, len: range.len };
+            range.shards(self.config.n_shards)
+        });
+        self.recovery.elsewhere.extend(shards);
+    }
+
+    /// These are claimed without any state.
+    pub(super) fn note_begun(&mut self, shards: &[ShardEpoch]) {
+        self.recovery.begun.extend(shards.iter().map(|at| (at.shard, at.epoch)));
+    }
+
+    /// Somebody else serves it now, or this node from other state.
+    pub(super) fn leave_quarantine(&mut self, shard: ShardId) {
+        self.recovery.quarantined.remove(&shard);
+    }
+
+    pub(super) fn on_what_saved(&self, from: NodeBoot, token: Token, out: &mut Vec<Action>) {
+        let of_disk = |(&shard, saved): (&ShardId, &Saved)| SavedShard {
+            shard,
+            at: saved.at,
+            kind: saved.kind,
+        };
+        let mut shards: BTreeMap<ShardId, SavedShard> =
+            self.recovery.held.iter().map(of_disk).map(|it| (it.shard, it)).collect();
+        for shard in self.heirlooms() {
+            let epoch = Epoch { counter: self.book.highest(shard), node: self.config.me.node };
+            let at = stead_shared::id::Version { epoch, seq: 0 };
+            shards.insert(shard, SavedShard { shard, at, kind: SavedKind::Heir });
+        }
+        let begun = self.recovery.begun.iter();
+        let begun = begun.map(|(&shard, &epoch)| ShardEpoch { shard, epoch }).collect();
+        let shards = shards.into_values().collect();
+        out.push(Action::Send { to: from.node, message: Control::Saved { token, shards, begun } });
+    }
+
+    pub(super) fn on_saved(
+        &mut self,
+        from: NodeBoot,
+        token: Token,
+        shards: &[SavedShard],
+        begun: &[ShardEpoch],
+    ) {
+        let Some(round) = self.recovery.round.as_mut().filter(|it| it.token == token) else {
+            return;
+        };
+        for saved in shards.iter().filter(|it| it.shard.0 < self.config.n_shards) {
+            self.book.remember(saved.shard, saved.at.epoch.counter);
+        }
+        let shards = shards.iter().map(|it| (it.shard, *it)).collect();
+        let begun = begun.iter().map(|at| (at.shard, at.epoch)).collect();
+        round.told.insert(from, Told { shards, begun });
+    }
+
+    /// Asks, and decides once all have answered.
+    pub(super) fn advance_recovery(&mut self, out: &mut Vec<Action>) {
+        if self.recovery.held.is_empty() || self.stage == Stage::Leaving {
+            return;
+        }
+        let now = self.now;
+        self.recheck_by(now + TICK);
+        if self.recovery.round.is_none() {
+            if self.recovery.next_round.is_some_and(|at| now < at) {
+                return;
+            }
+            let (token, told) = (self.next_token, BTreeMap::new());
+            self.next_token += 1;
+            self.recovery.round = Some(Round { token, since: now, ask_at: now, told });
+        }
+        let peers = self.peers_with_disks();
+        let Some(round) = &mut self.recovery.round else { return };
+        let silent: Vec<NodeBoot> =
+            peers.into_iter().filter(|peer| !round.told.contains_key(peer)).collect();
+        if silent.is_empty() {
+            let told = std::mem::take(&mut round.told);
+            self.recovery.round = None;
+            self.recovery.next_round = Some(now + ROUND_EVERY);
+            self.decide(&told, out);
+            return;
+        }
+        if round.ask_at <= now {
+            round.ask_at = now + SAVED_ASK_EVERY;
+            let token = round.token;
+            for peer in silent {
+                let message = Control::WhatSaved { token };
+                out.push(Action::Send { to: peer.node, message });
+            }
+        }
+    }
+
+    /// Live nodes that can answer. One without a link may yet get one, for a while.
+    fn peers_with_disks(&self) -> Vec<NodeBoot> {
+        let nodes = self.members.live_peers().filter(|m| m.role == Role::Node);
+        let since = self.recovery.round.as_ref().map_or(self.now, |round| round.since);
+        let is_patient = self.now.since(since) < ASK_FOR;
+        let speaks = |boot: &NodeBoot| match self.connected.get(&boot.node) {
+            Some((_, version)) => SAVED_SINCE <= *version,
+            None => is_patient,
+        };
+        nodes.map(|m| m.node_boot()).filter(speaks).collect()
+    }
+
+    fn decide(&mut self, told: &BTreeMap<NodeBoot, Told>, out: &mut Vec<Action>) {
+        let waits = self.waits_for_disks();
+        let mut dropped = Vec::new();
+        let mut offered: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
+        let (mut served, mut aside) = (Vec::new(), Vec::new());
+        let held = std::mem::take(&mut self.recovery.held);
+        let mut left = BTreeMap::new();
+        for (shard, saved) in held {
+            let fate = self.fate(shard, &saved, told, waits);
+            match fate {
+                Fate::Wait => drop(left.insert(shard, saved)),
+                Fate::Drop => dropped.push(shard),
+                Fate::Offer(to, epoch) => {
+                    offered.entry(to).or_default().push(ShardEpoch { shard, epoch });
+                }
+                Fate::Serve => served.push(self.serve_saved(shard)),
+                Fate::SetAside => {
+                    self.recovery.quarantined.insert(shard);
+                    aside.push(self.serve_saved(shard));
+                }
+            }
+        }
+        self.recovery.held = left;
+        self.recheck = true;
+        self.tell_fates(dropped, served, aside, out);
+        for (to, shards) in offered {
+            out.push(Action::OfferSaved { to, shards });
+        }
+        if waits
+            && !self.recovery.held.is_empty()
+            && !std::mem::replace(&mut self.recovery.said, true)
+        {
+            out.push(Action::Note(Note::WaitsForDisks { within: RETURN_MAX }));
+        }
+    }
+
+    fn tell_fates(
+        &self,
+        dropped: Vec<ShardId>,
+        served: Vec<ShardEpoch>,
+        aside: Vec<ShardEpoch>,
+        out: &mut Vec<Action>,
+    ) {
+        if !dropped.is_empty() {
+            out.push(Action::DropSaved { shards: dropped });
+        }
+        if !served.is_empty() {
+            let n_shards = served.len();
+            out.push(Action::OpenSaved { shards: served });
+            out.push(Action::Note(Note::Recovered { n_shards }));
+        }
+        if !aside.is_empty() {
+            out.push(Action::Quarantine { shards: aside });
+        }
+    }
+
+    fn serve_saved(&mut self, shard: ShardId) -> ShardEpoch {
+        let counter = 1 + self.book.highest(shard);
+        let at = ShardEpoch { shard, epoch: Epoch { counter, node: self.config.me.node } };
+        self.serve(at);
+        at
+    }
+
+    fn fate(
+        &self,
+        shard: ShardId,
+        saved: &Saved,
+        told: &BTreeMap<NodeBoot, Told>,
+        waits: bool,
+    ) -> Fate {
+        let me = self.config.me;
+        let claim =
+            self.book.get(shard).filter(|(_, owner)| *owner == me || self.members.is_live(*owner));
+        let is_whole = saved.kind != SavedKind::Damaged;
+        if let Some((epoch, owner)) = claim {
+            let begun = told.values().filter_map(|it| it.begun.get(&shard));
+            let begun = begun.chain(self.recovery.begun.get(&shard)).max();
+            return match is_whole {
+                // What the owner has cannot go back to what is newer.
+                true if epoch < saved.at.epoch => Fate::Serve,
+                true if begun.is_some_and(|begun| saved.at.epoch < *begun) => {
+                    Fate::Offer(owner, epoch)
+                }
+                true | false => Fate::Drop,
+            };
+        }
+        let mine = SavedShard { shard, at: saved.at, kind: saved.kind };
+        let mut others =
+            told.iter().filter_map(|(who, it)| Some((who.node, it.shards.get(&shard)?)));
+        if waits || others.any(|(node, other)| rank(me.node, &mine) < rank(node, other)) {
+            return Fate::Wait;
+        }
+        if is_whole { Fate::Serve } else { Fate::SetAside }
+    }
+}

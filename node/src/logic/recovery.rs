@@ -1,0 +1,76 @@
+//! Which of several states of a shard is the newest, when several nodes have one and nobody serves
+//! it.
+//!
+//! An owner that answers wait for has all that it answered on its disk. So the highest epoch
+//! counts, of the states in it the owner's, and of copies the one that goes furthest. What is
+//! damaged counts only where there is nothing else. A copy in memory that is about to be served
+//! comes before all: its owner died a moment ago, and it has all that was acknowledged.
+
+use stead_shared::control::{SavedKind, SavedShard};
+use stead_shared::id::{Epoch, NodeId, Version};
+
+/// What is on this node's disk of one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Saved {
+    /// Its last change.
+    pub at: Version,
+    /// What it is.
+    pub kind: SavedKind,
+    /// The shard was sealed: it may have been granted, and served by another in the next epoch.
+    pub sealed: bool,
+}
+
+impl Saved {
+    /// The highest counter in which the shard may have been served by what is known here.
+    #[must_use]
+    pub fn counter(&self) -> u64 {
+        self.at.epoch.counter + u64::from(self.sealed)
+    }
+}
+
+/// How new a state is: the highest is the one to serve. Never the same for two nodes.
+#[must_use]
+pub fn rank(node: NodeId, saved: &SavedShard) -> (bool, bool, Epoch, SavedKind, u64, NodeId) {
+    let (is_heir, is_whole) = match saved.kind {
+        SavedKind::Heir => (true, true),
+        SavedKind::Owner | SavedKind::Copy => (false, true),
+        SavedKind::Damaged => (false, false),
+    };
+    (is_heir, is_whole, saved.at.epoch, saved.kind, saved.at.seq, node)
+}
+
+#[cfg(test)]
+mod tests {
+    use stead_shared::id::ShardId;
+
+    use super::*;
+
+    fn saved(kind: SavedKind, counter: u64, seq: u64) -> SavedShard {
+        let at = Version { epoch: Epoch { counter, node: NodeId(1) }, seq };
+        SavedShard { shard: ShardId(0), at, kind }
+    }
+
+    #[test]
+    fn the_newest_state_is_found() {
+        // From the oldest to the newest.
+        let order = [
+            (9, saved(SavedKind::Damaged, 9, 9)),
+            (8, saved(SavedKind::Copy, 3, 8)),
+            (7, saved(SavedKind::Owner, 3, 7)),
+            (6, saved(SavedKind::Copy, 4, 5)),
+            (5, saved(SavedKind::Copy, 4, 6)),
+            (6, saved(SavedKind::Copy, 4, 6)),
+            (4, saved(SavedKind::Owner, 4, 5)),
+            (3, saved(SavedKind::Heir, 2, 1)),
+        ];
+        let ranks: Vec<_> = order.iter().map(|(node, it)| rank(NodeId(*node), it)).collect();
+        assert!(ranks.is_sorted(), "{ranks:?}");
+    }
+
+    #[test]
+    fn what_was_sealed_may_have_been_served_in_the_next_epoch() {
+        let SavedShard { at, kind, .. } = saved(SavedKind::Owner, 4, 5);
+        let counter = |sealed| Saved { at, kind, sealed }.counter();
+        assert_eq!((counter(false), counter(true)), (4, 5));
+    }
+}

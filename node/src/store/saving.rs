@@ -1,0 +1,281 @@
+//! What of a host's shards goes to disk: every change, in the order of the changes, under the lock
+//! under which it is made.
+//!
+//! What is written of a shard has one writer at a time, who has its [`Pen`]: the shard that is
+//! served, the copy that is kept for another node, or the handoff that comes in. Whoever begins
+//! anew takes the pen from the one before, who writes nothing more. What the disk held at the start
+//! stays [kept](Saving::keep) until it is decided what becomes of it, and nobody has its pen.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use stead_shared::id::{SessionKey, ShardId, Version};
+
+use super::core::Core;
+use super::draft::Access;
+use super::following::record;
+use super::inner::Inner;
+use super::record::Record;
+use super::sessions::Sessions;
+use super::shard::Shard;
+use crate::disk::{Disk, DiskFailed, Role, ShardMeta};
+use crate::logic::gate::Gate;
+
+/// The writer of a shard whose state from the start is kept.
+const KEPT: u64 = 0;
+
+/// The state on disk of one host.
+#[derive(Debug)]
+pub(crate) struct Saving {
+    disk: Disk,
+    /// Answers wait for it.
+    sync: bool,
+    /// Shards of which something is on disk, and who writes them.
+    writers: DashMap<ShardId, u64>,
+    next_writer: AtomicU64,
+    /// The last position that the disk gave.
+    last: AtomicU64,
+}
+
+impl Saving {
+    pub(crate) fn new(disk: Disk, sync: bool) -> Self {
+        let (writers, next_writer) = (DashMap::new(), AtomicU64::new(KEPT + 1));
+        Self { disk, sync, writers, next_writer, last: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Whether nothing may be changed now.
+    pub(crate) fn refuses(&self) -> bool {
+        !self.disk.has_room() || (self.sync && self.disk.done().1)
+    }
+
+    /// Waits until everything that was written up to now is on disk, whatever the policy.
+    ///
+    /// # Errors
+    /// [`DiskFailed`], at once, while the disk fails.
+    pub(crate) async fn settled(&self) -> Result<(), DiskFailed> {
+        self.disk.wait(self.last.load(Ordering::Acquire)).await
+    }
+
+    /// What the disk holds of a shard stays as it is, and nobody writes to it.
+    pub(crate) fn keep(&self, shard: ShardId) {
+        self.writers.insert(shard, KEPT);
+    }
+
+    /// Whether what the disk held of a shard at the start is still kept.
+    pub(crate) fn keeps(&self, shard: ShardId) -> bool {
+        self.writers.get(&shard).is_some_and(|writer| *writer == KEPT)
+    }
+
+    /// The pen of what was kept.
+    pub(crate) fn release(self: &Arc<Self>, shard: ShardId) -> Box<Pen> {
+        let id = self.next_writer.fetch_add(1, Ordering::Relaxed);
+        self.writers.insert(shard, id);
+        self.pen(shard, id)
+    }
+
+    /// Begins a shard from nothing, with `meta`. None while what it was is kept.
+    pub(crate) fn begin(self: &Arc<Self>, shard: ShardId, meta: ShardMeta) -> Option<Box<Pen>> {
+        let id = self.next_writer.fetch_add(1, Ordering::Relaxed);
+        match self.writers.entry(shard) {
+            Entry::Occupied(writer) if *writer.get() == KEPT => return None,
+            Entry::Occupied(mut writer) => {
+                writer.insert(id);
+                self.note(self.disk.forget(shard));
+                self.note(self.disk.meta(shard, meta));
+            }
+            Entry::Vacant(free) => {
+                let _held = free.insert(id);
+                self.note(self.disk.meta(shard, meta));
+            }
+        }
+        Some(self.pen(shard, id))
+    }
+
+    /// The pen of what is kept, which stays kept.
+    pub(crate) fn kept_pen(self: &Arc<Self>, shard: ShardId) -> Box<Pen> {
+        self.pen(shard, KEPT)
+    }
+
+    /// Whether answers wait for the disk.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.sync
+    }
+
+    fn pen(self: &Arc<Self>, shard: ShardId, id: u64) -> Box<Pen> {
+        Box::new(Pen { saving: Arc::clone(self), shard, id, last: 0 })
+    }
+
+    fn note(&self, position: u64) -> u64 {
+        self.last.fetch_max(position, Ordering::AcqRel);
+        position
+    }
+}
+
+/// The right to write a shard to disk.
+#[derive(Debug)]
+pub(crate) struct Pen {
+    saving: Arc<Saving>,
+    shard: ShardId,
+    id: u64,
+    /// Where its last change is in the disk's queue.
+    last: u64,
+}
+
+impl Pen {
+    /// Whether nobody has begun anew.
+    pub(crate) fn is_current(&self) -> bool {
+        self.saving.writers.get(&self.shard).is_some_and(|writer| *writer == self.id)
+    }
+
+    /// Hands something over, unless somebody else writes the shard by now.
+    fn write(&self, push: impl FnOnce(&Disk) -> u64) -> Option<u64> {
+        // Held until it is in the queue: who begins anew comes after it.
+        let writer = self.saving.writers.get(&self.shard).filter(|writer| **writer == self.id)?;
+        let position = self.saving.note(push(&self.saving.disk));
+        drop(writer);
+        Some(position)
+    }
+
+    pub(crate) fn meta(&mut self, meta: ShardMeta) {
+        let shard = self.shard;
+        self.last = self.write(|disk| disk.meta(shard, meta)).unwrap_or(self.last);
+    }
+
+    pub(crate) fn put(&mut self, at: Version, key: &[u8], record: Bytes) {
+        let shard = self.shard;
+        self.last = self.write(|disk| disk.put(shard, at, key, record)).unwrap_or(self.last);
+    }
+
+    pub(crate) fn remove(&mut self, at: Version, key: &[u8]) {
+        let shard = self.shard;
+        self.last = self.write(|disk| disk.remove(shard, at, key)).unwrap_or(self.last);
+    }
+
+    /// Writes what a record has done to `sessions`. One that tells only where the shard is writes
+    /// nothing: that is for [`meta`](Self::meta).
+    pub(crate) fn follow(&mut self, core: &Core, at: Version, encoded: &[u8], sessions: &Sessions) {
+        match Record::decode(encoded) {
+            Ok(Record::Session(session)) => {
+                self.put(at, session.key(), Bytes::copy_from_slice(encoded));
+            }
+            Ok(Record::Gone { key }) => self.remove(at, key),
+            Ok(Record::Touched { key, .. }) => {
+                if let Some(stored) = sessions.get(key) {
+                    let now = core.now();
+                    let record = Record::of(&stored.key, &stored.data, stored.expires, now);
+                    self.put(at, key, record.encode());
+                }
+            }
+            Ok(Record::Shard { .. }) | Err(_) => {}
+        }
+    }
+
+    /// Writes all sessions. What was there before is to have been forgotten.
+    pub(crate) fn put_all(&mut self, core: &Core, at: Version, sessions: &Sessions) {
+        let now = core.now();
+        for stored in sessions.iter() {
+            let record = Record::of(&stored.key, &stored.data, stored.expires, now);
+            self.put(at, &stored.key, record.encode());
+        }
+    }
+
+    /// What is on disk stays until somebody begins anew, who may.
+    pub(crate) fn leave(self) {
+        let fresh = self.saving.next_writer.fetch_add(1, Ordering::Relaxed);
+        if let Some(mut writer) = self.saving.writers.get_mut(&self.shard)
+            && *writer == self.id
+        {
+            *writer = fresh;
+        }
+    }
+
+    /// Drops all of the shard from disk, unless somebody else writes it by now.
+    pub(crate) fn forget(self) {
+        let shard = self.shard;
+        self.write(|disk| disk.forget(shard));
+        self.saving.writers.remove_if(&shard, |_, writer| *writer == self.id);
+    }
+}
+
+impl Core {
+    /// Whether the disk takes no more changes.
+    pub(crate) fn refuses_changes(&self) -> bool {
+        self.saving.get().is_some_and(|saving| saving.refuses())
+    }
+
+    /// Waits while the disk takes no more changes.
+    pub(crate) async fn disk_takes_changes(&self) {
+        let Some(saving) = self.saving.get() else { return };
+        let mut state = saving.disk.state();
+        while saving.refuses() {
+            if !saving.disk.has_room() {
+                saving.disk.room().await;
+            } else if state.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The pen of a shard that begins from nothing.
+    pub(crate) fn begin_on_disk(&self, shard: ShardId, meta: ShardMeta) -> Option<Box<Pen>> {
+        self.saving.get().and_then(|saving| saving.begin(shard, meta))
+    }
+}
+
+impl Inner {
+    /// Writes a session as it is now, or that it is no more.
+    pub(super) fn save(&mut self, core: &Core, key: &SessionKey) {
+        let (Some(pen), Some(epoch)) = (&mut self.pen, self.gate.epoch()) else { return };
+        let (at, key) = (Version { epoch, seq: self.seq }, key.as_bytes());
+        match self.sessions.get(key) {
+            Some(stored) => pen.put(at, key, record(core, stored).encode()),
+            None => pen.remove(at, key),
+        }
+    }
+
+    /// Writes a session that was accessed. Nobody waits for that.
+    pub(super) fn save_touch(&mut self, core: &Core, key: &SessionKey) {
+        let before = self.pen.as_ref().map(|pen| pen.last);
+        self.save(core, key);
+        if let (Some(pen), Some(last)) = (&mut self.pen, before) {
+            pen.last = last;
+        }
+    }
+
+    /// Writes whether the shard is served, in which epoch, and where it is.
+    pub(super) fn save_gate(&mut self) {
+        let (role, epoch) = match self.gate {
+            Gate::Serving(epoch) => (Role::Owner, epoch),
+            Gate::Sealed(epoch) => (Role::Sealed, epoch),
+            Gate::Gone => return,
+        };
+        if let Some(pen) = &mut self.pen {
+            pen.meta(ShardMeta { at: Version { epoch, seq: self.seq }, role, complete: true });
+        }
+    }
+}
+
+impl Shard {
+    /// Waits until the disk has what the shard was when this was called, if answers wait for it.
+    /// Reads do not wait for a disk that fails: it is said where changes are refused.
+    pub(super) async fn is_on_disk(&self, access: Access) -> bool {
+        let Some(saving) = self.core.saving.get().filter(|saving| saving.sync) else {
+            return true;
+        };
+        let position = self.lock().pen.as_ref().map(|pen| pen.last);
+        match (position, access) {
+            (Some(position), _) if position <= saving.disk.done().0 => true,
+            (Some(position), _) => {
+                saving.disk.wait(position).await.is_ok() || access == Access::Read
+            }
+            (None, access) => access == Access::Read,
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! Nodes with a data directory: what was answered survives the end of every process, and a disk
+//! that cannot be used says so.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use stead_shared::net::admin::ShardsReport;
+
+use crate::client::{self, Connection};
+use crate::harness::{
+    Cluster, Member, Plan, SOON, eventually, free_addr, fresh_dir, node, ready, signal,
+};
+use crate::trial::{PATIENCE, Trial, counted_by_nodes};
+
+/// Kills all nodes before any of them can notice that another is gone, and starts them again.
+async fn kill_all(trial: &mut Trial, names: &[&str]) {
+    for name in names {
+        signal(trial.cluster.node(name).proc.pid(), "KILL");
+    }
+    for name in names {
+        trial.cluster.node(name).proc.ended(PATIENCE).await;
+    }
+    for name in names {
+        trial.cluster.start_again(name);
+    }
+}
+
+#[tokio::test]
+async fn all_nodes_killed_at_once_lose_nothing() {
+    let mut trial = Trial::start_with_disks(3, "replica+disk").await;
+    trial.cluster.settled(3).await;
+    let rounds = if trial.size.full { 10 } else { 2 };
+    for _ in 0..rounds {
+        trial.judge.phase("all killed");
+        kill_all(&mut trial, &["n1", "n2", "n3"]).await;
+        trial.judge.all_succeed(PATIENCE).await;
+        trial.cluster.settled(3).await;
+        trial.judge.seconds(1.0, PATIENCE).await;
+    }
+    assert_eq!(counted_by_nodes(&trial.cluster, "stead_shards_lost_total").await, 0);
+    let (_cluster, report) = trial.end("all killed").await;
+    report.assert_values("all killed");
+}
+
+#[tokio::test]
+async fn one_node_killed_and_started_again_loses_nothing() {
+    let mut trial = Trial::start_with_disks(3, "replica+disk").await;
+    trial.cluster.settled(3).await;
+    for name in ["n2", "n3"] {
+        trial.judge.phase("killed");
+        trial.kill(name).await;
+        trial.cluster.start_again(name);
+        trial.judge.all_succeed(PATIENCE).await;
+        trial.cluster.settled(3).await;
+        trial.judge.seconds(1.0, PATIENCE).await;
+    }
+    let (_cluster, report) = trial.end("one killed").await;
+    report.assert_values("one killed");
+}
+
+async fn put(addr: std::net::SocketAddr, name: &str, value: &str) -> Result<(), String> {
+    let body = Bytes::copy_from_slice(value.as_bytes());
+    let path = format!("/sessions/{name}");
+    let answer = Connection::open(addr).await?.send_body(Method::PUT, &path, body).await?;
+    answer.success().map(drop)
+}
+
+async fn value(addr: std::net::SocketAddr, name: &str) -> Result<String, String> {
+    let answer = client::get(addr, &format!("/sessions/{name}")).await?.success()?;
+    Ok(String::from_utf8_lossy(&answer.body).into_owned())
+}
+
+/// Without copies others begin the shards of a dead node empty. It has them on disk, and gives them
+/// to whoever serves them when it is back; what was deleted meanwhile elsewhere stays deleted.
+#[tokio::test]
+async fn a_node_without_copies_elsewhere_brings_its_sessions_back() {
+    let mut plan = Plan { disks: true, ..Plan::of(3, 64) };
+    plan.node_options.extend(["--ack", "memory+disk", "--replicas", "0"].map(str::to_owned));
+    let mut cluster = Cluster::planned(plan).await;
+    let names: Vec<String> = (0..120).map(|i| format!("kept-{i}")).collect();
+    for name in &names {
+        put(cluster.front(), name, name).await.unwrap();
+    }
+    signal(cluster.node("n2").proc.pid(), "KILL");
+    cluster.node("n2").proc.ended(PATIENCE).await;
+    cluster.settled(2).await;
+    let mut n_missing = 0;
+    for name in &names {
+        n_missing += u32::from(value(cluster.front(), name).await.is_err());
+    }
+    assert!(0 < n_missing, "n2 had sessions");
+    cluster.start_again("n2");
+    cluster.settled(3).await;
+    for name in &names {
+        eventually("the session", PATIENCE, || async {
+            let found = value(cluster.front(), name).await?;
+            if found == *name { Ok(()) } else { Err(format!("{name}: {found}")) }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_deleted_while_a_node_was_away_stays_deleted() {
+    let mut plan = Plan { disks: true, ..Plan::of(3, 64) };
+    plan.node_options.extend(["--ack", "replica+disk"].map(str::to_owned));
+    let mut cluster = Cluster::planned(plan).await;
+    let names: Vec<String> = (0..60).map(|i| format!("gone-{i}")).collect();
+    for name in &names {
+        put(cluster.front(), name, name).await.unwrap();
+    }
+    signal(cluster.node("n2").proc.pid(), "KILL");
+    cluster.node("n2").proc.ended(PATIENCE).await;
+    cluster.settled(2).await;
+    for name in &names {
+        let path = format!("/sessions/{name}");
+        client::once(cluster.front(), Method::DELETE, &path).await.unwrap().success().unwrap();
+    }
+    cluster.start_again("n2");
+    cluster.settled(3).await;
+    for name in &names {
+        let answer = client::get(cluster.front(), &format!("/sessions/{name}")).await.unwrap();
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{name} came back");
+    }
+}
+
+/// A node alone that keeps its sessions in `data`.
+fn alone(dir: &Path, name: &str, data: &Path, more: &[&str]) -> Member {
+    let data = data.display().to_string();
+    let options = [&["--data-dir", &data, "--ack", "memory+disk"], more].concat();
+    node(dir, name, free_addr(), "", 64, &options)
+}
+
+/// The same node in a cluster of two shards.
+fn few_shards(dir: &Path, data: &Path) -> Member {
+    let data = data.display().to_string();
+    node(dir, "n1", free_addr(), "", 2, &["--data-dir", &data])
+}
+
+async fn kill(member: &mut Member) {
+    signal(member.proc.pid(), "KILL");
+    member.proc.ended(SOON).await;
+}
+
+/// The member ends by itself, with a message that has all of `pieces`.
+async fn is_refused(mut member: Member, pieces: &[&str]) {
+    let status = member.proc.ended(SOON).await;
+    let log = member.proc.log();
+    assert!(status.code().is_some_and(|code| code != 0), "{status}: {log}");
+    assert!(!log.contains("panicked"), "{log}");
+    for piece in pieces {
+        assert!(log.contains(piece), "`{piece}` is not in: {log}");
+    }
+}
+
+#[tokio::test]
+async fn a_data_directory_of_somebody_else_is_refused() {
+    let dir = fresh_dir();
+    let data = dir.join("data");
+    let mut first = alone(&dir, "n1", &data, &[]);
+    ready(&first).await;
+    put(first.http, "alice", "cart").await.unwrap();
+    is_refused(alone(&dir, "n1", &data, &[]), &["in use", "--data-dir"]).await;
+    kill(&mut first).await;
+    is_refused(alone(&dir, "n2", &data, &[]), &["n1", "n2", "--name n1"]).await;
+    is_refused(alone(&dir, "n1", &data, &["--cluster", "other"]), &["another cluster"]).await;
+    is_refused(few_shards(&dir, &data), &["--shards", "shard"]).await;
+    let again = alone(&dir, "n1", &data, &[]);
+    ready(&again).await;
+    assert_eq!(value(again.http, "alice").await.as_deref(), Ok("cart"));
+}
+
+#[tokio::test]
+async fn sessions_that_do_not_fit_into_memory_are_not_begun_with() {
+    let dir = fresh_dir();
+    let data = dir.join("data");
+    let mut first = alone(&dir, "n1", &data, &[]);
+    ready(&first).await;
+    for i in 0..20 {
+        put(first.http, &format!("s{i}"), &"x".repeat(1000)).await.unwrap();
+    }
+    kill(&mut first).await;
+    let small = alone(&dir, "n1", &data, &["--memory-max", "8KiB"]);
+    is_refused(small, &["--memory-max", "shard"]).await;
+    let again = alone(&dir, "n1", &data, &[]);
+    ready(&again).await;
+    for i in 0..20 {
+        assert_eq!(value(again.http, &format!("s{i}")).await.map(|it| it.len()), Ok(1000));
+    }
+}
+
+/// Flips a bit of a marker in whatever files of a node's state it is in. How many that were.
+fn flip(data: &Path, marker: &str) -> usize {
+    let mut n_flipped = 0;
+    let mut folders = vec![data.join("state")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let mut bytes = std::fs::read(&path).unwrap();
+            let found = bytes.windows(marker.len()).position(|at| at == marker.as_bytes());
+            let Some(at) = found else { continue };
+            bytes[at] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+            n_flipped += 1;
+        }
+    }
+    n_flipped
+}
+
+#[tokio::test]
+async fn damaged_shards_of_a_node_alone_are_refused_and_named() {
+    let dir = fresh_dir();
+    let data = dir.join("data");
+    let mut first = alone(&dir, "n1", &data, &[]);
+    ready(&first).await;
+    for i in 0..40 {
+        put(first.http, &format!("s{i}"), &format!("value-of-{i}.")).await.unwrap();
+    }
+    kill(&mut first).await;
+    assert!(0 < flip(&data, "value-of-39."));
+    for _ in 0..2 {
+        let mut again = alone(&dir, "n1", &data, &[]);
+        ready(&again).await;
+        let refused = client::get(again.http, "/sessions/s39").await.unwrap();
+        assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(refused.header("stead-refusal"), "quarantined");
+        let mut n_served = 0;
+        for i in 0..39 {
+            let answer = client::get(again.http, &format!("/sessions/s{i}")).await.unwrap();
+            if answer.status.is_success() {
+                assert_eq!(answer.body, format!("value-of-{i}."));
+                n_served += 1;
+            } else {
+                assert_eq!(answer.header("stead-refusal"), "quarantined", "s{i}");
+            }
+        }
+        assert!(0 < n_served, "only what is damaged is refused");
+        let report: ShardsReport = client::get_json(again.admin, "/v1/shards").await.unwrap();
+        assert!(!report.quarantined.is_empty());
+        let log = again.proc.log();
+        let named = format!("shard={}", report.quarantined[0]);
+        assert!(log.contains("a shard is quarantined") && log.contains(&named), "{log}");
+        kill(&mut again).await;
+    }
+}
+
+#[tokio::test]
+async fn damaged_shards_are_taken_from_another_node() {
+    let mut plan = Plan { disks: true, ..Plan::of(3, 64) };
+    plan.node_options.extend(["--ack", "replica+disk"].map(str::to_owned));
+    let mut cluster = Cluster::planned(plan).await;
+    let names: Vec<String> = (0..60).map(|i| format!("s{i}")).collect();
+    for name in &names {
+        put(cluster.front(), name, &format!("value-of-{name}.")).await.unwrap();
+    }
+    cluster.settled(3).await;
+    // Nobody waits for the disks of copies but this test.
+    eventually("all disks have everything", PATIENCE, || async {
+        match counted_by_nodes(&cluster, "stead_disk_queue_bytes").await {
+            0 => Ok(()),
+            n => Err(format!("{n} bytes wait")),
+        }
+    })
+    .await;
+    let nodes = ["n1", "n2", "n3"];
+    for name in nodes {
+        signal(cluster.node(name).proc.pid(), "KILL");
+        cluster.node(name).proc.ended(PATIENCE).await;
+    }
+    let data = cluster.dir.join("data-n2");
+    let n_flipped: usize = names.iter().map(|name| flip(&data, &format!("value-of-{name}."))).sum();
+    assert!(0 < n_flipped);
+    for name in nodes {
+        cluster.start_again(name);
+    }
+    for name in &names {
+        eventually("the session", PATIENCE, || async {
+            let found = value(cluster.front(), name).await?;
+            let right = found == format!("value-of-{name}.");
+            if right { Ok(()) } else { Err(format!("{name}: {found}")) }
+        })
+        .await;
+    }
+    let damaged = counted_by_nodes(&cluster, "stead_disk_damaged_shards_total").await;
+    assert!(0 < damaged, "it was noticed");
+    cluster.settled(3).await;
+}
+
+/// A small file system in memory. Needs root.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(dir: &Path, bytes: usize) -> Result<Self, String> {
+        let place = dir.join("small");
+        std::fs::create_dir_all(&place).map_err(|error| error.to_string())?;
+        let size = format!("size={bytes}");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "stead-test"])
+            .arg(&place)
+            .output()
+            .map_err(|error| error.to_string())?;
+        if !mounted.status.success() {
+            return Err(String::from_utf8_lossy(&mounted.stderr).into_owned());
+        }
+        Ok(Self(place))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // A process that is still there has files open; it is gone when it is told to.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_changes_and_serves_reads_until_there_is_room() {
+    let dir = fresh_dir();
+    let small = match SmallDisk::mount(&dir, 48 << 20) {
+        Ok(small) => small,
+        Err(why) => {
+            println!("skipped: a small file system cannot be mounted here: {why}");
+            return;
+        }
+    };
+    let data = small.0.join("data");
+    let member = alone(&dir, "n1", &data, &[]);
+    ready(&member).await;
+    put(member.http, "before", "here").await.unwrap();
+    // What somebody else has put there.
+    let ballast = small.0.join("ballast");
+    fill(&ballast);
+    let big = "x".repeat(64 << 10);
+    let refused = eventually("a refusal", Duration::from_secs(30), || async {
+        let path = "/sessions/big";
+        let body = Bytes::copy_from_slice(big.as_bytes());
+        let mut connection = Connection::open(member.http).await?;
+        let answer = connection.send_body(Method::PUT, path, body).await?;
+        match answer.status {
+            StatusCode::INSUFFICIENT_STORAGE => Ok(answer),
+            other => Err(format!("{other}")),
+        }
+    })
+    .await;
+    assert_eq!(refused.header("stead-refusal"), "disk-full");
+    let document: serde_json::Value = serde_json::from_slice(&refused.body).unwrap();
+    assert_eq!(document["type"], "urn:stead:problem:disk-full", "{document}");
+    assert!(document["detail"].as_str().unwrap().contains("--data-dir"), "{document}");
+    assert_eq!(value(member.http, "before").await.as_deref(), Ok("here"));
+    let metrics = client::get(member.admin, "/metrics").await.unwrap().success().unwrap();
+    let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
+    assert!(metrics.contains("stead_disk_failing 1"), "it is said");
+    std::fs::remove_file(&ballast).unwrap();
+    eventually("a change", PATIENCE, || put(member.http, "after", "there")).await;
+    let mut member = member;
+    kill(&mut member).await;
+    let again = alone(&dir, "n1", &data, &[]);
+    ready(&again).await;
+    for (name, found) in [("before", "here"), ("after", "there")] {
+        assert_eq!(value(again.http, name).await.as_deref(), Ok(found), "{name}");
+    }
+}
+
+/// Fills a disk to its last byte.
+fn fill(path: &Path) {
+    use std::io::Write as _;
+    let mut file = std::fs::File::create(path).unwrap();
+    let mut block = vec![0; 1 << 20];
+    while !block.is_empty() {
+        if file.write_all(&block).is_err() {
+            block.truncate(block.len() / 2);
+        }
+    }
+}
