@@ -287,7 +287,8 @@ impl Driver {
         self.ownership.me = self.me;
         let view = Arc::clone(&self.views.borrow());
         let (members, targets) = (Arc::clone(&view.members), Arc::clone(&view.targets));
-        let (held, remembered) = self.found.clone();
+        let (mut held, remembered) = self.found.clone();
+        held.retain(|shard, _| self.host.has_saved(*shard));
         self.machine = Ownership::new(self.ownership.clone(), members, targets, self.now())
             .recovering(held, remembered);
         // Who owns nothing has nothing to doubt; the new machine knows of no doubt.
@@ -692,6 +693,13 @@ impl Driver {
             }
             Note::Recovered { n_shards } => {
                 tracing::info!(n_shards, "shards are served from disk");
+            }
+            Note::OlderThanDamaged { n_shards } => {
+                tracing::error!(
+                    n_shards,
+                    "the newest state of shards is damaged: they are served \
+                    from an older copy, without their latest changes"
+                );
             }
             Note::WaitsForDisks { within } => {
                 tracing::warn!(

@@ -126,6 +126,11 @@ impl Host {
         true
     }
 
+    /// Whether what the disk held of a shard is still here.
+    pub(crate) fn has_saved(&self, shard: ShardId) -> bool {
+        self.kept().shards().contains_key(&shard)
+    }
+
     /// Forgets what the disk held of a shard.
     pub(crate) fn drop_saved(&self, shard: ShardId) {
         self.kept().aside().remove(&shard);

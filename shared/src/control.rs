@@ -255,9 +255,18 @@ pub enum Control {
         /// What the answerer's disk holds that nobody serves yet, and what it will serve from a copy
         /// in memory; one entry for each shard.
         shards: Vec<SavedShard>,
-        /// Shards that the answerer has claimed empty, and the epochs in which it did.
-        begun: Vec<ShardEpoch>,
+        /// Shards that the answerer has claimed empty, or from a state on disk.
+        begun: Vec<BegunShard>,
     },
+}
+
+/// A shard whose history goes on from a state that may not be the newest there was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct BegunShard {
+    /// The shard, and the epoch in which it was claimed.
+    pub at: ShardEpoch,
+    /// From which state; none: from nothing.
+    pub from: Option<Version>,
 }
 
 /// The state of a shard that nobody serves yet.

@@ -1,9 +1,10 @@
 //! Which of several states of a shard is the newest, when several nodes have one and nobody serves
 //! it.
 //!
-//! An owner that answers wait for has all that it answered on its disk. So the highest epoch
-//! counts, of the states in it the owner's, and of copies the one that goes furthest. What is
-//! damaged counts only where there is nothing else. A copy in memory that is about to be served
+//! Changes of an epoch are made by one owner, in one order, and a whole copy that ends at one of them
+//! has all before it. So the highest epoch counts, and in it the state that goes furthest: where
+//! answers wait for the owner's disk that is at least all that was answered. What is damaged counts
+//! only where there is nothing else. A copy in memory that is about to be served
 //! comes before all: its owner died a moment ago, and it has all that was acknowledged.
 
 use stead_shared::control::{SavedKind, SavedShard};
@@ -30,13 +31,13 @@ impl Saved {
 
 /// How new a state is: the highest is the one to serve. Never the same for two nodes.
 #[must_use]
-pub fn rank(node: NodeId, saved: &SavedShard) -> (bool, bool, Epoch, SavedKind, u64, NodeId) {
+pub fn rank(node: NodeId, saved: &SavedShard) -> (bool, bool, Epoch, u64, SavedKind, NodeId) {
     let (is_heir, is_whole) = match saved.kind {
         SavedKind::Heir => (true, true),
         SavedKind::Owner | SavedKind::Copy => (false, true),
         SavedKind::Damaged => (false, false),
     };
-    (is_heir, is_whole, saved.at.epoch, saved.kind, saved.at.seq, node)
+    (is_heir, is_whole, saved.at.epoch, saved.at.seq, saved.kind, node)
 }
 
 #[cfg(test)]
@@ -55,12 +56,12 @@ mod tests {
         // From the oldest to the newest.
         let order = [
             (9, saved(SavedKind::Damaged, 9, 9)),
-            (8, saved(SavedKind::Copy, 3, 8)),
             (7, saved(SavedKind::Owner, 3, 7)),
+            (8, saved(SavedKind::Copy, 3, 8)),
             (6, saved(SavedKind::Copy, 4, 5)),
+            (4, saved(SavedKind::Owner, 4, 5)),
             (5, saved(SavedKind::Copy, 4, 6)),
             (6, saved(SavedKind::Copy, 4, 6)),
-            (4, saved(SavedKind::Owner, 4, 5)),
             (3, saved(SavedKind::Heir, 2, 1)),
         ];
         let ranks: Vec<_> = order.iter().map(|(node, it)| rank(NodeId(*node), it)).collect();

@@ -67,7 +67,8 @@ impl Shard {
         self.lock().compare(key, stored.data.version, offered)
     }
 
-    /// Takes an offered session in unless there is one. The caller has its turn.
+    /// Takes an offered session in, unless there is one that it does not go on from. The caller has
+    /// its turn.
     pub(crate) fn take_in(
         &self,
         key: &SessionKey,
@@ -82,7 +83,15 @@ impl Shard {
             return Err(MergeError::Busy);
         }
         let bytes = stored.bytes as usize;
-        self.core.resize(0, bytes).map_err(|_| RecordError::MemoryFull)?;
+        let old = inner.sessions.get(key.as_bytes());
+        let old_bytes = old.map_or(0, |old| old.bytes as usize);
+        let old_timer = old.and_then(|old| old.data.earliest_timer());
+        let activated = old.is_some_and(|old| old.activated);
+        self.core.resize(old_bytes, bytes).map_err(|_| RecordError::MemoryFull)?;
+        if let Some(at) = old_timer {
+            inner.timed.remove(&(at, key.clone()));
+        }
+        let stored = Stored { activated, ..stored };
         let prev = inner.next_seq(stored.data.version.seq);
         if let Some(at) = stored.data.earliest_timer() {
             inner.timed.insert((at, key.clone()));
@@ -121,10 +130,14 @@ impl Inner {
         if self.promoted.as_deref().is_some_and(is_in) {
             return Ok(Some(Merged::Taken));
         }
-        let here = self.sessions.get(key.as_bytes());
-        Ok(here.map(|here| match here.data.version == version {
-            true => Merged::Taken,
-            false => Merged::Kept,
-        }))
+        let Some(here) = self.sessions.get(key.as_bytes()) else { return Ok(None) };
+        let own = here.data.version;
+        // Who served that epoch changed it after this: it has not been changed here since.
+        let goes_on = own.epoch == version.epoch && own.seq < version.seq && own.epoch < epoch;
+        Ok(match own == version {
+            true => Some(Merged::Taken),
+            false if goes_on => None,
+            false => Some(Merged::Kept),
+        })
     }
 }

@@ -252,6 +252,15 @@ mod tests {
     }
 
     #[test]
+    fn time_passes_for_a_record_on_disk() {
+        let mut record = session();
+        record.age(Duration::from_micros(5));
+        assert_eq!((record.left_micros, record.timers[0].left_micros), (3_999_995, 5));
+        record.age(Duration::from_secs(3600));
+        assert_eq!((record.left_micros, record.timers[0].left_micros), (0, 0));
+    }
+
+    #[test]
     fn a_record_of_another_format_or_with_a_tail_is_refused() {
         let mut bytes = Record::Shard { seq: 5 }.encode().to_vec();
         bytes.push(0);

@@ -16,6 +16,7 @@ mod minority;
 mod moves;
 mod peers;
 mod pins;
+mod recovery;
 mod replica;
 mod rolling;
 mod room;

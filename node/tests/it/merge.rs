@@ -97,6 +97,22 @@ async fn merging_again_takes_nothing_twice() {
 }
 
 #[tokio::test]
+async fn a_state_that_goes_on_from_the_one_here_takes_its_place() {
+    let (old, new) = two_hosts(&Adding::new());
+    say(&old, "s", "10").await;
+    let then: Vec<Bytes> = old.export(SHARD).unwrap().collect();
+    assert_eq!(merge(&new, &then).await, (1, 0));
+    say(&old, "s", "1").await;
+    let records = records(&old.set_aside(SHARD).unwrap());
+    assert_eq!(merge(&new, &records).await, (1, 0));
+    assert_eq!(merge(&new, &then).await, (0, 1), "what is older does not");
+    assert_eq!(say(&new, "s", "1").await, "12");
+    assert_eq!(merge(&new, &records).await, (0, 1), "it was changed here since");
+    let sessions = new.shard_stats(SHARD).unwrap();
+    assert_eq!((sessions.sessions, sessions.bytes), (1, new.stats().bytes));
+}
+
+#[tokio::test]
 async fn versions_come_along_and_numbers_go_on_above_them() {
     let (old, new) = two_hosts(&Adding::new());
     for _ in 0..5 {

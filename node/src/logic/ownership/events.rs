@@ -367,6 +367,12 @@ pub enum Note {
         /// Number of shards.
         n_shards: usize,
     },
+    /// Some of those are older than what another node's disk holds, which is damaged: the latest
+    /// changes are lost.
+    OlderThanDamaged {
+        /// Number of shards.
+        n_shards: usize,
+    },
     /// Nodes that were in the cluster before are waited for: their disks may hold what is newest.
     WaitsForDisks {
         /// How long, from the start on.

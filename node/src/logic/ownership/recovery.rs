@@ -6,8 +6,9 @@
 //!   ◀── Saved{states that nobody serves, shards claimed empty}
 //!   all have answered; of each shard that the disk holds:
 //!     somebody serves it, and its state goes back to this one ──▶ dropped
-//!     somebody serves it from empty since ──────────────────────▶ offered to the owner
+//!     somebody serves it from nothing, or from an older state ──▶ offered to the owner
 //!     somebody serves it below the epoch of this state ─────────▶ served here above both
+//!     somebody has set it aside as damaged, this is whole ──────▶ served here
 //!     nobody serves it, and a newer state is elsewhere ─────────▶ waits for that one's claim
 //!     nobody serves it, and this is the newest ─────────────────▶ served here, or set aside where
 //!                                                                 it is damaged
@@ -18,7 +19,8 @@
 //! directory remembers are waited for, for [`RETURN_MAX`] from the start: theirs may be the newest
 //! state.
 
-use stead_shared::control::{SavedKind, SavedShard};
+use stead_shared::control::{BegunShard, SavedKind, SavedShard};
+use stead_shared::id::Version;
 
 use super::*;
 use crate::logic::recovery::{Saved, rank};
@@ -42,8 +44,8 @@ pub(super) struct Recovery {
     remembered: BTreeSet<NodeId>,
     /// Shards that other joining nodes' disks hold, for one who founds.
     elsewhere: BTreeSet<ShardId>,
-    /// Shards that this process claimed empty.
-    begun: BTreeMap<ShardId, Epoch>,
+    /// Shards that this process claimed empty, or from disk.
+    begun: BTreeMap<ShardId, BegunShard>,
     /// Shards that nobody can serve, since what is on disk is damaged.
     quarantined: BTreeSet<ShardId>,
     round: Option<Round>,
@@ -64,7 +66,7 @@ struct Round {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Told {
     shards: BTreeMap<ShardId, SavedShard>,
-    begun: BTreeMap<ShardId, Epoch>,
+    begun: BTreeMap<ShardId, BegunShard>,
 }
 
 /// What becomes of a shard that the disk holds.
@@ -159,7 +161,8 @@ impl Ownership {
 
     /// These are claimed without any state.
     pub(super) fn note_begun(&mut self, shards: &[ShardEpoch]) {
-        self.recovery.begun.extend(shards.iter().map(|at| (at.shard, at.epoch)));
+        let begun = |at: &ShardEpoch| (at.shard, BegunShard { at: *at, from: None });
+        self.recovery.begun.extend(shards.iter().map(begun));
     }
 
     /// Somebody else serves it now, or this node from other state.
@@ -175,13 +178,13 @@ impl Ownership {
         };
         let mut shards: BTreeMap<ShardId, SavedShard> =
             self.recovery.held.iter().map(of_disk).map(|it| (it.shard, it)).collect();
-        for shard in self.heirlooms() {
+        let aside = self.quarantined().map(|shard| (shard, SavedKind::Damaged));
+        for (shard, kind) in aside.chain(self.heirlooms().map(|shard| (shard, SavedKind::Heir))) {
             let epoch = Epoch { counter: self.book.highest(shard), node: self.config.me.node };
-            let at = stead_shared::id::Version { epoch, seq: 0 };
-            shards.insert(shard, SavedShard { shard, at, kind: SavedKind::Heir });
+            let at = Version { epoch, seq: 0 };
+            shards.insert(shard, SavedShard { shard, at, kind });
         }
-        let begun = self.recovery.begun.iter();
-        let begun = begun.map(|(&shard, &epoch)| ShardEpoch { shard, epoch }).collect();
+        let begun = self.recovery.begun.values().copied().collect();
         let shards = shards.into_values().collect();
         out.push(Action::Send { to: from.node, message: Control::Saved { token, shards, begun } });
     }
@@ -191,7 +194,7 @@ impl Ownership {
         from: NodeBoot,
         token: Token,
         shards: &[SavedShard],
-        begun: &[ShardEpoch],
+        begun: &[BegunShard],
     ) {
         let Some(round) = self.recovery.round.as_mut().filter(|it| it.token == token) else {
             return;
@@ -200,7 +203,7 @@ impl Ownership {
             self.book.remember(saved.shard, saved.at.epoch.counter);
         }
         let shards = shards.iter().map(|it| (it.shard, *it)).collect();
-        let begun = begun.iter().map(|at| (at.shard, at.epoch)).collect();
+        let begun = begun.iter().map(|it| (it.at.shard, *it)).collect();
         round.told.insert(from, Told { shards, begun });
     }
 
@@ -256,7 +259,7 @@ impl Ownership {
         let waits = self.waits_for_disks();
         let mut dropped = Vec::new();
         let mut offered: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
-        let (mut served, mut aside) = (Vec::new(), Vec::new());
+        let (mut served, mut aside, mut n_older) = (Vec::new(), Vec::new(), 0);
         let held = std::mem::take(&mut self.recovery.held);
         let mut left = BTreeMap::new();
         for (shard, saved) in held {
@@ -267,7 +270,13 @@ impl Ownership {
                 Fate::Offer(to, epoch) => {
                     offered.entry(to).or_default().push(ShardEpoch { shard, epoch });
                 }
-                Fate::Serve => served.push(self.serve_saved(shard)),
+                Fate::Serve => {
+                    n_older += usize::from(is_older(shard, &saved, told));
+                    let at = self.serve_saved(shard);
+                    let from = Some(saved.at);
+                    self.recovery.begun.insert(shard, BegunShard { at, from });
+                    served.push(at);
+                }
                 Fate::SetAside => {
                     self.recovery.quarantined.insert(shard);
                     aside.push(self.serve_saved(shard));
@@ -277,6 +286,9 @@ impl Ownership {
         self.recovery.held = left;
         self.recheck = true;
         self.tell_fates(dropped, served, aside, out);
+        if 0 < n_older {
+            out.push(Action::Note(Note::OlderThanDamaged { n_shards: n_older }));
+        }
         for (to, shards) in offered {
             out.push(Action::OfferSaved { to, shards });
         }
@@ -328,13 +340,19 @@ impl Ownership {
         let is_whole = saved.kind != SavedKind::Damaged;
         if let Some((epoch, owner)) = claim {
             let begun = told.values().filter_map(|it| it.begun.get(&shard));
-            let begun = begun.chain(self.recovery.begun.get(&shard)).max();
+            let begun = begun.chain(self.recovery.begun.get(&shard)).max_by_key(|it| it.at.epoch);
+            // What is here was not in what it was begun from.
+            let is_missed = begun.is_some_and(|begun| {
+                saved.at.epoch < begun.at.epoch && begun.from.is_none_or(|from| from < saved.at)
+            });
+            let of_owner = told.get(&owner).and_then(|it| it.shards.get(&shard));
+            let is_aside = of_owner.is_some_and(|it| it.kind == SavedKind::Damaged);
             return match is_whole {
+                // The owner has nothing that it could serve.
+                true if is_aside => Fate::Serve,
                 // What the owner has cannot go back to what is newer.
                 true if epoch < saved.at.epoch => Fate::Serve,
-                true if begun.is_some_and(|begun| saved.at.epoch < *begun) => {
-                    Fate::Offer(owner, epoch)
-                }
+                true if is_missed => Fate::Offer(owner, epoch),
                 true | false => Fate::Drop,
             };
         }
@@ -346,4 +364,10 @@ impl Ownership {
         }
         if is_whole { Fate::Serve } else { Fate::SetAside }
     }
+}
+
+/// Whether somebody has a newer state of the shard that is damaged.
+fn is_older(shard: ShardId, saved: &Saved, told: &BTreeMap<NodeBoot, Told>) -> bool {
+    let others = told.values().filter_map(|it| it.shards.get(&shard));
+    others.filter(|it| it.kind == SavedKind::Damaged).any(|it| saved.at < it.at)
 }
