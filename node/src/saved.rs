@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use metrics::{describe_gauge, gauge};
+use stead_shared::config::NodeConfig;
 use stead_shared::control::{SavedKind, ShardEpoch};
 use stead_shared::id::{BootId, Epoch, NodeBoot, NodeId, ShardId, Version};
-
-use stead_shared::config::NodeConfig;
 use stead_shared::net::disk::known_members;
 
 use crate::disk::{Damage, Disk, DiskConfig, Recovered, RecoveredShard, Role, ShardMeta};
@@ -255,6 +255,8 @@ pub(crate) type Found = (BTreeMap<ShardId, Saved>, BTreeSet<NodeId>);
 
 /// Opens the state on disk and takes it in.
 pub(crate) async fn open_disk(config: &NodeConfig, host: &Host) -> Result<Found, NodeError> {
+    describe_gauge!("stead_ack_policy", "1 at the policy that answers of changes wait for");
+    gauge!("stead_ack_policy", "policy" => config.ack.to_string()).set(1.0);
     let Some(dir) = config.data_dir.clone() else { return Ok(Found::default()) };
     let known = if config.found { Vec::new() } else { known_members(&dir)? };
     let remembered = known.iter().map(|name| NodeId::of_name(name)).collect();

@@ -127,6 +127,35 @@ async fn what_was_deleted_while_a_node_was_away_stays_deleted() {
     }
 }
 
+/// The last one has everything: those that start with it wait for it, and begin nothing empty.
+#[tokio::test]
+async fn a_cluster_that_was_stopped_node_by_node_starts_with_its_sessions() {
+    let mut plan = Plan { disks: true, ..Plan::of(3, 64) };
+    plan.node_options.extend(["--ack", "replica+disk"].map(str::to_owned));
+    let mut cluster = Cluster::planned(plan).await;
+    let names: Vec<String> = (0..60).map(|i| format!("stopped-{i}")).collect();
+    for name in &names {
+        put(cluster.front(), name, name).await.unwrap();
+    }
+    let nodes = ["n1", "n2", "n3"];
+    for name in nodes {
+        signal(cluster.node(name).proc.pid(), "TERM");
+        let status = cluster.node(name).proc.ended(PATIENCE).await;
+        assert!(status.success(), "{name}: {status}");
+    }
+    for name in nodes {
+        cluster.start_again(name);
+    }
+    for name in &names {
+        eventually("the session", PATIENCE, || async {
+            let found = value(cluster.front(), name).await?;
+            if found == *name { Ok(()) } else { Err(format!("{name}: {found}")) }
+        })
+        .await;
+    }
+    cluster.settled(3).await;
+}
+
 /// A node alone that keeps its sessions in `data`.
 fn alone(dir: &Path, name: &str, data: &Path, more: &[&str]) -> Member {
     let data = data.display().to_string();
