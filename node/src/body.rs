@@ -115,6 +115,15 @@ impl Body {
         }
     }
 
+    /// The bytes when all of them are here already.
+    pub(crate) fn peek(&self) -> Option<&[u8]> {
+        match &self.inner {
+            Inner::Empty => Some(&[]),
+            Inner::Full(bytes) => Some(bytes),
+            Inner::Channel { .. } | Inner::Failed(_) | Inner::Boxed(_) => None,
+        }
+    }
+
     /// Itself when nothing of it has to be waited for; as an error otherwise.
     pub(crate) fn ready(self) -> Result<Self, Self> {
         match self.inner {

@@ -10,8 +10,8 @@
 //!
 //! The owner answers or refuses; it never forwards what came over a link, so a request is
 //! forwarded once and cannot go in circles. What was refused was not executed and may be tried
-//! elsewhere. What broke off may have been executed: it is tried again only when it changes
-//! nothing. Requests of one shard that have to wait do so in one queue, see
+//! elsewhere. What broke off may have been executed: it is tried again when all of it is still here,
+//! under the same id, so that it is applied once. Requests of one shard that have to wait do so in one queue, see
 //! [`stead_shared::park`].
 
 use std::future::poll_fn;
@@ -34,6 +34,7 @@ use stead_shared::view::View;
 use stead_shared::wire::http::{
     RequestMeta, ResponseMeta, decode_refusal, decode_response, encode_request,
 };
+use stead_shared::wire::link::ONCE_SINCE;
 use tokio::time::{Instant, timeout_at};
 
 use crate::body::Body;
@@ -53,6 +54,9 @@ pub(crate) use common::Forwarding;
 /// Hints to a newer owner that one request follows. Each leads to a higher epoch, so more than
 /// one is already rare.
 const HINTS_MAX: u8 = 3;
+/// Times that a request which changes something is sent again although it may have been executed.
+/// One that kills its owner should not kill all of them.
+const REPLAYS_MAX: u8 = 3;
 /// Attempts of one request, whatever their reasons.
 const ATTEMPTS_MAX: u16 = 64;
 
@@ -101,6 +105,8 @@ struct Errand {
     tried: Option<Epoch>,
     n_hints: u8,
     n_attempts: u16,
+    /// Times that it was sent again although it may have been executed.
+    n_replays: u8,
     /// An attempt broke after it was sent.
     may_have_run: bool,
 }
@@ -133,9 +139,9 @@ fn outcome_unknown(status: StatusCode, detail: &str) -> Problem {
     Problem::new(status, "outcome-unknown", title, detail).outcome_unknown()
 }
 
-fn unknown() -> Response<Body> {
+fn unknown() -> Problem {
     let detail = "The connection to the session's node broke before its answer began.";
-    outcome_unknown(StatusCode::BAD_GATEWAY, detail).into_response()
+    outcome_unknown(StatusCode::BAD_GATEWAY, detail)
 }
 
 impl Handle {
@@ -181,10 +187,11 @@ impl Handle {
             tried: None,
             n_hints: 0,
             n_attempts: 0,
+            n_replays: 0,
             may_have_run: false,
         };
         match self.deliver(&mut errand).await {
-            Err(_) if errand.may_have_run => Ok((None, unknown())),
+            Err(_) if errand.may_have_run => Ok((None, unknown().into_response())),
             delivered => delivered,
         }
     }
@@ -215,8 +222,10 @@ impl Handle {
                 Outcome::Broken => {
                     errand.may_have_run = true;
                     errand.meta.attempt = errand.meta.attempt.saturating_add(1);
-                    if !errand.is_read() || !errand.upload.is_kept() {
-                        return Ok((None, unknown()));
+                    errand.n_replays += 1;
+                    let is_last = REPLAYS_MAX < errand.n_replays;
+                    if !errand.upload.is_kept() || (is_last && !errand.is_read()) {
+                        return Ok((None, unknown().into_response()));
                     }
                     Refusal::NotOwner { claim: None }
                 }
@@ -330,6 +339,9 @@ impl Handle {
         let Some(link) = self.link(to).await else {
             return Outcome::Refused(Refusal::NotOwner { claim: None });
         };
+        if errand.may_have_run && !errand.is_read() && link.peer().protocol < ONCE_SINCE {
+            return Outcome::Problem(unknown());
+        }
         errand.meta.epoch = Some(to.epoch);
         errand.meta.deadline_ms = errand.left_ms();
         let Ok(head) = encode_request(&errand.meta, &errand.parts) else {
@@ -338,7 +350,11 @@ impl Handle {
         errand.upload.rewind();
         let stream = match link.open(head, errand.upload.is_empty() && errand.upgrade.is_none()) {
             Ok(stream) => stream,
-            Err(OpenError::Closed(_)) => return Outcome::Unsent,
+            Err(OpenError::Closed(_)) => {
+                // Until then the next attempt would find it again.
+                let _why = link.closed().await;
+                return Outcome::Unsent;
+            }
             Err(OpenError::Full | OpenError::TooMany) => return Outcome::Refused(BUSY),
             Err(OpenError::HeadTooLong) => return Outcome::Problem(head_too_large()),
         };

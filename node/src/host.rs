@@ -21,7 +21,9 @@ use tokio::time::{Instant, timeout_at};
 use crate::body::Body;
 use crate::disk::{Role, ShardMeta};
 use crate::logic::gate::Gate;
-use crate::problem::{Problem, REFUSAL};
+use crate::logic::window::Asked;
+use crate::once;
+use crate::problem::REFUSAL;
 use crate::replica::Replicas;
 use crate::saved::Kept;
 use crate::service::SharedService;
@@ -36,7 +38,7 @@ use crate::store::merge::{MergeError, Merged};
 use crate::store::record::{Record, RecordError};
 use crate::store::saving::Pen;
 use crate::store::shard::{Orphan, Shard, ShardStats, session_key};
-use crate::store::turns::{Admission, Asker, Begun};
+use crate::store::turns::{Admission, Asker, Begun, Turn};
 use crate::turn::{Answer, Job, Outcome, Unstoppable, lost};
 
 /// Bodies up to this length are read before their turn; it is what the link lets a client send
@@ -151,23 +153,30 @@ impl Host {
             }
         };
         let access = if self.inner.service.is_read(&head) { Access::Read } else { Access::Change };
+        // What changes nothing, or goes on as something else, may be run as often as it comes.
+        let is_once = access == Access::Change && !meta.upgrade;
+        let asked = match is_once.then(|| Asked::of(&meta, &head, &body)).transpose() {
+            Ok(asked) => asked,
+            Err(problem) => {
+                let epoch = shard.gate().open()?;
+                accepted();
+                return Ok(answered(
+                    &shard,
+                    false,
+                    Answer { epoch, response: problem.into_response() },
+                ));
+            }
+        };
         let bytes = body.length().unwrap_or(BODY_AHEAD_MAX).min(BODY_AHEAD_MAX) as usize;
         let asker = Asker::Client { bytes, epoch: meta.epoch };
         let turn = match shard.admit(&meta.key, access, asker)? {
             Admission::Now(turn) => turn,
             Admission::Queued(place) => place.wait(deadline(&meta)).await?,
         };
-        let begun = turn.paced(bytes, deadline(&meta)).await?.begin()?;
-        let epoch = begun.session.epoch();
+        let begun = turn.paced(bytes, deadline(&meta)).await?.begin_request(asked)?;
         accepted();
         let is_head = head.method == Method::HEAD;
-        let answer = if is_safe_to_run(&meta, &head.method) {
-            let job = Job::Request(Request::from_parts(head, body));
-            self.run(begun, job).await
-        } else {
-            None
-        };
-        let mut answer = answer.unwrap_or_else(|| maybe_executed(epoch));
+        let mut answer = self.answer(begun, Request::from_parts(head, body)).await;
         // What was refused changed nothing: it tells of a disk that fails, and does not wait for it.
         let is_refused = answer.response.headers().contains_key(REFUSAL);
         let access = if is_refused { Access::Read } else { access };
@@ -177,13 +186,7 @@ impl Host {
         if self.inner.core.doubts.must_wait() {
             answer = self.hold(&shard, answer).await;
         }
-        let meta = ResponseMeta {
-            shard: shard.id(),
-            epoch: answer.epoch,
-            length: content_length(is_head, &answer.response),
-            pressure: shard.pressure(),
-        };
-        Ok((meta, answer.response))
+        Ok(answered(&shard, is_head, answer))
     }
 
     /// Reads a small body before its turn, so that a slow client holds up nobody. What is longer,
@@ -211,6 +214,27 @@ impl Host {
             return answer;
         }
         Answer { response: lost().into_response(), ..answer }
+    }
+
+    /// Runs the turn of a request, or answers it as it was answered before.
+    async fn answer(&self, mut begun: Begun, request: Request<Body>) -> Answer {
+        let (core, epoch) = (&self.inner.core, begun.session.epoch());
+        let answer = match std::mem::replace(&mut begun.met, Turn::Unknown) {
+            runs @ Turn::Runs(_) => {
+                begun.met = runs;
+                let answer = self.run(begun, Job::Request(request)).await;
+                return answer.expect("a request is answered");
+            }
+            Turn::Replays(kept) => once::replay(core, &kept, epoch),
+            Turn::Unknown => {
+                core.metrics.replays_unknown.increment(1);
+                once::unknown(epoch)
+            }
+            Turn::OtherRequest => once::other_request(epoch),
+        };
+        // The service learns all the same of what had expired.
+        self.run(begun, Job::Expire).await;
+        answer
     }
 
     async fn run(&self, begun: Begun, job: Job) -> Option<Answer> {
@@ -348,11 +372,11 @@ impl Host {
     pub fn export(&self, shard: ShardId) -> Option<Export> {
         let shard = self.shard(shard)?;
         let now = self.inner.core.now();
-        let (seq, sessions) = shard.snapshot();
+        let (seq, floor_ms, sessions) = shard.snapshot();
         let records = sessions.into_iter().map(move |(key, data, expires)| {
             Record::of(key.as_bytes(), &data, expires, now).encode()
         });
-        let head = Record::Shard { seq }.encode();
+        let head = Record::of_shard(seq, floor_ms).encode();
         Some(Export { records: Box::new(std::iter::once(head).chain(records)) })
     }
 
@@ -480,15 +504,26 @@ impl Host {
         record: &[u8],
     ) -> Result<Option<Merged>, MergeError> {
         let shard = self.shard(shard).ok_or(MergeError::NotServed)?;
-        let session = match Record::decode(record)? {
-            Record::Shard { seq } => return shard.raise_seq(epoch, seq).map(|()| None),
-            Record::Session(session) => session,
+        let (session, window) = match Record::decode(record)? {
+            Record::Shard { seq } => return shard.raise_seq(epoch, seq, 0).map(|()| None),
+            Record::ShardWithFloor { seq, floor_ms } => {
+                return shard.raise_seq(epoch, seq, floor_ms).map(|()| None);
+            }
+            Record::Session(session) => (session, None),
+            Record::Windowed(session, window) => (session, Some(window)),
             // They follow a session that was copied, and an offer is no copy.
-            Record::Gone { .. } | Record::Touched { .. } => {
+            Record::Gone { .. }
+            | Record::Touched { .. }
+            | Record::Changed(..)
+            | Record::Trimmed { .. } => {
                 return Err(RecordError::Malformed.into());
             }
         };
-        let stored = session.into_stored(self.inner.core.now());
+        let now = self.inner.core.now();
+        let mut stored = session.into_stored(now);
+        if let Some(window) = window {
+            stored.set_window(window.into_window(now));
+        }
         let key = session_key(&stored.key);
         if let Some(merged) = shard.compare(&key, &stored, epoch)? {
             return Ok(Some(merged));
@@ -540,7 +575,7 @@ impl Host {
             // Few enough of them run that they need not wait for ever.
             let _ = shard.room(None).await;
             if let Ok(turn) = Shard::wait_turn(&shard, &key, Asker::Node).await
-                && let Ok(begun) = turn.begin_as(false)
+                && let Ok(begun) = turn.begin_unasked()
             {
                 host.run(begun, if is_timer { Job::Timers } else { Job::Expire }).await;
             }
@@ -720,9 +755,15 @@ fn write_down(core: &Core, shard: ShardId, epoch: Epoch, arrived: &Arriving) -> 
     Some(pen)
 }
 
-/// Whether the request can run although an earlier attempt of it may have run.
-fn is_safe_to_run(meta: &RequestMeta, method: &Method) -> bool {
-    meta.attempt <= 1 || method.is_idempotent()
+/// An answer of a shard, and what goes with it.
+fn answered(shard: &Shard, is_head: bool, answer: Answer) -> (ResponseMeta, Response<Body>) {
+    let meta = ResponseMeta {
+        shard: shard.id(),
+        epoch: answer.epoch,
+        length: content_length(is_head, &answer.response),
+        pressure: shard.pressure(),
+    };
+    (meta, answer.response)
 }
 
 /// The length of the content, where the answer has content at all (RFC 9110 §6.4.1).
@@ -733,14 +774,4 @@ fn content_length(is_head: bool, response: &Response<Body>) -> Option<u64> {
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED;
     if has_none { None } else { response.body().length() }
-}
-
-fn maybe_executed(epoch: Epoch) -> Answer {
-    let problem = Problem::new(
-        StatusCode::BAD_GATEWAY,
-        "outcome-unknown",
-        "The request may have been executed",
-        "An earlier attempt was sent and its answer was lost. It was not run again.",
-    );
-    Answer { epoch, response: problem.outcome_unknown().into_response() }
 }

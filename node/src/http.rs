@@ -294,7 +294,7 @@ impl Handle {
     }
 
     fn boot(&self) -> BootId {
-        self.view().members.my_self().map_or(BootId(0), |me| me.boot)
+        self.view().members.my_self().map_or(BootId(0), |me| me.node_boot().requests())
     }
 
     /// Says who answered, of which shard, in which epoch.

@@ -18,6 +18,7 @@ mod metrics;
 mod moving;
 mod node;
 mod offer;
+mod once;
 mod problem;
 mod replica;
 mod saved;
@@ -54,4 +55,5 @@ pub use store::tracking::Lag;
 pub use turn::{StampEtag, etag};
 pub use upgrade::{Upgrade, UpgradeSender, Upgraded};
 
+pub use stead_shared::border::headers::REPLAYED;
 pub use stead_shared::wire::http::{RequestMeta, ResponseMeta};

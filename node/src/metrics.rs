@@ -21,6 +21,10 @@ pub(crate) struct Metrics {
     pub(crate) stale_epochs: Counter,
     /// Requests for a shard that has moved on, answered with its owner.
     pub(crate) late_requests: Counter,
+    replayed_whole: Counter,
+    replayed_status: Counter,
+    pub(crate) replays_unknown: Counter,
+    pub(crate) answers_forgotten: Counter,
     unreadable_newer: Counter,
     unreadable_undecodable: Counter,
     refused_not_owner: Counter,
@@ -35,6 +39,7 @@ impl Metrics {
     pub(crate) fn new() -> Self {
         describe();
         let refused = |refusal| counter!("stead_refusals_total", "refusal" => refusal);
+        let replayed = |answer| counter!("stead_replayed_answers_total", "answer" => answer);
         let unreadable = |reason| counter!("stead_sessions_unreadable_total", "reason" => reason);
         Self {
             sessions: gauge!("stead_sessions"),
@@ -50,6 +55,10 @@ impl Metrics {
             disk_full: counter!("stead_disk_full_total"),
             stale_epochs: counter!("stead_stale_epoch_refusals_total"),
             late_requests: counter!("stead_late_requests_total"),
+            replayed_whole: replayed("whole"),
+            replayed_status: replayed("status-only"),
+            answers_forgotten: counter!("stead_answers_forgotten_total"),
+            replays_unknown: counter!("stead_replays_unknown_total"),
             unreadable_newer: unreadable("newer"),
             unreadable_undecodable: unreadable("undecodable"),
             refused_not_owner: refused("not-owner"),
@@ -59,6 +68,10 @@ impl Metrics {
             refused_quarantined: refused("quarantined"),
             refused_deadline: refused("deadline-passed"),
         }
+    }
+
+    pub(crate) fn replayed(&self, is_whole: bool) {
+        if is_whole { &self.replayed_whole } else { &self.replayed_status }.increment(1);
     }
 
     pub(crate) fn unreadable(&self, reason: &UnreadableReason) {
@@ -107,6 +120,18 @@ fn describe() {
     describe_counter!(
         "stead_disk_full_total",
         "Changes refused because the disk takes no more: it is full, or fails"
+    );
+    describe_counter!(
+        "stead_replayed_answers_total",
+        "Requests that had been applied before and were given their answer again"
+    );
+    describe_counter!(
+        "stead_answers_forgotten_total",
+        "Sessions whose answers were not kept for want of memory"
+    );
+    describe_counter!(
+        "stead_replays_unknown_total",
+        "Requests that may have been applied before, and were not run again"
     );
     describe_counter!(
         "stead_sessions_unreadable_total",

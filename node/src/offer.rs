@@ -41,6 +41,7 @@ use tokio::time::timeout;
 use crate::host::Host;
 use crate::store::aside::SetAside;
 use crate::store::merge::{MergeError, Merged};
+use crate::store::record::for_peer;
 use crate::transfer::{Records, Tally, TransferError, TransferHead, send_records};
 
 /// How often a shard is offered: for about 40 s, longer than its next owner takes to be found.
@@ -214,7 +215,8 @@ impl Offerer {
         let (mut stream, answer) = link.open(control::encode(&head), false)?.split();
         let records = shards.iter().filter_map(|at| given.get(&at.shard));
         let records = records
-            .flat_map(|(_, aside)| aside.records().map(move |record| (aside.shard(), record)));
+            .flat_map(|(_, aside)| aside.records().map(move |record| (aside.shard(), record)))
+            .map(|(shard, record)| (shard, for_peer(record, link.peer().protocol)));
         send_records(&mut stream, records, &Tally::default()).await?;
         answer_of(answer).await
     }

@@ -206,13 +206,13 @@ fn kept_of(
         Some(_) | None => return Ok(None),
     };
     match read(core, saving.disk(), found.shard)? {
-        Ok(mut arrived) if arrived.sessions().len() as u64 == found.sessions => {
+        Ok(mut arrived) if arrived.sessions().n_records() as u64 == found.sessions => {
             arrived.set_seq(at.seq);
             let kept = KeptShard { at, arrived, damaged: None };
             Ok(Some((kept, Saved { at, kind, sealed })))
         }
         Ok(arrived) => {
-            let n = arrived.sessions().len();
+            let n = arrived.sessions().n_records();
             arrived.forget(core);
             damaged(format!("{n} of {} sessions were read", found.sessions))
         }

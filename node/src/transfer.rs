@@ -36,7 +36,7 @@ use crate::host::{Host, Incoming};
 use crate::logic::copying::Progress;
 use crate::logic::pace::Pace;
 use crate::store::copy::ShardCopy;
-use crate::store::record::RecordError;
+use crate::store::record::{Record, RecordError, for_peer};
 use frames::{CHUNK, SILENCE_MAX, Writer};
 pub(crate) use frames::{Records, send_records};
 
@@ -116,9 +116,10 @@ pub(crate) async fn send(
     let link = links.bulk(to.node, Some(to.boot), addr).await?;
     let head = TransferHead::Handoff { handoff, shards: shards.to_vec() };
     let (mut stream, _answers) = link.open(control::encode(&head), false)?.split();
+    let protocol = link.peer().protocol;
     let records = shards.iter().flat_map(|at| {
         let records = host.export(at.shard).into_iter().flatten();
-        records.map(move |record| (at.shard, record))
+        records.map(move |record| (at.shard, for_peer(record, protocol)))
     });
     send_records(&mut stream, records, tally).await
 }
@@ -202,9 +203,9 @@ impl<R: Fn(Progress) + Send> Copier<R> {
         let link = self.links.bulk(to.node, Some(to.boot), addr).await?;
         let head = TransferHead::Handoff { handoff: self.handoff, shards: self.shards.clone() };
         let (mut stream, _answers) = link.open(control::encode(&head), false)?.split();
-        let mut writer = Writer::new(&mut stream, self.tally.clone());
+        let mut writer = Writer::for_peer(&mut stream, self.tally.clone(), link.peer().protocol);
         for copy in &copies {
-            writer.put(copy.shard(), &copy.seq_record());
+            writer.put(copy.shard(), &for_peer(copy.seq_record(), writer.protocol()));
         }
         let mut meter = Meter::new();
         for i in 0..copies.len() {
@@ -215,7 +216,7 @@ impl<R: Fn(Progress) + Send> Copier<R> {
             while write_some(copy, &mut writer, CHUNK) > 0 {
                 writer.send_if_full().await?;
             }
-            writer.put(copy.shard(), &copy.seq_record());
+            writer.put(copy.shard(), &for_peer(copy.seq_record(), writer.protocol()));
         }
         writer.finish().await
     }
@@ -305,8 +306,10 @@ impl<R: Fn(Progress) + Send> Copier<R> {
 
 /// Puts the next records of a copy into the writer; gives their bytes.
 fn write_some(copy: &mut ShardCopy, writer: &mut Writer<'_>, bytes_max: usize) -> usize {
-    let shard = copy.shard();
-    copy.each_next(bytes_max, |record| writer.put_with(shard, |chunk| record.encode_to(chunk)))
+    let (shard, protocol) = (copy.shard(), writer.protocol());
+    let put =
+        |record: &Record<'_>| writer.put_with(shard, |chunk| record.encode_for(protocol, chunk));
+    copy.each_next(bytes_max, put)
 }
 
 /// How fast a copy is.

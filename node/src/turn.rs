@@ -18,7 +18,7 @@ use crate::body::Body;
 use crate::problem::Problem;
 use crate::service::{Boxed, Service};
 use crate::session::{Session, StateError, TurnError, Why};
-use crate::store::turns::{Begun, Committed};
+use crate::store::turns::{Begun, Committed, Turn};
 
 /// What a turn is for.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ pub(crate) async fn deactivate<S: Service>(service: Arc<S>, turn: Begun, why: Wh
     let said = AssertUnwindSafe(service.deactivating(&turn.session, why)).catch_unwind().await;
     match said {
         Ok(()) => {
-            if let Err(error) = turn.commit_as(false) {
+            if let Err(error) = turn.commit_last() {
                 tracing::warn!(%error, "the changes of a deactivation were discarded");
             }
         }
@@ -113,7 +113,11 @@ async fn answer<S: Service>(service: &S, begun: &mut Begun, request: Request<Bod
         return failed(begun, panicked());
     };
     begun.activate = false;
-    match begun.commit() {
+    let asked = match &mut begun.met {
+        Turn::Runs(asked) => asked.take(),
+        Turn::Replays(_) | Turn::Unknown | Turn::OtherRequest => None,
+    };
+    match begun.commit_answer(asked, &response) {
         Ok(committed) => {
             let response = stamp(response, committed);
             Outcome::Answered(Answer { epoch: committed.epoch, response })

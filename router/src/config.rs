@@ -15,7 +15,9 @@ use stead_shared::park;
 /// What a proxy runs with.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
-    /// This process's boot id: with a number it names each request.
+    /// What names this process's requests, with a number: [`NodeBoot::requests`].
+    ///
+    /// [`NodeBoot::requests`]: stead_shared::id::NodeBoot::requests
     pub boot: BootId,
     /// Where the key of a request is, in order of preference; at least one.
     pub keys: Vec<KeySource>,
@@ -25,7 +27,8 @@ pub struct ProxyConfig {
     pub cookie_key: Option<[u8; 32]>,
     /// Whether clients see `stead-node`, `stead-shard` and `stead-epoch`. Default: no.
     pub expose_headers: bool,
-    /// Which requests are sent again when they may have been executed. Default: reads.
+    /// Which requests are sent again when they may have been executed. Default: all whose body is
+    /// still here, where nodes apply each once; otherwise those that change nothing.
     pub replay: Replay,
     /// Bounds of waiting for an owner.
     pub park: park::Limits,

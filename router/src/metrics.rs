@@ -16,6 +16,7 @@ const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 pub(crate) enum Retried {
     Redirect,
     Parked,
+    Replay,
     Error,
 }
 
@@ -25,7 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) seconds: Histogram,
     pub(crate) connections: Gauge,
     pub(crate) upgraded: Gauge,
-    retries: [Counter; 3],
+    retries: [Counter; 4],
     pub(crate) retries_denied: Counter,
     pub(crate) stale_answers: Counter,
     pub(crate) unknown: Counter,
@@ -50,7 +51,7 @@ impl Metrics {
             seconds: histogram!("stead_request_seconds"),
             connections: gauge!("stead_router_connections"),
             upgraded: gauge!("stead_router_upgraded_connections"),
-            retries: ["redirect", "parked", "error"].map(retries),
+            retries: ["redirect", "parked", "replay", "error"].map(retries),
             retries_denied: counter!("stead_retries_denied_total"),
             stale_answers: counter!("stead_router_stale_answers_total"),
             unknown: counter!("stead_router_unknown_total"),
@@ -74,6 +75,7 @@ impl Metrics {
         let why = match next {
             Next::Redirect(_) => Retried::Redirect,
             Next::Park(_) => Retried::Parked,
+            Next::Replay => Retried::Replay,
             Next::Again => Retried::Error,
             Next::AtOnce | Next::Fail(_) => return,
         };

@@ -21,6 +21,7 @@ use stead_shared::net::watch;
 use stead_shared::refusal::Refusal;
 use stead_shared::view::View;
 use stead_shared::wire::http::{RequestMeta, encode_request};
+use stead_shared::wire::link::ONCE_SINCE;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -240,6 +241,9 @@ impl Inner {
                 Err(outcome) => return outcome,
             },
         };
+        if errand.trail.may_have_run() && !errand.is_read && link.peer().protocol < ONCE_SINCE {
+            return Outcome::Event(Event::NotOnce);
+        }
         errand.meta.attempt = errand.trail.begin();
         errand.meta.epoch = Some(to.epoch);
         errand.meta.deadline_ms = self.left_ms(errand);
@@ -249,7 +253,11 @@ impl Inner {
         let fin = errand.upload.is_none() && errand.upgrade.is_none();
         let stream = match link.open(head, fin) {
             Ok(stream) => stream,
-            Err(OpenError::Closed(_)) => return Outcome::Event(Event::Unsent),
+            Err(OpenError::Closed(_)) => {
+                // Until then the next attempt would find it again.
+                let _why = link.closed().await;
+                return Outcome::Event(Event::Unsent);
+            }
             Err(OpenError::Full | OpenError::TooMany) => return Outcome::busy(),
             Err(OpenError::HeadTooLong) => return Outcome::HeadTooLarge,
         };
@@ -321,7 +329,7 @@ impl Inner {
                 }
             }
             Next::Park(cause) => self.park(errand, Some(cause)).await,
-            Next::AtOnce => Ok(self.routing.destination(shard)),
+            Next::AtOnce | Next::Replay => Ok(self.routing.destination(shard)),
             Next::Again if self.may_retry() => Ok(self.routing.destination(shard)),
             Next::Again => {
                 self.metrics.retries_denied.increment(1);

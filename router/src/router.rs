@@ -362,7 +362,7 @@ fn proxy_config(config: &RouterConfig, process: &Process) -> ProxyConfig {
         // Without a cluster key cookies are signed by nobody's secret: on loopback only.
         cookie_key: cookie_key.or_else(|| (issues && is_local).then_some([0; 32])),
         expose_headers: config.expose_headers,
-        ..ProxyConfig::new(process.me.boot, config.key.clone())
+        ..ProxyConfig::new(process.me.requests(), config.key.clone())
     }
 }
 

@@ -67,7 +67,8 @@ pub(crate) async fn exchange(
             },
         };
         let is_kept = upload.as_ref().is_none_or(|upload| upload.is_kept);
-        let broken = Outcome::Event(Event::Broken(Sent { is_read, is_kept }));
+        let sent = Sent { is_read, is_kept };
+        let broken = Outcome::Event(Event::Broken(sent));
         return match event {
             Some(StreamEvent::Accepted) => {
                 welcome(turn);
@@ -90,7 +91,7 @@ pub(crate) async fn exchange(
             Some(StreamEvent::Reset(ResetCode::LinkClosed)) | None => {
                 let send = send.as_ref().or_else(|| upload.as_ref()?.send.as_ref());
                 match send.is_some_and(SendHalf::flushed) {
-                    true => broken,
+                    true => Outcome::Event(Event::Cut(sent)),
                     false => Outcome::Event(Event::Unsent),
                 }
             }

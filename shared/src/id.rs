@@ -57,6 +57,15 @@ pub struct NodeBoot {
     pub boot: BootId,
 }
 
+impl NodeBoot {
+    /// What names the requests that this process takes in: two processes may have begun in the same
+    /// microsecond.
+    #[must_use]
+    pub fn requests(self) -> BootId {
+        BootId(xxh3_64_with_seed(&self.boot.0.to_le_bytes(), self.node.0).max(1))
+    }
+}
+
 /// Seed of the hash that turns a cluster's name into its id. Part of the wire format.
 const CLUSTER_ID_SEED: u64 = 0x5354_4541_445f_434c;
 
@@ -155,7 +164,8 @@ pub struct Version {
 /// A request, across its attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RequestId {
-    /// The process that took the request from the client.
+    /// The process that took the request from the client: [`NodeBoot::requests`]. 0 for one that
+    /// does not know its own name yet.
     pub boot: BootId,
     /// Its number there.
     pub counter: u64,

@@ -44,6 +44,8 @@ pub struct Rules {
     pub set_is_known_first: bool,
     /// R11: who has heard nobody lately lets no answer out.
     pub heard_lately: bool,
+    /// R14: a request that was applied is not applied again; its answer is.
+    pub applied_once: bool,
 }
 
 impl Rules {
@@ -68,5 +70,6 @@ impl Rules {
         entries_stay: true,
         set_is_known_first: true,
         heard_lately: true,
+        applied_once: true,
     };
 }

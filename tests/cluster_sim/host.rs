@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use stead_node::logic::gate::Gate;
+use stead_node::logic::window::{Asked, Content, Entry, Kept, Met, Window};
 use stead_shared::control::{HandoffId, ShardEpoch};
-use stead_shared::id::{Epoch, ShardId, Version};
+use stead_shared::id::{BootId, Epoch, RequestId, ShardId, Version};
 use stead_shared::refusal::Refusal;
 use stead_shared::rules::Rules;
+use stead_shared::time::Time;
 
 use crate::ctx::SESSIONS;
 use crate::feed::Follow;
@@ -16,6 +18,10 @@ use crate::feed::Follow;
 pub(crate) struct Ask {
     pub(crate) op: u32,
     pub(crate) attempt: u32,
+    /// The number of this attempt among those that may be executed.
+    pub(crate) try_no: u16,
+    /// When the first attempt was made, in milliseconds.
+    pub(crate) first_sent_ms: u64,
     pub(crate) shard: ShardId,
     pub(crate) session: u8,
     pub(crate) is_write: bool,
@@ -29,6 +35,7 @@ pub(crate) struct Ask {
 pub(crate) struct Session {
     pub(crate) version: Option<Version>,
     pub(crate) ops: Vec<u32>,
+    pub(crate) window: Window,
 }
 
 impl Session {
@@ -78,7 +85,7 @@ impl Shard {
 
 /// What a request meets.
 #[derive(Debug)]
-pub(crate) enum Met {
+pub(crate) enum Admitted {
     Refused(Refusal),
     Queued,
     /// It runs now. A read has read this value.
@@ -88,11 +95,30 @@ pub(crate) enum Met {
     },
 }
 
-/// What was committed.
+/// How a turn ends.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Committed {
-    pub(crate) version: Version,
-    pub(crate) value: u64,
+pub(crate) enum Ended {
+    /// The shard is gone, and nothing was committed; or nobody knows whether it was applied before.
+    Unknown,
+    /// A write was applied, or a read has read.
+    Ran {
+        version: Version,
+        value: u64,
+        /// The session had this write already.
+        is_twice: bool,
+    },
+    /// It was applied before, with this value.
+    Again { epoch: Epoch, value: u64 },
+}
+
+fn asked(ask: &Ask) -> Asked {
+    let id = Some(RequestId { boot: BootId(1), counter: u64::from(ask.op) });
+    Asked { id, attempt: ask.try_no, first_sent_ms: ask.first_sent_ms, key: None }
+}
+
+fn value_of(kept: &Kept) -> u64 {
+    let head = kept.content.as_ref().map(Content::head).unwrap_or_default();
+    u64::from_be_bytes(head.try_into().expect("a value was kept"))
 }
 
 /// The shards of one node.
@@ -173,37 +199,60 @@ impl HostModel {
     }
 
     /// A request comes.
-    pub(crate) fn admit(&mut self, ask: &Ask, rules: &Rules) -> Met {
+    pub(crate) fn admit(&mut self, ask: &Ask, rules: &Rules) -> Admitted {
         let Some(shard) = self.shards.get_mut(&ask.shard) else {
-            return Met::Refused(Refusal::NotOwner { claim: None });
+            return Admitted::Refused(Refusal::NotOwner { claim: None });
         };
         if let Err(refusal) = shard.gate.open_for(ask.epoch, rules) {
-            return Met::Refused(refusal);
+            return Admitted::Refused(refusal);
         }
         let session = usize::from(ask.session);
         if ask.is_write {
             if shard.turns[session].is_taken {
                 shard.turns[session].queue.push_back(*ask);
-                return Met::Queued;
+                return Admitted::Queued;
             }
             shard.turns[session].is_taken = true;
         }
         shard.running += 1;
         let read = (!ask.is_write).then(|| shard.sessions[session].value());
-        Met::Runs { life: shard.life, read }
+        Admitted::Runs { life: shard.life, read }
     }
 
-    /// A turn ends. `None`: the shard is gone, and nothing was committed.
-    pub(crate) fn commit(&mut self, ask: &Ask, life: u64) -> Option<Committed> {
-        let shard = self.shards.get_mut(&ask.shard).filter(|shard| shard.life == life)?;
+    /// A turn ends.
+    pub(crate) fn commit(&mut self, ask: &Ask, life: u64, now: Time, rules: &Rules) -> Ended {
+        let here = self.shards.get_mut(&ask.shard).filter(|shard| shard.life == life);
+        let Some(shard) = here else { return Ended::Unknown };
+        let epoch = shard.epoch();
         let session = &mut shard.sessions[usize::from(ask.session)];
-        if ask.is_write {
-            shard.seq += 1;
-            session.ops.push(ask.op);
-            session.version = Some(Version { epoch: shard.gate.epoch()?, seq: shard.seq });
+        if !ask.is_write {
+            let version = Version { epoch, seq: shard.seq };
+            return Ended::Ran { version, value: session.value(), is_twice: false };
         }
-        let version = Version { epoch: shard.epoch(), seq: shard.seq };
-        Some(Committed { version, value: shard.sessions[usize::from(ask.session)].value() })
+        let asked = asked(ask);
+        match Window::meet(Some(&session.window), 0, &asked, rules) {
+            Met::Run => {}
+            Met::Replay(kept) => return Ended::Again { epoch, value: value_of(kept) },
+            Met::Unknown | Met::OtherRequest => return Ended::Unknown,
+        }
+        shard.seq += 1;
+        let version = Version { epoch, seq: shard.seq };
+        let is_twice = session.ops.contains(&ask.op);
+        session.ops.push(ask.op);
+        session.version = Some(version);
+        let value = session.value();
+        let content = Content::new(&value.to_be_bytes(), &[]);
+        let kept = Kept { status: 200, version, has_etag: false, content };
+        // Copies are whole here: they need not be told what leaves.
+        let _ = session.window.add(Entry::new(asked, kept, now), now);
+        Ended::Ran { version, value, is_twice }
+    }
+
+    /// What an answer with this value tells of.
+    pub(crate) fn ops(&self, ask: &Ask, value: u64) -> Vec<u32> {
+        let here = self.shards.get(&ask.shard);
+        here.map_or(&[][..], |it| &it.sessions[usize::from(ask.session)].ops[..value as usize])
+            .to_vec()
     }
 
     /// What follows a turn: the next one, and seals that have ended.

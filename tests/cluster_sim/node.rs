@@ -15,7 +15,7 @@ use stead_shared::time::Time;
 
 use crate::ctx::{BALANCE_QUIET, Ctx, Happens, ms};
 use crate::feed::Feeds;
-use crate::host::{Ask, HostModel, Met, Session, Shard};
+use crate::host::{Admitted, Ask, Ended, HostModel, Session, Shard};
 use crate::kept::KeptCopies;
 use crate::links::{Answer, Kind, Msg};
 use crate::membership::{Change, DOWN_GRACE, Health, News, Sight};
@@ -299,7 +299,7 @@ impl NodeModel {
         let Some(peer) = ctx.linked(conn, self.at) else { return };
         let is_old = |host: Option<Host>| host.is_some_and(|h| h.0 < ctx.knobs.old_nodes);
         let old = is_old(Some(self.at)) || is_old(ctx.host_of(peer.node));
-        let protocol = if old { 1 } else { 3 };
+        let protocol = if old { 1 } else { 4 };
         self.feed(ctx, Event::Connected { peer, protocol });
     }
 
@@ -427,9 +427,9 @@ impl NodeModel {
             return;
         }
         match self.host.admit(&ask, &ctx.knobs.rules) {
-            Met::Refused(refusal) => self.refuse(ctx, &ask, refusal),
-            Met::Queued => {}
-            Met::Runs { life, read } => self.run(ctx, ask, life, read),
+            Admitted::Refused(refusal) => self.refuse(ctx, &ask, refusal),
+            Admitted::Queued => {}
+            Admitted::Runs { life, read } => self.run(ctx, ask, life, read),
         }
     }
 
@@ -478,15 +478,23 @@ impl NodeModel {
     }
 
     fn on_turn_end(&mut self, ctx: &mut Ctx, ask: Ask, life: u64, read: Option<u64>) {
-        let committed = self.host.commit(&ask, life);
-        match committed {
-            None => self.answer(ctx, &ask, life, Answer::Unknown, Vec::new()),
-            Some(committed) => {
-                let (version, value) = (committed.version, read.unwrap_or(committed.value));
+        match self.host.commit(&ask, life, ctx.now(), &ctx.knobs.rules) {
+            Ended::Unknown => self.answer(ctx, &ask, life, Answer::Unknown, Vec::new()),
+            Ended::Again { epoch, value } => {
+                ctx.note(|| format!("n{} answers {} again: {value}", self.at.0, ask.op));
+                let ops = self.host.ops(&ask, value);
+                let answer = Answer::Done { epoch, value };
+                self.answer_when_acked(ctx, ask, life, answer, ops);
+            }
+            Ended::Ran { version, value, is_twice } => {
+                let value = read.unwrap_or(value);
                 if ask.is_write {
                     let newest = self.claim_of_others(ask.shard);
                     let what = (ask.op, ask.shard, ask.session);
                     ctx.oracle.ran(ctx.sim.now(), self.me, what, version, newest);
+                    if is_twice {
+                        ctx.oracle.ran_twice(ctx.sim.now(), ask.op);
+                    }
                     for task in self.tasks.values_mut() {
                         task.changed(ask.shard, ask.session);
                     }
@@ -496,11 +504,7 @@ impl NodeModel {
                     });
                     self.tell_change(ctx, ask.shard, version.seq - 1, Some(ask.session));
                 }
-                let ops = match self.host.shards.get(&ask.shard) {
-                    Some(here) => &here.sessions[usize::from(ask.session)].ops[..value as usize],
-                    None => &[],
-                };
-                let ops = ops.to_vec();
+                let ops = self.host.ops(&ask, value);
                 let answer = Answer::Done { epoch: version.epoch, value };
                 self.answer_when_acked(ctx, ask, life, answer, ops);
             }

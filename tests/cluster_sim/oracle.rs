@@ -238,9 +238,7 @@ impl Oracle {
             let text = format!("shard {shard}: {version:?} is of {other} and of {op}");
             self.find(now, Violation::TwoEntries, text);
         }
-        if self.acked.insert(op, (shard, session)).is_some() {
-            self.find(now, Violation::RanTwice, format!("request {op}"));
-        }
+        self.acked.insert(op, (shard, session));
         if Some(version.epoch) <= self.ended.get(&(who, shard)).copied() {
             let text =
                 format!("{} changes shard {shard} at {} after its end", who.node, version.epoch);
@@ -253,6 +251,12 @@ impl Oracle {
             );
             self.find(now, Violation::BehindClaim, text);
         }
+    }
+
+    /// A node has executed a request whose change its session had already. Where that change was lost
+    /// with its owner, it has not.
+    pub(crate) fn ran_twice(&mut self, now: Time, op: u32) {
+        self.find(now, Violation::RanTwice, format!("request {op}"));
     }
 
     /// Changes came to a process, by turns or as state.

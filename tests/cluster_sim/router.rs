@@ -339,8 +339,13 @@ impl RouterModel {
             ctx.after(self.at, after, Happens::Unreachable { op, attempt });
             return;
         };
-        let _ = errand.trail.begin();
-        let ask = Ask { attempt: errand.attempt, epoch: Some(to.epoch), ..errand.ask };
+        let is_old = ctx.host_of(to.owner.node).is_some_and(|host| host.0 < ctx.knobs.old_nodes);
+        if is_old && errand.ask.is_write && errand.trail.may_have_run() {
+            self.recover(ctx, op, &Event::NotOnce);
+            return;
+        }
+        let (try_no, epoch) = (errand.trail.begin(), Some(to.epoch));
+        let ask = Ask { attempt: errand.attempt, try_no, epoch, ..errand.ask };
         errand.sent = Some((conn, to));
         ctx.oracle.sent(ctx.sim.now(), ask.op, to.epoch);
         let turn = errand.turn.take_if(|(_, looks)| !*looks);
@@ -398,14 +403,14 @@ impl RouterModel {
             if let Some(errand) = self.errands.get_mut(&op) {
                 errand.sent = None;
             }
-            self.recover(ctx, op, &Event::Broken(Sent { is_read, is_kept: true }));
+            self.recover(ctx, op, &Event::Cut(Sent { is_read, is_kept: true }));
         }
     }
 
     fn recover(&mut self, ctx: &mut Ctx, op: u32, event: &Event) {
         let Some(errand) = self.errands.get_mut(&op) else { return };
         let shard = errand.ask.shard;
-        let next = errand.trail.next(event, Replay::Reads);
+        let next = errand.trail.next(event, Replay::All);
         let trail = errand.trail.clone();
         let step = match next {
             Next::Redirect(epoch) => {
@@ -419,7 +424,7 @@ impl RouterModel {
                 }
             }
             Next::Park(cause) => self.park(ctx, op, Some(cause)),
-            Next::AtOnce => Step::Go(self.destination(shard)),
+            Next::AtOnce | Next::Replay => Step::Go(self.destination(shard)),
             Next::Again if self.budget.withdraw(self.n_requests) => {
                 Step::Go(self.destination(shard))
             }
@@ -507,9 +512,9 @@ impl RouterModel {
         for op in late {
             let Some(errand) = self.errands.get_mut(&op) else { continue };
             let sent = errand.sent.is_some();
-            match errand.trail.next(&Event::OutOfTime { sent }, Replay::Reads) {
+            match errand.trail.next(&Event::OutOfTime { sent }, Replay::All) {
                 Next::Fail(failure) => self.fail(ctx, op, failure),
-                Next::Redirect(_) | Next::Park(_) | Next::AtOnce | Next::Again => {
+                Next::Redirect(_) | Next::Park(_) | Next::AtOnce | Next::Replay | Next::Again => {
                     self.finish(ctx, op, Done::Unknown);
                 }
             }

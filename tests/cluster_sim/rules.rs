@@ -31,10 +31,11 @@ pub(crate) enum Rule {
     AppendsFollow,
     EntriesStay,
     SetIsKnownFirst,
+    AppliedOnce,
 }
 
 impl Rule {
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::GenesisAsks,
         Self::FormingAgrees,
         Self::ClaimsRaiseEpoch,
@@ -54,6 +55,7 @@ impl Rule {
         Self::AppendsFollow,
         Self::EntriesStay,
         Self::SetIsKnownFirst,
+        Self::AppliedOnce,
     ];
 
     /// All rules but this one.
@@ -79,6 +81,7 @@ impl Rule {
             Self::AppendsFollow => rules.appends_follow = false,
             Self::EntriesStay => rules.entries_stay = false,
             Self::SetIsKnownFirst => rules.set_is_known_first = false,
+            Self::AppliedOnce => rules.applied_once = false,
         }
         rules
     }
@@ -99,7 +102,9 @@ impl Rule {
             Self::StaleIsIgnored | Self::NewestServes => Luck::LateGrants,
             Self::BalanceWaits | Self::BalanceStays => Luck::Unrest,
             Self::HeardLately => Luck::Wild,
-            Self::TakeoverAsks | Self::EntriesStay | Self::SetIsKnownFirst => Luck::Copies,
+            Self::TakeoverAsks | Self::EntriesStay | Self::SetIsKnownFirst | Self::AppliedOnce => {
+                Luck::Copies
+            }
             Self::AppendsFollow => Luck::Zombies,
         }
     }
@@ -122,6 +127,7 @@ impl Rule {
             Self::TakeoverAsks | Self::SetIsKnownFirst => Violation::StaleCopy,
             Self::AppendsFollow => Violation::FalseAck,
             Self::EntriesStay => Violation::AnsweredTooSoon,
+            Self::AppliedOnce => Violation::RanTwice,
         }
     }
 }

@@ -188,7 +188,17 @@ impl World {
         let op = u32::try_from(self.ctx.oracle.ops.len()).expect("few");
         let done = None;
         self.ctx.oracle.ops.push(Op { shard, session, is_write, asked, done });
-        let ask = Ask { op, attempt: 0, shard, session, is_write, epoch: None, conn: 0 };
+        let ask = Ask {
+            op,
+            attempt: 0,
+            try_no: 1,
+            first_sent_ms: asked.as_micros() / 1000,
+            shard,
+            session,
+            is_write,
+            epoch: None,
+            conn: 0,
+        };
         self.routers[router].begin(&mut self.ctx, client, ask);
     }
 

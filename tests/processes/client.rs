@@ -73,13 +73,27 @@ impl Connection {
         path: &str,
         body: Bytes,
     ) -> Result<Answer, String> {
+        self.send_keyed(method, path, body, None).await
+    }
+
+    /// The same with an idempotency key.
+    pub(crate) async fn send_keyed(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        key: Option<&str>,
+    ) -> Result<Answer, String> {
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(HOST, &self.host)
-            .header("stead-admin", "1")
-            .body(Full::new(body))
-            .map_err(|error| error.to_string())?;
+            .header("stead-admin", "1");
+        let request = match key {
+            Some(key) => request.header("idempotency-key", key),
+            None => request,
+        };
+        let request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
         let exchange = async {
             self.sender.ready().await?;
             let answer = self.sender.send_request(request).await?;

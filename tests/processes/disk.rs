@@ -45,6 +45,38 @@ async fn all_nodes_killed_at_once_lose_nothing() {
     report.assert_values("all killed");
 }
 
+/// Counts with an idempotency key. The value, and whether it was told before.
+async fn count_keyed(cluster: &Cluster, session: &str) -> Result<(i64, bool), String> {
+    let path = format!("/sessions/{session}/counters/n");
+    let mut connection = Connection::open(cluster.front()).await?;
+    let answer = connection.send_keyed(Method::POST, &path, Bytes::new(), Some(session)).await?;
+    let answer = answer.success()?;
+    Ok((answer.counter()?, answer.header("stead-replayed") == "true"))
+}
+
+#[tokio::test]
+async fn all_nodes_killed_at_once_remember_what_they_answered() {
+    let mut plan = Plan { disks: true, ..Plan::of(3, 64) };
+    plan.node_options.extend(["--ack", "replica+disk"].map(str::to_owned));
+    let mut cluster = Cluster::planned(plan).await;
+    cluster.settled(3).await;
+    let names: Vec<String> = (0..40).map(|i| format!("asked-{i}")).collect();
+    for name in &names {
+        assert_eq!(count_keyed(&cluster, name).await, Ok((1, false)));
+    }
+    for name in ["n1", "n2", "n3"] {
+        signal(cluster.node(name).proc.pid(), "KILL");
+    }
+    for name in ["n1", "n2", "n3"] {
+        cluster.node(name).proc.ended(PATIENCE).await;
+        cluster.start_again(name);
+    }
+    cluster.settled(3).await;
+    for name in &names {
+        assert_eq!(count_keyed(&cluster, name).await, Ok((1, true)), "{name}");
+    }
+}
+
 #[tokio::test]
 async fn one_node_killed_and_started_again_loses_nothing() {
     let mut trial = Trial::start_with_disks(3, "replica+disk").await;

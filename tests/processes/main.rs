@@ -19,6 +19,7 @@ mod disk;
 mod failures;
 mod harness;
 mod heirs;
+mod insisting;
 mod judge;
 mod leaving;
 mod live;

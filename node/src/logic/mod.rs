@@ -14,3 +14,4 @@ pub mod ownership;
 pub mod pace;
 pub mod recovery;
 pub mod replication;
+pub mod window;

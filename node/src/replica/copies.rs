@@ -98,7 +98,8 @@ impl Copy {
         }
         let Self { pen: Some(pen), arriving, .. } = self else { return };
         pen.follow(core, state.at, record, arriving.sessions());
-        if matches!(Record::decode(record), Ok(Record::Shard { .. })) {
+        let record = Record::decode(record);
+        if matches!(record, Ok(Record::Shard { .. } | Record::ShardWithFloor { .. })) {
             pen.meta(meta_of(&state));
         }
     }

@@ -19,7 +19,7 @@ use stead_shared::time::Time;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::ReplicaReport;
-use super::frame::FrameWriter;
+use super::frame::{self, FrameWriter};
 use super::meters::FeedMeters;
 use crate::logic::replication::{Lost, Outbox};
 use crate::store::shard::Shard;
@@ -286,8 +286,9 @@ impl Feed {
         self.lock().outbox.last()
     }
 
-    /// A frame of what comes after `position`, and the position of the last item in it.
-    pub(super) fn frame_after(&self, position: u64) -> Option<(Bytes, u64)> {
+    /// A frame of what comes after `position`, for one that speaks this version of the link's
+    /// protocol, and the position of the last item in it.
+    pub(super) fn frame_after(&self, position: u64, protocol: u8) -> Option<(Bytes, u64)> {
         let mut items = Vec::new();
         let state = self.lock();
         let (mut bytes, mut first) = (0, 0);
@@ -304,7 +305,7 @@ impl Feed {
         let last = first + items.len().checked_sub(1)? as u64;
         let mut frame = FrameWriter::new(first);
         for item in &items {
-            frame.put(item);
+            frame.put(&frame::for_peer(item, protocol));
         }
         self.meters.sent.increment(frame.len() as u64);
         Some((frame.finish(), last))

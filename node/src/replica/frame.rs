@@ -11,8 +11,10 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use stead_shared::id::{Epoch, ShardId, Version};
+use stead_shared::wire::link::ONCE_SINCE;
 
 use crate::logic::replication::Lost;
+use crate::store::record;
 use crate::transfer::TransferError;
 
 /// Length and checksum.
@@ -73,6 +75,16 @@ impl Head {
         record(&mut item);
         item.into()
     }
+}
+
+/// An item for one that speaks this version of the link's protocol.
+pub(super) fn for_peer(item: &Bytes, protocol: u8) -> Bytes {
+    if ONCE_SINCE <= protocol {
+        return item.clone();
+    }
+    let Ok((head, record)) = postcard::take_from_bytes::<Head>(item) else { return item.clone() };
+    let record = record::for_peer(item.slice(item.len() - record.len()..), protocol);
+    head.item(|out| out.extend_from_slice(&record))
 }
 
 /// How far a follower is. The order of the fields is the format.

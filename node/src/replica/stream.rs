@@ -84,14 +84,14 @@ impl Sender<'_> {
         tokio::select! {
             biased;
             end = self.read(&mut recv) => end,
-            end = self.write(&mut send) => end,
+            end = self.write(&mut send, link.peer().protocol) => end,
         }
     }
 
-    async fn write(&self, send: &mut SendHalf) -> Result<Infallible, TransferError> {
+    async fn write(&self, send: &mut SendHalf, protocol: u8) -> Result<Infallible, TransferError> {
         let mut sent = self.feed.acked();
         loop {
-            match self.feed.frame_after(sent) {
+            match self.feed.frame_after(sent, protocol) {
                 Some((frame, last)) => {
                     send.send(frame).await?;
                     sent = last;

@@ -1,18 +1,22 @@
 //! Both ends without a link, in virtual time.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use stead_shared::id::{BootId, NodeId, SessionKey};
+use stead_shared::id::{BootId, NodeId, RequestId, SessionKey};
+use stead_shared::wire::http::RequestMeta;
+use stead_shared::wire::link::PROTOCOL;
 use tokio::time::advance;
 
 use super::copies::Intake;
 use super::frame::{Ack, FrameReader};
 use super::*;
+use crate::logic::window::Window;
 use crate::store::following::FillStep;
 use crate::{Body, HostConfig, Session, SharedService};
 
@@ -32,8 +36,15 @@ struct Pair {
     sent: u64,
 }
 
+/// What it counts, it deletes where that is asked.
 fn host() -> Host {
-    let call = async |_: Session, _: Request<Body>| Response::new(Body::empty());
+    let call = async |session: Session, request: Request<Body>| {
+        if request.method() == Method::DELETE {
+            session.delete().unwrap();
+            return Response::new(Body::empty());
+        }
+        Response::new(Body::from(session.add("asked", 1).unwrap().to_string()))
+    };
     let ttl = Duration::from_secs(4000);
     let config =
         HostConfig { session_ttl: ttl, acks: crate::Acks::Memory, ..HostConfig::default() };
@@ -75,7 +86,7 @@ impl Pair {
     /// The other end takes in what was not sent yet. What it refused.
     fn deliver(&mut self, acked: bool) -> Vec<(ShardId, Lost)> {
         let mut refused = Vec::new();
-        while let Some((frame, last)) = self.feed.feed().frame_after(self.sent) {
+        while let Some((frame, last)) = self.feed.feed().frame_after(self.sent, PROTOCOL) {
             let (mut reader, mut ack) = (FrameReader::default(), Ack::default());
             reader.push(&frame);
             self.intake.take_in(reader.next().unwrap().unwrap(), &mut ack).unwrap();
@@ -105,12 +116,38 @@ async fn turn(host: &Host, name: u8, change: impl FnOnce(&Session) + Send) {
     session.turn(change, |()| ()).await.unwrap();
 }
 
+/// An attempt at a request of a session: what it is answered, and whether again.
+async fn ask(host: &Host, name: u8, counter: u64, attempt: u16, method: Method) -> String {
+    let meta = RequestMeta {
+        shard: SHARD,
+        epoch: None,
+        key: SessionKey::new(vec![name]).unwrap(),
+        id: RequestId { boot: BootId(9), counter },
+        attempt,
+        first_sent_ms: counter,
+        deadline_ms: 0,
+        client: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        upgrade: false,
+    };
+    let request = Request::builder().method(method).body(Body::empty()).unwrap();
+    let (_, response) = host.serve(meta, request).await.unwrap();
+    if response.headers().contains_key(crate::OUTCOME) {
+        return "unknown".to_owned();
+    }
+    let how = if response.headers().contains_key(crate::REPLAYED) { "again " } else { "" };
+    let bytes = response.into_body().collect_up_to(1000).await.unwrap();
+    format!("{how}{}", String::from_utf8(bytes.to_vec()).unwrap())
+}
+
 /// Everything but when it expires.
 fn contents(host: &Host) -> (u64, BTreeMap<SessionKey, String>) {
-    let (seq, sessions) = host.shard(SHARD).unwrap().snapshot();
+    let (seq, _, sessions) = host.shard(SHARD).unwrap().snapshot();
     let text = |data: &crate::store::data::Data| {
         let timers: Vec<_> = data.timers().iter().map(|it| (it.id, it.event.clone())).collect();
-        format!("{:?} {:?} {:?} {timers:?}", data.value, data.version, data.counters())
+        let window: Vec<_> = data.window().into_iter().flat_map(Window::recent).collect();
+        let answers: Vec<_> = window.into_iter().map(|it| (it.id, &it.answer)).collect();
+        let state = (&data.value, data.version, data.counters());
+        format!("{state:?} {timers:?} {answers:?}")
     };
     (seq, sessions.into_iter().map(|(key, data, _)| (key, text(&data))).collect())
 }
@@ -135,12 +172,12 @@ proptest! {
 
     /// Whatever happens to the shard, and however its changes travel.
     #[test]
-    fn a_copy_is_what_its_owner_is(steps in vec((0u8..13, 0u8..12), 0..120)) {
+    fn a_copy_is_what_its_owner_is(steps in vec((0u8..15, 0u8..12), 0..120)) {
         run(async {
             let mut pair = Pair::new();
             pair.queue_fill();
             let mut fill = None;
-            let mut counter = 1;
+            let (mut counter, mut asked) = (1, Vec::new());
             for (step, n) in steps {
                 let owner = pair.owner.clone();
                 match step {
@@ -176,6 +213,18 @@ proptest! {
                         fill = Some((shard, follow, 0));
                     },
                     9 => pair.reconnect(),
+                    10 | 11 => {
+                        asked.push(n);
+                        ask(&owner, n, asked.len() as u64, 1, Method::POST).await;
+                    }
+                    12 => {
+                        asked.push(n);
+                        ask(&owner, n, asked.len() as u64, 1, Method::DELETE).await;
+                        if n < 2 {
+                            advance(Duration::from_secs(70)).await;
+                            owner.shard(SHARD).unwrap().fire(owner.core().now());
+                        }
+                    }
                     _ => assert_eq!(pair.deliver(n % 2 == 0), []),
                 }
             }
@@ -191,6 +240,15 @@ proptest! {
             assert!(pair.other.promote(SHARD, Epoch { counter: counter + 1, node: B.node }));
             assert_eq!(contents(&pair.other), contents(&pair.owner));
             assert_eq!(pair.other.stats().bytes, bytes);
+            assert_eq!(pair.other.stats().sessions, pair.owner.stats().sessions);
+            // What was answered is answered by both. What was on its way for long is kept for longer.
+            for (n, again) in (1..).zip(asked).map(|(again, n)| (n, again)) {
+                let here = ask(&pair.owner, n, again, 2, Method::POST).await;
+                let there = ask(&pair.other, n, again, 2, Method::POST).await;
+                assert!(here == "unknown" || here.starts_with("again"), "{here}");
+                let is_kept = here == "unknown" && there.starts_with("again");
+                assert!(is_kept || here == there, "{here} {there}");
+            }
         });
     }
 }
@@ -210,13 +268,33 @@ fn a_copy_keeps_a_session_as_long_as_its_owner_and_hears_of_few_accesses() {
         let touches = pair.feed.feed().last() - before;
         assert!((15..18).contains(&touches), "{touches}");
         pair.deliver(true);
-        let (_, at_owner) = pair.owner.shard(SHARD).unwrap().snapshot();
+        let (_, _, at_owner) = pair.owner.shard(SHARD).unwrap().snapshot();
         pair.other.promote(SHARD, NEXT);
-        let (_, at_copy) = pair.other.shard(SHARD).unwrap().snapshot();
+        let (_, _, at_copy) = pair.other.shard(SHARD).unwrap().snapshot();
         let (owner, copy) = (at_owner[0].2, at_copy[0].2);
         assert!(owner <= copy, "{owner:?} {copy:?}");
         // An item that waits for long makes it longer still: here it waited from the begin.
         assert!(copy.since(owner) <= Duration::from_secs(4000), "{owner:?} {copy:?}");
+    });
+}
+
+#[test]
+fn a_copy_that_is_served_answers_what_its_owner_had_answered() {
+    run(async {
+        let mut pair = Pair::new();
+        pair.fill();
+        assert_eq!(ask(&pair.owner, 1, 1, 1, Method::POST).await, "1");
+        assert_eq!(ask(&pair.owner, 1, 2, 1, Method::POST).await, "2");
+        ask(&pair.owner, 2, 3, 1, Method::POST).await;
+        ask(&pair.owner, 2, 4, 1, Method::DELETE).await;
+        pair.deliver(true);
+        // It was applied here, and the copy never heard of it.
+        assert_eq!(ask(&pair.owner, 1, 5, 1, Method::POST).await, "3");
+        assert!(pair.other.promote(SHARD, NEXT));
+        assert_eq!(ask(&pair.other, 1, 1, 2, Method::POST).await, "again 1");
+        assert_eq!(ask(&pair.other, 2, 3, 2, Method::POST).await, "again 1");
+        assert_eq!(ask(&pair.other, 1, 5, 2, Method::POST).await, "3");
+        assert_eq!(pair.other.stats().sessions, 1);
     });
 }
 

@@ -9,9 +9,11 @@ use stead_shared::time::Time;
 use super::aside::discard;
 use super::clock::NEVER;
 use super::core::Core;
-use super::record::{Record, RecordError, SessionRecord};
+use super::data::{Footprint, Stored};
+use super::record::{Record, RecordError, SessionRecord, WindowChange};
 use super::sessions::Sessions;
 use super::shard::session_key;
+use crate::logic::window::{Trim, Window};
 
 /// Sessions with all that a shard keeps about them, so that nobody has to look at them when the
 /// gate opens.
@@ -19,14 +21,16 @@ pub(crate) struct Arriving {
     pub(super) seq: u64,
     pub(super) sessions: Sessions,
     pub(super) timed: BTreeSet<(Time, SessionKey)>,
-    /// None of the sessions expires before.
+    /// The floor of windows that have ended.
+    pub(super) floor_ms: u64,
+    /// Nothing has to be done about any of the sessions before.
     pub(super) earliest_expiry: Time,
 }
 
 impl Arriving {
     pub(crate) fn new() -> Self {
         let (sessions, timed) = (Sessions::new(), BTreeSet::new());
-        Self { seq: 0, sessions, timed, earliest_expiry: NEVER }
+        Self { seq: 0, sessions, timed, floor_ms: 0, earliest_expiry: NEVER }
     }
 
     /// Goes on counting at `seq`.
@@ -50,7 +54,21 @@ impl Arriving {
     pub(crate) fn add(&mut self, core: &Core, record: &[u8]) -> Result<(), RecordError> {
         match Record::decode(record)? {
             Record::Shard { seq } => self.seq = self.seq.max(seq),
-            Record::Session(session) => self.put(core, session)?,
+            Record::Session(session) => self.put(core, session.into_stored(core.now()))?,
+            Record::Windowed(session, window) => {
+                let mut stored = session.into_stored(core.now());
+                stored.set_window(window.into_window(core.now()));
+                self.put(core, stored)?;
+            }
+            Record::Changed(session, change) => self.change(core, session, change)?,
+            Record::Trimmed { key, recent_gone, keyed_gone, floor_ms } => {
+                self.trim(core, key, Trim { recent: recent_gone, keyed: keyed_gone });
+                self.floor_ms = self.floor_ms.max(floor_ms);
+            }
+            Record::ShardWithFloor { seq, floor_ms } => {
+                self.seq = self.seq.max(seq);
+                self.floor_ms = self.floor_ms.max(floor_ms);
+            }
             Record::Gone { key } => self.remove(core, key),
             Record::Touched { key, left_micros } => {
                 let expires = core.now() + Duration::from_micros(left_micros);
@@ -72,36 +90,101 @@ impl Arriving {
         record: &[u8],
         age: Duration,
     ) -> Result<(), RecordError> {
-        let Record::Session(mut session) = Record::decode(record)? else {
-            return Err(RecordError::Malformed);
+        let (mut session, window) = match Record::decode(record)? {
+            Record::Session(session) => (session, None),
+            Record::Windowed(session, window) => (session, Some(window)),
+            Record::Shard { .. }
+            | Record::ShardWithFloor { .. }
+            | Record::Gone { .. }
+            | Record::Touched { .. }
+            | Record::Changed(..)
+            | Record::Trimmed { .. } => return Err(RecordError::Malformed),
         };
         session.age(age);
-        self.put(core, session)
+        let mut stored = session.into_stored(core.now());
+        if let Some(mut window) = window {
+            window.age(age);
+            stored.set_window(window.into_window(core.now()));
+        }
+        self.put(core, stored)
     }
 
     /// Gives everything back to `core`.
     pub(crate) fn forget(self, core: &Core) {
-        core.free(self.sessions.bytes(), self.sessions.len() as u64);
+        core.free(self.sessions.footprint());
         discard(self.sessions, self.timed);
     }
 
-    fn put(&mut self, core: &Core, session: SessionRecord<'_>) -> Result<(), RecordError> {
-        let stored = session.into_stored(core.now());
+    fn put(&mut self, core: &Core, stored: Stored) -> Result<(), RecordError> {
         let spot = self.sessions.spot(&stored.key);
         let old = self.sessions.at(&spot);
-        let old_bytes = old.map_or(0, |old| old.bytes as usize);
+        let old_size = old.map_or(Footprint::NONE, Stored::footprint);
         let old_timer = old.and_then(|old| old.data.earliest_timer());
-        core.resize(old_bytes, stored.bytes as usize).map_err(|_| RecordError::MemoryFull)?;
+        core.resize(old_size, stored.footprint()).map_err(|_| RecordError::MemoryFull)?;
         self.seq = self.seq.max(stored.data.version.seq);
-        self.earliest_expiry = self.earliest_expiry.min(stored.expires);
+        self.earliest_expiry = self.earliest_expiry.min(stored.due());
         self.retime(&stored.key, old_timer, stored.data.earliest_timer());
         self.sessions.insert_at(spot, Box::new(stored));
         Ok(())
     }
 
+    /// Takes in what a change made of a session, and does to its window what its owner did.
+    fn change(
+        &mut self,
+        core: &Core,
+        session: SessionRecord<'_>,
+        change: WindowChange<'_>,
+    ) -> Result<(), RecordError> {
+        let now = core.now();
+        let (trim, entry) = change.into_parts(now);
+        let mut stored = session.into_stored(now);
+        let old = self.sessions.at_rest(&stored.key);
+        let old_size = old.map_or(Footprint::NONE, Stored::footprint);
+        let old_timer = old.and_then(|old| old.data.earliest_timer());
+        let mut bound = stored.footprint();
+        bound.bytes += Window::bound(old.and_then(|old| old.data.window()), entry.as_ref()) as u64;
+        core.resize(old_size, bound).map_err(|_| RecordError::MemoryFull)?;
+        self.seq = self.seq.max(stored.data.version.seq);
+        self.retime(&stored.key, old_timer, stored.data.earliest_timer());
+        let key = stored.key.clone();
+        let empty = Box::new(Stored::new(&key, stored.data.version, now));
+        let (actual, due) = self.sessions.change(
+            &key,
+            || empty,
+            |here| {
+                let mut window = here.data.take_window();
+                window.follow(trim, entry);
+                stored.set_window(window);
+                *here = stored;
+                (here.footprint(), here.due())
+            },
+        );
+        self.earliest_expiry = self.earliest_expiry.min(due);
+        core.shrink(bound, actual);
+        self.drop_if_nothing(core, &key);
+        Ok(())
+    }
+
+    fn trim(&mut self, core: &Core, key: &[u8], trim: Trim) {
+        let Some(old) = self.sessions.at_rest(key).map(Stored::footprint) else { return };
+        let (new, ended) = self.sessions.trim_window(key, trim);
+        core.shrink(old, new);
+        self.floor_ms = self.floor_ms.max(ended.unwrap_or(0));
+        self.drop_if_nothing(core, key);
+    }
+
+    /// A tombstone ends with its window. What a copy that is being filled does not know of it yet
+    /// comes with the fill.
+    fn drop_if_nothing(&mut self, core: &Core, key: &[u8]) {
+        let here = self.sessions.at_rest(key);
+        if here.is_some_and(|it| it.is_tombstone() && it.data.window().is_none()) {
+            self.remove(core, key);
+        }
+    }
+
     fn remove(&mut self, core: &Core, key: &[u8]) {
         let Some(gone) = self.sessions.remove(key) else { return };
-        core.free(u64::from(gone.bytes), 1);
+        core.free(gone.footprint());
         self.retime(key, gone.data.earliest_timer(), None);
     }
 

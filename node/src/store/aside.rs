@@ -23,6 +23,7 @@ pub struct SetAside {
     seq: u64,
     sessions: Sessions,
     timed: BTreeSet<(Time, SessionKey)>,
+    floor_ms: u64,
     /// For what the disk holds of it.
     pen: Option<Box<Pen>>,
 }
@@ -39,12 +40,12 @@ impl fmt::Debug for SetAside {
 impl SetAside {
     pub(super) fn new(
         core: Arc<Core>,
-        (shard, seq): (ShardId, u64),
+        (shard, seq, floor_ms): (ShardId, u64, u64),
         sessions: Sessions,
         timed: BTreeSet<(Time, SessionKey)>,
         pen: Option<Box<Pen>>,
     ) -> Self {
-        Self { core, shard, seq, sessions, timed, pen }
+        Self { core, shard, seq, sessions, timed, floor_ms, pen }
     }
 
     /// What arrived, given up.
@@ -54,8 +55,8 @@ impl SetAside {
         arrived: Arriving,
         pen: Option<Box<Pen>>,
     ) -> Self {
-        let Arriving { seq, sessions, timed, earliest_expiry: _ } = arrived;
-        Self::new(core, (shard, seq), sessions, timed, pen)
+        let Arriving { seq, sessions, timed, floor_ms, earliest_expiry: _ } = arrived;
+        Self::new(core, (shard, seq, floor_ms), sessions, timed, pen)
     }
 
     /// Nobody needs what the disk holds of it any more.
@@ -81,7 +82,8 @@ impl SetAside {
         let sessions = std::mem::replace(&mut self.sessions, Sessions::new());
         let timed = std::mem::take(&mut self.timed);
         // They are looked at soon, and then it is known.
-        Arriving { seq: self.seq, sessions, timed, earliest_expiry: Time::ZERO }
+        let (seq, floor_ms) = (self.seq, self.floor_ms);
+        Arriving { seq, sessions, timed, floor_ms, earliest_expiry: Time::ZERO }
     }
 
     /// Which shard.
@@ -104,14 +106,14 @@ impl SetAside {
         let sessions = self.sessions.iter().filter(move |stored| now < stored.expires);
         let sessions = sessions
             .map(move |stored| Record::of(&stored.key, &stored.data, stored.expires, now).encode());
-        std::iter::once(Record::Shard { seq: self.seq }.encode()).chain(sessions)
+        std::iter::once(Record::of_shard(self.seq, self.floor_ms).encode()).chain(sessions)
     }
 }
 
 impl Drop for SetAside {
     fn drop(&mut self) {
         let sessions = std::mem::replace(&mut self.sessions, Sessions::new());
-        self.core.free(sessions.bytes(), sessions.len() as u64);
+        self.core.free(sessions.footprint());
         discard(sessions, std::mem::take(&mut self.timed));
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use stead_shared::id::{SessionKey, ShardId};
 use stead_shared::time::Time;
 
+use super::answers::News;
 use super::core::Core;
 use super::data::Stored;
 use super::inner::Inner;
@@ -79,12 +80,17 @@ impl Inner {
         self.sweep_at = self.sweep_at.min(at);
     }
 
-    /// Removes what expired and is not in use. What the service was told of is left to it.
+    /// Removes what expired and is not in use, and what sessions have answered long ago. What the service was told of is left to it.
     fn sweep(&mut self, core: &Core, now: Time) -> Vec<SessionKey> {
-        let expired = self.sessions.iter().filter(|stored| stored.expires <= now);
-        let expired: Vec<_> = expired.map(|stored| session_key(&stored.key)).collect();
+        let due = self.sessions.iter().filter(|stored| stored.due() <= now);
+        let due: Vec<_> =
+            due.map(|it| (session_key(&it.key), it.expires <= now && !it.is_tombstone())).collect();
         let mut told = Vec::new();
-        for key in expired {
+        for (key, is_expired) in due {
+            if !is_expired {
+                self.trim(core, &key, now);
+                continue;
+            }
             if self.active.contains_key(&key) {
                 continue;
             }
@@ -104,15 +110,16 @@ impl Inner {
 
     pub(super) fn expire(&mut self, core: &Core, key: &SessionKey) -> Option<Box<Stored>> {
         let stored = self.remove(core, key)?;
+        self.bury(core, key, &stored);
         // A deletion is a change of the shard like any other.
         let prev = self.next_seq(0);
-        self.tell(core, prev, key);
+        self.tell(core, prev, key, News::default());
         core.metrics.sessions_expired.increment(1);
         Some(stored)
     }
 }
 
-/// When the first of these sessions expires.
+/// When there is something to do about the first of these sessions.
 fn earliest_expiry(sessions: &Sessions) -> Time {
-    sessions.iter().map(|stored| stored.expires).min().unwrap_or(NEVER)
+    sessions.iter().map(Stored::due).min().unwrap_or(NEVER)
 }

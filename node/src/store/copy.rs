@@ -142,12 +142,14 @@ impl ShardCopy {
         lag.unwrap_or_else(|| Lag { walking: true, ..Lag::default() })
     }
 
-    /// A record with the number of the shard's last change. It is the first record of a copy,
+    /// A record with the numbers of the shard: of its last change, for one. It is the first record of a copy,
     /// and once more the last one, so that the one who goes on counts above it.
     #[must_use]
     pub fn seq_record(&self) -> Bytes {
-        let seq = self.shard.lock().seq;
-        Record::Shard { seq }.encode()
+        let inner = self.shard.lock();
+        let (seq, floor_ms) = (inner.seq, inner.floor_ms());
+        drop(inner);
+        Record::of_shard(seq, floor_ms).encode()
     }
 }
 

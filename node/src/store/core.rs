@@ -11,6 +11,7 @@ use stead_shared::time::Time;
 use tokio::time::Instant;
 
 use super::alarms::Alarms;
+use super::data::Footprint;
 use super::saving::Saving;
 use crate::doubt::Doubts;
 use crate::metrics::Metrics;
@@ -177,8 +178,8 @@ impl Core {
     }
 
     /// Takes or gives back memory. Only what grows can be refused; nothing changes then.
-    pub(crate) fn resize(&self, old: usize, new: usize) -> Result<(), MemoryFull> {
-        let (old_bytes, new_bytes) = (old as u64, new as u64);
+    pub(crate) fn resize(&self, old: Footprint, new: Footprint) -> Result<(), MemoryFull> {
+        let (old_bytes, new_bytes) = (old.bytes, new.bytes);
         if new_bytes <= old_bytes {
             self.bytes.fetch_sub(old_bytes - new_bytes, Ordering::Relaxed);
         } else {
@@ -189,18 +190,22 @@ impl Core {
                 return Err(MemoryFull);
             }
         }
-        match (old, new) {
-            (0, 0) => {}
-            (0, _) => self.count_sessions(1, 0),
-            (_, 0) => self.count_sessions(0, 1),
-            _ => {}
+        if old.sessions != new.sessions {
+            self.count_sessions(new.sessions, old.sessions);
         }
-        self.metrics.session_bytes.increment(new as f64 - old as f64);
+        self.metrics.session_bytes.increment(new_bytes as f64 - old_bytes as f64);
         Ok(())
     }
 
-    /// Gives back the memory of `sessions` sessions at once.
-    pub(crate) fn free(&self, bytes: u64, sessions: u64) {
+    /// As [`resize`](Self::resize), of what does not grow.
+    pub(crate) fn shrink(&self, old: Footprint, new: Footprint) {
+        debug_assert!(new.bytes <= old.bytes, "{old:?} to {new:?}");
+        // What shrinks is never refused.
+        let _ = self.resize(old, new);
+    }
+
+    /// Gives memory back.
+    pub(crate) fn free(&self, Footprint { bytes, sessions }: Footprint) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.metrics.session_bytes.decrement(bytes as f64);
         self.count_sessions(0, sessions);

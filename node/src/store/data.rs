@@ -6,7 +6,9 @@ use std::time::Duration;
 use stead_shared::id::Version;
 use stead_shared::time::Time;
 
+use super::answers::News;
 use super::key::Key;
+use crate::logic::window::{Entry, Trim, Window};
 
 /// Bytes a session costs beside its key, value, counters and timers: two or three allocations with
 /// the allocator's own headers, a slot, and a place in the index at 70 % load. Measured with
@@ -33,8 +35,15 @@ pub(crate) struct Data {
     pub(crate) ttl_micros: u64,
     /// Sorted by name; never empty.
     pub(crate) counters: Option<Arc<Vec<Counter>>>,
-    /// In the order of their ids; never empty.
-    pub(crate) timers: Option<Arc<Vec<Timer>>>,
+    /// What few sessions have, in one place so that it costs the others one pointer.
+    rare: Option<Arc<Rare>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Rare {
+    /// In the order of their ids.
+    timers: Vec<Timer>,
+    window: Window,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +86,7 @@ impl Data {
             version,
             ttl_micros: 0,
             counters: None,
-            timers: None,
+            rare: None,
         }
     }
 
@@ -96,7 +105,80 @@ impl Data {
     }
 
     pub(crate) fn timers(&self) -> &[Timer] {
-        self.timers.as_deref().map_or(&[], Vec::as_slice)
+        self.rare.as_deref().map_or(&[], |rare| &rare.timers)
+    }
+
+    pub(crate) fn set_timers(&mut self, timers: Vec<Timer>) {
+        if timers.is_empty() && self.rare.is_none() {
+            return;
+        }
+        self.change_rare(|rare| rare.timers = timers);
+    }
+
+    /// What it has answered lately; none where that is nothing.
+    pub(crate) fn window(&self) -> Option<&Window> {
+        self.rare.as_deref().map(|rare| &rare.window).filter(|window| !window.is_empty())
+    }
+
+    pub(crate) fn set_window(&mut self, window: Window) {
+        if window.is_empty() && self.rare.is_none() {
+            return;
+        }
+        self.change_rare(|rare| rare.window = window);
+    }
+
+    pub(crate) fn take_window(&mut self) -> Window {
+        let mut window = Window::default();
+        if self.window().is_some() {
+            self.change_rare(|rare| window = std::mem::take(&mut rare.window));
+        }
+        window
+    }
+
+    /// Bytes of its window.
+    pub(crate) fn window_size(&self) -> usize {
+        self.window().map_or(0, Window::size)
+    }
+
+    /// Puts the answer to what changed it last into its window.
+    pub(super) fn note_answer(&mut self, mut entry: Entry, now: Time) -> News {
+        entry.answer.version = match self.value {
+            Some(_) if entry.answer.has_etag => self.value_version,
+            Some(_) | None => {
+                entry.answer.has_etag = false;
+                self.version
+            }
+        };
+        let came = Some(entry.key.is_some());
+        let mut trim = Trim::default();
+        self.change_rare(|rare| trim = rare.window.add(entry, now));
+        News { trim, came }
+    }
+
+    /// Lets entries of its window leave; the floor of the window if it has ended.
+    pub(crate) fn trim_window(&mut self, trim: Trim) -> Option<u64> {
+        self.window()?;
+        let mut ended = None;
+        self.change_rare(|rare| {
+            rare.window.follow(trim, None);
+            ended = rare.window.is_empty().then(|| std::mem::take(&mut rare.window).floor_ms());
+        });
+        ended
+    }
+
+    /// Copies only where somebody still looks at the old ones.
+    fn change_rare(&mut self, change: impl FnOnce(&mut Rare)) {
+        let rare = Arc::make_mut(self.rare.get_or_insert_default());
+        change(rare);
+        if rare.timers.is_empty() && rare.window.is_empty() {
+            self.rare = None;
+        }
+    }
+
+    /// A session exists as long as it has a value, a counter or a timer. What is left of one that
+    /// does not is a tombstone: its window.
+    pub(crate) fn exists(&self) -> bool {
+        self.value.is_some() || self.counters.is_some() || !self.timers().is_empty()
     }
 
     pub(crate) fn counter(&self, name: &str) -> Option<i64> {
@@ -113,7 +195,8 @@ impl Data {
     pub(crate) fn size(&self, key_bytes: usize) -> usize {
         let value = self.value.as_ref().map_or(0, |value| value.len());
         let counters: usize = self.counters().iter().map(|c| counter_size(&c.name)).sum();
-        SESSION_OVERHEAD + key_bytes + value + counters + timers_size(self.timers())
+        let rare = timers_size(self.timers()) + self.window_size();
+        SESSION_OVERHEAD + key_bytes + value + counters + rare
     }
 }
 
@@ -125,12 +208,24 @@ pub(crate) fn timers_size(timers: &[Timer]) -> usize {
     timers.iter().map(|timer| TIMER_OVERHEAD + timer.event.len()).sum()
 }
 
+/// What something takes of a node's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Footprint {
+    pub(crate) bytes: u64,
+    /// Sessions that exist.
+    pub(crate) sessions: u64,
+}
+
+impl Footprint {
+    pub(crate) const NONE: Self = Self { bytes: 0, sessions: 0 };
+}
+
 /// A session in its shard.
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub(crate) key: Key,
     pub(crate) data: Data,
-    /// When it is gone unless somebody comes before.
+    /// When it is gone unless somebody comes before. A tombstone: when its window is.
     pub(crate) expires: Time,
     /// What it is counted with: [`Data::size`].
     pub(crate) bytes: u32,
@@ -143,6 +238,32 @@ impl Stored {
     pub(crate) fn new(key: &[u8], version: Version, now: Time) -> Self {
         let data = Data::empty(version);
         Self { key: key.into(), data, expires: now, bytes: 0, activated: false }
+    }
+
+    /// Whether it does not exist: only what it has answered does.
+    pub(crate) fn is_tombstone(&self) -> bool {
+        !self.data.exists()
+    }
+
+    /// Gives it a window; a tombstone ends with it.
+    pub(crate) fn set_window(&mut self, window: Window) {
+        let bytes = self.bytes as usize - self.data.window_size() + window.size();
+        self.bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.data.set_window(window);
+        if self.is_tombstone() {
+            self.expires = self.data.window().and_then(Window::expires).unwrap_or(self.expires);
+        }
+    }
+
+    /// What it is counted with.
+    pub(crate) fn footprint(&self) -> Footprint {
+        Footprint { bytes: u64::from(self.bytes), sessions: u64::from(!self.is_tombstone()) }
+    }
+
+    /// When there is something to do about it, unless somebody comes before.
+    pub(crate) fn due(&self) -> Time {
+        let window = self.data.window().and_then(Window::due);
+        window.map_or(self.expires, |at| at.min(self.expires))
     }
 
     /// About the length of its record.

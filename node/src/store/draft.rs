@@ -66,7 +66,9 @@ impl Changes {
     /// Makes the changes to `data`, as of `version`.
     pub(crate) fn apply(self, data: &mut Data, version: Version) {
         if self.delete {
+            let window = data.take_window();
             *data = Data::empty(version);
+            data.set_window(window);
         }
         data.version = version;
         if let Some(value) = self.value {
@@ -85,7 +87,7 @@ impl Changes {
             }
         }
         if let Some(timers) = self.timers {
-            data.timers = (!timers.is_empty()).then(|| Arc::new(timers));
+            data.set_timers(timers);
         }
         if let Some(id) = self.timer_last {
             data.timer_last = id;
@@ -97,7 +99,7 @@ impl Changes {
 }
 
 impl Draft {
-    /// A copy of `base`, which is counted with `size` bytes.
+    /// A copy of `base`, which is counted with `size` bytes. Its window is no business of a turn.
     pub(crate) fn new(
         access: Access,
         now: Time,
@@ -105,11 +107,13 @@ impl Draft {
         base: Option<Data>,
         size: usize,
     ) -> Self {
+        let size = size - base.as_ref().map_or(0, Data::window_size);
         let changes = Changes::default();
         Self { access, now, key_bytes, base, size, old_size: size, changes, unreadable: None }
     }
 
-    /// The changes, and the bytes of the session after them: 0 when it does not exist then.
+    /// The changes, and the bytes of the session after them without its window: 0 when it does not
+    /// exist then.
     pub(crate) fn into_changes(self) -> (Changes, usize) {
         let size = if self.exists() { self.size } else { 0 };
         (self.changes, size)
@@ -389,7 +393,7 @@ mod tests {
             for (seq, ops) in turns.iter().enumerate() {
                 let (data, size) = turn(&core, session.take(), seq as u64, ops);
                 let is_empty =
-                    data.value.is_none() && data.counters.is_none() && data.timers.is_none();
+                    !data.exists();
                 prop_assert_eq!(size, if is_empty { 0 } else { data.size(3) });
                 prop_assert!(size <= 4000);
                 session = (!is_empty).then_some((data, size));

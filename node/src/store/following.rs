@@ -23,6 +23,7 @@ use stead_shared::time::Time;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
+use super::answers::News;
 use super::core::Core;
 use super::data::Stored;
 use super::draft::Access;
@@ -31,6 +32,7 @@ use super::record::Record;
 use super::shard::{Shard, overloaded};
 use crate::logic::gate::Gate;
 use crate::logic::replication::Lost;
+use crate::logic::window::Trim;
 use crate::replica::Adoption;
 use crate::replica::feed::{Feed, Milestone, ROOM_MAX};
 use crate::replica::frame::Head;
@@ -165,6 +167,13 @@ pub(super) fn record<'a>(core: &Core, stored: &'a Stored) -> Record<'a> {
     Record::of(&stored.key, &stored.data, expires, core.now())
 }
 
+fn record_of_change<'a>(core: &Core, stored: &'a Stored, news: News) -> Record<'a> {
+    let session = (&*stored.key, &stored.data, stored.expires + grace(core, stored));
+    let came = news.came.zip(stored.data.window());
+    let entry = came.and_then(|(is_keyed, window)| window.newest(is_keyed));
+    Record::of_change(session, (news.trim, entry), core.now())
+}
+
 impl Inner {
     /// Copies of the shard that answers wait for, and the one here.
     pub(super) fn n_copies(&self) -> usize {
@@ -181,16 +190,43 @@ impl Inner {
         prev
     }
 
-    /// Tells the followers of a change that is made: the session is as it is now. The shard was
-    /// at `prev` before.
-    pub(super) fn tell(&mut self, core: &Core, prev: u64, key: &SessionKey) {
+    /// Tells the followers of a change that is made: the session is as it is now, and its window
+    /// beside this news as it was. The shard was at `prev` before.
+    pub(super) fn tell(&mut self, core: &Core, prev: u64, key: &SessionKey, news: News) {
         self.save(core, key);
         let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
             return;
         };
         let key = key.as_bytes();
-        let stored = self.sessions.get(key);
-        let record = stored.map_or(Record::Gone { key }, |stored| record(core, stored));
+        let stored = self.sessions.at_rest(key);
+        let gone = Record::Gone { key };
+        let record = stored.map_or(gone, |stored| record_of_change(core, stored, news));
+        let (shard, prev) = (followers.shard, Version { epoch, seq: prev });
+        let head = Head::Entry { shard, epoch, seq: self.seq, prev };
+        followers.append(core.now(), head, |out| record.encode_to(out));
+    }
+
+    /// Tells the followers of a session all of which is new to them.
+    pub(super) fn tell_arrival(&mut self, core: &Core, prev: u64, key: &SessionKey) {
+        self.save(core, key);
+        let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
+            return;
+        };
+        let Some(stored) = self.sessions.at_rest(key.as_bytes()) else { return };
+        let (shard, prev) = (followers.shard, Version { epoch, seq: prev });
+        let head = Head::Entry { shard, epoch, seq: self.seq, prev };
+        followers.append(core.now(), head, |out| record(core, stored).encode_to(out));
+    }
+
+    /// Tells the followers that entries of a session's window have left.
+    pub(super) fn tell_trim(&mut self, core: &Core, prev: u64, key: &SessionKey, trim: Trim) {
+        self.save(core, key);
+        let floor_ms = self.floor_ms();
+        let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
+            return;
+        };
+        let (key, Trim { recent: recent_gone, keyed: keyed_gone }) = (key.as_bytes(), trim);
+        let record = Record::Trimmed { key, recent_gone, keyed_gone, floor_ms };
         let (shard, prev) = (followers.shard, Version { epoch, seq: prev });
         let head = Head::Entry { shard, epoch, seq: self.seq, prev };
         followers.append(core.now(), head, |out| record.encode_to(out));
@@ -199,12 +235,14 @@ impl Inner {
     /// Tells the followers that the shard goes on counting at its number.
     pub(super) fn tell_seq(&mut self, core: &Core, prev: u64) {
         self.save_gate();
+        let floor_ms = self.floor_ms();
         let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
             return;
         };
         let (shard, seq) = (followers.shard, self.seq);
         let head = Head::Entry { shard, epoch, seq, prev: Version { epoch, seq: prev } };
-        followers.append(core.now(), head, |out| Record::Shard { seq }.encode_to(out));
+        let record = Record::of_shard(seq, floor_ms);
+        followers.append(core.now(), head, |out| record.encode_to(out));
     }
 
     /// Tells the followers of an access after which the session expires later than at `before`,
@@ -397,7 +435,7 @@ impl Shard {
 
     /// It is made of a copy that ended at `end`, since its owner was taken for dead.
     pub(crate) fn note_promoted(&self, end: Version) {
-        self.lock().promoted = Some(Box::new(end));
+        self.lock().note_promoted(end);
     }
 
     fn serves(&self, inner: &Inner, epoch: Epoch) -> Result<(), Lost> {
@@ -412,6 +450,7 @@ impl Shard {
     pub(crate) fn begin_fill(&self, id: u64) -> bool {
         let mut inner = self.lock();
         let (Some(epoch), seq) = (inner.gate.epoch(), inner.seq) else { return false };
+        let floor_ms = inner.floor_ms();
         let Some(followers) = &mut inner.followers else { return false };
         let shard = followers.shard;
         let queued = followers.find(id).filter(|follow| follow.phase == Phase::Queued);
@@ -419,6 +458,11 @@ impl Shard {
         let item = Head::FillBegin { shard, at: Version { epoch, seq } }.item(|_| {});
         let since = follow.feed.push(self.core.now(), item);
         (follow.phase, follow.last) = (Phase::Live { since }, since);
+        if floor_ms > 0 {
+            let record = Record::of_shard(seq, floor_ms);
+            let item = Head::Fill { shard, epoch }.item(|out| record.encode_to(out));
+            follow.last = follow.feed.push(self.core.now(), item);
+        }
         follow.is_filling = true;
         follow.recount();
         // Those who wait for it know now what for.

@@ -10,9 +10,10 @@ use stead_shared::refusal::Refusal;
 use stead_shared::time::Time;
 use tokio::sync::oneshot;
 
+use super::answers::{Bound, News, window};
 use super::clock::NEVER;
 use super::core::Core;
-use super::data::Stored;
+use super::data::{Footprint, Stored};
 use super::draft::Changes;
 use super::following::Followers;
 use super::saving::Pen;
@@ -21,6 +22,7 @@ use super::shard::Shard;
 use super::throttle::Throttle;
 use super::turns::Waited;
 use crate::logic::gate::Gate;
+use crate::logic::window::{Entry, Window};
 use crate::session::{StateError, Why};
 
 /// A node owns thousands of shards, and most of a young cluster's have never seen a session: what
@@ -31,7 +33,7 @@ pub(super) enum State {
         seq: u64,
         id_last: u64,
         origin: Option<Epoch>,
-        promoted: Option<Box<Version>>,
+        past: Option<Box<Past>>,
         followers: Option<Box<Followers>>,
         pen: Option<Box<Pen>>,
     },
@@ -64,11 +66,11 @@ pub(super) struct Locked<'a> {
 
 impl<'a> Locked<'a> {
     pub(super) fn new(mut state: MutexGuard<'a, State>) -> Self {
-        if let State::Bare { gate, seq, id_last, origin, promoted, followers, pen } = &mut *state {
+        if let State::Bare { gate, seq, id_last, origin, past, followers, pen } = &mut *state {
             let (id_last, origin, pen) = (*id_last, *origin, pen.take());
-            let (promoted, followers) = (promoted.take(), followers.take());
+            let (past, followers) = (past.take(), followers.take());
             let new = Inner::new(*gate, *seq);
-            let inner = Inner { id_last, origin, promoted, followers, pen, ..new };
+            let inner = Inner { id_last, origin, past, followers, pen, ..new };
             *state = State::Full(Box::new(inner));
         }
         Self { state }
@@ -99,10 +101,26 @@ impl Drop for Locked<'_> {
     fn drop(&mut self) {
         if self.is_bare() {
             let Inner { gate, seq, id_last, origin, .. } = **self;
-            let (promoted, followers) = (self.promoted.take(), self.followers.take());
+            let (past, followers) = (self.past.take(), self.followers.take());
             let pen = self.pen.take();
-            *self.state = State::Bare { gate, seq, id_last, origin, promoted, followers, pen };
+            *self.state = State::Bare { gate, seq, id_last, origin, past, followers, pen };
         }
+    }
+}
+
+/// What few shards have of what was in them before.
+#[derive(Default)]
+pub(super) struct Past {
+    /// Where the copy ended that the shard was made of, when its owner was taken for dead.
+    promoted: Option<Version>,
+    /// When a request was first sent, in Unix milliseconds, whose answer went with the window that it
+    /// was in: the latest of them.
+    floor_ms: u64,
+}
+
+impl Past {
+    pub(super) fn new(floor_ms: u64) -> Option<Box<Self>> {
+        (0 < floor_ms).then(|| Box::new(Self { promoted: None, floor_ms }))
     }
 }
 
@@ -113,8 +131,8 @@ pub(super) struct Inner {
     /// The epoch in which the shard was served before this one with the same number: none when
     /// it began here, or has changed since.
     pub(super) origin: Option<Epoch>,
-    /// Where the copy ended that this was made of, when its owner was taken for dead.
-    pub(super) promoted: Option<Box<Version>>,
+    /// What is left of what was here before.
+    past: Option<Box<Past>>,
     /// Who is told of every change.
     pub(super) followers: Option<Box<Followers>>,
     /// Writes every change to disk.
@@ -172,7 +190,7 @@ impl Inner {
             gate,
             seq,
             origin: None,
-            promoted: None,
+            past: None,
             followers: None,
             pen: None,
             sessions: Sessions::new(),
@@ -203,6 +221,24 @@ impl Inner {
             && self.idle.is_empty()
     }
 
+    pub(super) fn floor_ms(&self) -> u64 {
+        self.past.as_ref().map_or(0, |past| past.floor_ms)
+    }
+
+    pub(super) fn raise_floor(&mut self, to_ms: u64) {
+        if self.floor_ms() < to_ms {
+            self.past.get_or_insert_default().floor_ms = to_ms;
+        }
+    }
+
+    pub(super) fn promoted(&self) -> Option<Version> {
+        self.past.as_ref()?.promoted
+    }
+
+    pub(super) fn note_promoted(&mut self, end: Version) {
+        self.past.get_or_insert_default().promoted = Some(end);
+    }
+
     pub(super) fn when_idle(&mut self) -> Option<oneshot::Receiver<()>> {
         if self.running == 0 {
             return None;
@@ -214,7 +250,7 @@ impl Inner {
 
     pub(super) fn remove(&mut self, core: &Core, key: &SessionKey) -> Option<Box<Stored>> {
         let stored = self.sessions.remove(key.as_bytes())?;
-        core.free(u64::from(stored.bytes), 1);
+        core.free(stored.footprint());
         if let Some(at) = stored.data.earliest_timer() {
             self.timed.remove(&(at, key.clone()));
         }
@@ -227,7 +263,10 @@ impl Inner {
         let mut before = now;
         let expires = |stored: &Stored| {
             before = stored.expires;
-            now + core.ttl(stored.data.ttl_micros)
+            match stored.is_tombstone() {
+                true => before,
+                false => now + core.ttl(stored.data.ttl_micros),
+            }
         };
         let is_told = self.followers.is_some() || self.pen.is_some();
         if self.sessions.touch(key.as_bytes(), expires) && is_told {
@@ -235,54 +274,82 @@ impl Inner {
         }
     }
 
-    /// Makes the changes of one turn, after which the session is counted with `size` bytes.
+    /// Makes the changes of one turn, after which the session is counted with `size` bytes and its
+    /// window, in which `entry` comes.
     pub(super) fn apply(
         &mut self,
         shard: &Shard,
         key: &SessionKey,
         epoch: Epoch,
-        changes: Changes,
-        size: usize,
+        (changes, size): (Changes, usize),
+        mut entry: Option<Entry>,
     ) -> Result<(), StateError> {
         let core = &*shard.core;
         let now = core.now();
         let (was_deleted, new_ttl) = (changes.delete, changes.ttl_micros.is_some());
-        let old = self.sessions.get(key.as_bytes()).map_or(0, |stored| stored.bytes as usize);
         if core.refuses_changes() {
             core.metrics.disk_full.increment(1);
             return Err(StateError::DiskFull);
         }
-        if core.resize(old, size).is_err() {
-            core.metrics.memory_full.increment(1);
-            return Err(StateError::MemoryFull);
+        let here = self.sessions.at_rest(key.as_bytes());
+        let old = here.map_or(Footprint::NONE, Stored::footprint);
+        let known = window(here);
+        let answers_max = Window::bound(known, entry.as_ref());
+        let newest_ms =
+            known.map_or(0, Window::newest_ms).max(entry.as_ref().map_or(0, |it| it.first_sent_ms));
+        let mut bound = Bound::new(key, size, answers_max);
+        let mut is_forgetful = false;
+        if core.resize(old, bound.footprint).is_err() {
+            // What it has answered is worth less than what it is.
+            is_forgetful = 0 < answers_max;
+            bound = Bound::new(key, size, 0);
+            if !is_forgetful || core.resize(old, bound.footprint).is_err() {
+                core.metrics.memory_full.increment(1);
+                return Err(StateError::MemoryFull);
+            }
+            entry = None;
+            self.forget_answers(core, newest_ms);
         }
+        let rest = bound.rest;
         let prev = self.next_seq(0);
         let version = Version { epoch, seq: self.seq };
         if was_deleted {
             self.tell_deleted(key);
             core.forget_unreadable(shard.id(), Some(key));
         }
-        if size == 0 {
+        if rest == 0 {
             // The memory is given back already.
             let gone = self.sessions.remove(key.as_bytes());
             self.retime_change(key, gone.and_then(|gone| gone.data.earliest_timer()), None);
-            self.tell(core, prev, key);
+            self.tell(core, prev, key, News::default());
             return Ok(());
         }
         let make = || Box::new(Stored::new(key.as_bytes(), version, now));
-        let (expires, old_timer, new_timer) =
+        let mut news = News::default();
+        let (after, due, old_timer, new_timer) =
             self.sessions.change(key.as_bytes(), make, |stored| {
                 let old_timer = stored.data.earliest_timer();
                 changes.apply(&mut stored.data, version);
-                stored.bytes = u32::try_from(size).unwrap_or(u32::MAX);
-                if old == 0 || new_ttl || was_deleted {
+                if is_forgetful {
+                    stored.data.take_window();
+                }
+                if let Some(entry) = entry {
+                    news = stored.data.note_answer(entry, now);
+                }
+                stored.bytes = u32::try_from(rest + stored.data.window_size()).unwrap_or(u32::MAX);
+                if old.sessions == 0 || new_ttl || was_deleted {
                     stored.expires = now + core.ttl(stored.data.ttl_micros);
                 }
-                (stored.expires, old_timer, stored.data.earliest_timer())
+                if stored.is_tombstone() {
+                    let window = stored.data.window().and_then(Window::expires);
+                    stored.expires = window.unwrap_or(now);
+                }
+                (stored.footprint(), stored.due(), old_timer, stored.data.earliest_timer())
             });
-        self.expires_at(expires);
+        core.shrink(bound.footprint, after);
+        self.expires_at(due);
         self.retime_change(key, old_timer, new_timer);
-        self.tell(core, prev, key);
+        self.tell(core, prev, key, news);
         Ok(())
     }
 

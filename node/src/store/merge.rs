@@ -3,7 +3,7 @@
 use stead_shared::id::{Epoch, SessionKey, Version};
 use stead_shared::refusal::Refusal;
 
-use super::data::Stored;
+use super::data::{Footprint, Stored};
 use super::inner::Inner;
 use super::record::RecordError;
 use super::shard::Shard;
@@ -46,12 +46,19 @@ impl From<Refusal> for MergeError {
 }
 
 impl Shard {
-    /// Goes on counting above the changes that another node made.
-    pub(crate) fn raise_seq(&self, offered: Epoch, seq: u64) -> Result<(), MergeError> {
+    /// Goes on counting above the changes that another node made, and above the floor of its windows.
+    pub(crate) fn raise_seq(
+        &self,
+        offered: Epoch,
+        seq: u64,
+        floor_ms: u64,
+    ) -> Result<(), MergeError> {
         let mut inner = self.lock();
         inner.served_since(offered)?;
-        if inner.seq < seq {
-            let prev = inner.next_seq(seq - 1);
+        let is_higher = inner.floor_ms() < floor_ms;
+        inner.raise_floor(floor_ms);
+        if inner.seq < seq || is_higher {
+            let prev = inner.next_seq(seq.saturating_sub(1));
             inner.tell_seq(&self.core, prev);
         }
         Ok(())
@@ -82,25 +89,24 @@ impl Shard {
         if self.core.refuses_changes() {
             return Err(MergeError::Busy);
         }
-        let bytes = stored.bytes as usize;
-        let old = inner.sessions.get(key.as_bytes());
-        let old_bytes = old.map_or(0, |old| old.bytes as usize);
+        let old = inner.sessions.at_rest(key.as_bytes());
+        let old_size = old.map_or(Footprint::NONE, Stored::footprint);
         let old_timer = old.and_then(|old| old.data.earliest_timer());
         let activated = old.is_some_and(|old| old.activated);
-        self.core.resize(old_bytes, bytes).map_err(|_| RecordError::MemoryFull)?;
+        self.core.resize(old_size, stored.footprint()).map_err(|_| RecordError::MemoryFull)?;
         if let Some(at) = old_timer {
             inner.timed.remove(&(at, key.clone()));
         }
-        let stored = Stored { activated, ..stored };
+        let stored = Stored { activated: activated && !stored.is_tombstone(), ..stored };
         let prev = inner.next_seq(stored.data.version.seq);
         if let Some(at) = stored.data.earliest_timer() {
             inner.timed.insert((at, key.clone()));
         }
-        let expires = stored.expires;
+        let due = stored.due();
         inner.sessions.insert(Box::new(stored));
-        inner.expires_at(expires);
+        inner.expires_at(due);
         inner.arm(self.id(), &self.core);
-        inner.tell(&self.core, prev, key);
+        inner.tell_arrival(&self.core, prev, key);
         Ok(Merged::Taken)
     }
 }
@@ -126,11 +132,12 @@ impl Inner {
             return Err(RecordError::Malformed.into());
         }
         // It was in the copy that this shard was made of, and perhaps something came after it.
-        let is_in = |end: &Version| version.epoch == end.epoch && version.seq <= end.seq;
-        if self.promoted.as_deref().is_some_and(is_in) {
+        let is_in = |end: Version| version.epoch == end.epoch && version.seq <= end.seq;
+        if self.promoted().is_some_and(is_in) {
             return Ok(Some(Merged::Taken));
         }
-        let Some(here) = self.sessions.get(key.as_bytes()) else { return Ok(None) };
+        // What was deleted a moment ago does not come back either.
+        let Some(here) = self.sessions.at_rest(key.as_bytes()) else { return Ok(None) };
         let own = here.data.version;
         // Who served that epoch changed it after this: it has not been changed here since.
         let goes_on = own.epoch == version.epoch && own.seq < version.seq && own.epoch < epoch;

@@ -6,6 +6,7 @@
 //! queue, those attached to it) lives in a second map that is empty most of the time.
 
 pub(crate) mod alarms;
+mod answers;
 pub(crate) mod arriving;
 pub(crate) mod aside;
 pub(crate) mod clock;

@@ -1,6 +1,6 @@
 //! Sessions on their way to another node: one record each, after one for the shard.
 //!
-//! A record is a version byte and postcard. Times travel as what is left of them, since each
+//! A record is a byte that names its format, and postcard. Times travel as what is left of them, since each
 //! process has a clock of its own; what a record spends on the way is not counted.
 
 use std::sync::Arc;
@@ -10,17 +10,25 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer};
 use stead_shared::id::{KEY_BYTES_MAX, Version};
 use stead_shared::time::Time;
+use stead_shared::wire::link::ONCE_SINCE;
 
 use super::data::{Counter, Data, Stored, Timer};
+use crate::logic::window::{Entry, Trim};
 
-/// The version of records that this code writes, and the only one it reads.
-const FORMAT: u8 = 1;
+mod window;
+
+pub(crate) use window::{WindowChange, WindowRecord};
+
+/// The newest format of records that this code knows: those that tell of windows have it.
+const FORMAT: u8 = 2;
+/// The format of all others, and of those for a process that knows no newer one.
+const FORMAT_PLAIN: u8 = 1;
 
 /// A record that cannot be read. Nothing of it was taken over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// Written by a version of this program that this one does not know.
-    #[error("the record has format {0}, this version reads {FORMAT}")]
+    #[error("the record has format {0}, this version reads up to {FORMAT}")]
     Format(u8),
     /// Not a record.
     #[error("the bytes are not a record of a session")]
@@ -50,12 +58,28 @@ pub(crate) enum Record<'a> {
         key: &'a [u8],
         left_micros: u64,
     },
+    /// A session with its window, or a tombstone: there is nothing in that but its window. It
+    /// replaces what came before under its key.
+    Windowed(#[serde(borrow)] SessionRecord<'a>, #[serde(borrow)] WindowRecord<'a>),
+    /// A session that was changed, or is a tombstone now, and what that did to its window.
+    Changed(#[serde(borrow)] SessionRecord<'a>, #[serde(borrow)] WindowChange<'a>),
+    /// Entries of a session's window are of no use any more, the oldest first. A tombstone ends
+    /// with its window.
+    Trimmed {
+        #[serde(serialize_with = "as_bytes")]
+        key: &'a [u8],
+        recent_gone: u32,
+        keyed_gone: u32,
+        floor_ms: u64,
+    },
+    /// The number of the shard's last change, as `Shard`, and the floor of windows that have ended.
+    ShardWithFloor { seq: u64, floor_ms: u64 },
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SessionRecord<'a> {
     #[serde(serialize_with = "as_bytes")]
-    key: &'a [u8],
+    pub(super) key: &'a [u8],
     #[serde(serialize_with = "as_bytes_if_any", borrow)]
     value: Option<&'a [u8]>,
     schema: Option<u32>,
@@ -77,6 +101,14 @@ struct TimerRecord<'a> {
     period_micros: u64,
     #[serde(serialize_with = "as_bytes")]
     event: &'a [u8],
+}
+
+/// A record for one that speaks this version of the link's protocol.
+pub(crate) fn for_peer(record: Bytes, protocol: u8) -> Bytes {
+    if ONCE_SINCE <= protocol || record.first() != Some(&FORMAT) {
+        return record;
+    }
+    Record::decode(&record).map_or_else(|_| record.clone(), |known| known.plain().encode())
 }
 
 /// The same bytes as a sequence of numbers would give, written at once.
@@ -103,34 +135,111 @@ impl<'a> Record<'a> {
 
     /// Writes the record behind what is in `out`.
     pub(crate) fn encode_to(&self, out: &mut Vec<u8>) {
-        out.push(FORMAT);
+        out.push(if self.is_plain() { FORMAT_PLAIN } else { FORMAT });
         let bytes = postcard::to_extend(self, std::mem::take(out));
         *out = bytes.expect("a record has no field that postcard cannot write");
+    }
+
+    /// The same for one that speaks this version of the link's protocol.
+    pub(crate) fn encode_for(&self, protocol: u8, out: &mut Vec<u8>) {
+        if ONCE_SINCE <= protocol || self.is_plain() {
+            self.encode_to(out);
+        } else {
+            out.extend_from_slice(&for_peer(self.encode(), protocol));
+        }
     }
 
     /// # Errors
     /// When the bytes are no record, or one of a version that is not known here.
     pub(crate) fn decode(bytes: &'a [u8]) -> Result<Self, RecordError> {
         let (format, rest) = bytes.split_first().ok_or(RecordError::Malformed)?;
-        if *format != FORMAT {
+        if !(FORMAT_PLAIN..=FORMAT).contains(format) {
             return Err(RecordError::Format(*format));
         }
-        let Ok((record, [])) = postcard::take_from_bytes(rest) else {
+        let Ok((record, [])) = postcard::take_from_bytes::<Self>(rest) else {
             return Err(RecordError::Malformed);
         };
-        match &record {
-            Self::Shard { .. } => Ok(record),
-            Self::Session(SessionRecord { key, .. })
-            | Self::Gone { key }
-            | Self::Touched { key, .. } => match key.len() {
-                1..=KEY_BYTES_MAX => Ok(record),
-                _ => Err(RecordError::Malformed),
-            },
+        let is_fit = record.is_plain() == (*format == FORMAT_PLAIN)
+            && record.key().is_none_or(|key| (1..=KEY_BYTES_MAX).contains(&key.len()));
+        if is_fit { Ok(record) } else { Err(RecordError::Malformed) }
+    }
+
+    /// Whether a process that does not know windows reads it.
+    fn is_plain(&self) -> bool {
+        match self {
+            Self::Shard { .. } | Self::Session(_) | Self::Gone { .. } | Self::Touched { .. } => {
+                true
+            }
+            Self::Windowed(..)
+            | Self::Changed(..)
+            | Self::Trimmed { .. }
+            | Self::ShardWithFloor { .. } => false,
         }
     }
 
-    /// The record of a session as it is at `now`.
+    fn key(&self) -> Option<&'a [u8]> {
+        match self {
+            Self::Shard { .. } | Self::ShardWithFloor { .. } => None,
+            Self::Session(SessionRecord { key, .. })
+            | Self::Windowed(SessionRecord { key, .. }, _)
+            | Self::Changed(SessionRecord { key, .. }, _)
+            | Self::Gone { key }
+            | Self::Touched { key, .. }
+            | Self::Trimmed { key, .. } => Some(key),
+        }
+    }
+
+    /// What of it a process is told that does not know windows.
+    pub(crate) fn plain(self) -> Self {
+        match self {
+            Self::Windowed(session, _) | Self::Changed(session, _) if session.is_nothing() => {
+                Self::Gone { key: session.key }
+            }
+            Self::Windowed(session, _) | Self::Changed(session, _) => Self::Session(session),
+            Self::ShardWithFloor { seq, .. } => Self::Shard { seq },
+            // It counts as a change all the same.
+            Self::Trimmed { .. } => Self::Shard { seq: 0 },
+            Self::Shard { .. } | Self::Session(_) | Self::Gone { .. } | Self::Touched { .. } => {
+                self
+            }
+        }
+    }
+
+    /// The record of a shard whose last change has this number.
+    pub(crate) fn of_shard(seq: u64, floor_ms: u64) -> Self {
+        if floor_ms == 0 { Self::Shard { seq } } else { Self::ShardWithFloor { seq, floor_ms } }
+    }
+
+    /// The record of a session, or of a tombstone, as it is at `now`.
     pub(crate) fn of(key: &'a [u8], data: &'a Data, expires: Time, now: Time) -> Self {
+        let session = SessionRecord::of(key, data, expires, now);
+        match data.window() {
+            None => Self::Session(session),
+            Some(window) => Self::Windowed(session, WindowRecord::of(window, now)),
+        }
+    }
+
+    /// The record of a session whose change let `trim` leave its window, and `entry` come.
+    pub(crate) fn of_change(
+        (key, data, expires): (&'a [u8], &'a Data, Time),
+        (trim, entry): (Trim, Option<&'a Entry>),
+        now: Time,
+    ) -> Self {
+        let session = SessionRecord::of(key, data, expires, now);
+        match data.window() {
+            None => Self::Session(session),
+            Some(_) => Self::Changed(session, WindowChange::of(trim, entry, now)),
+        }
+    }
+
+    /// The record of an access.
+    pub(crate) fn touched(key: &'a [u8], expires: Time, now: Time) -> Self {
+        Self::Touched { key, left_micros: micros_left(expires, now) }
+    }
+}
+
+impl<'a> SessionRecord<'a> {
+    fn of(key: &'a [u8], data: &'a Data, expires: Time, now: Time) -> Self {
         let timers = data.timers().iter().map(|timer| TimerRecord {
             id: timer.id,
             left_micros: micros_left(timer.due, now),
@@ -138,7 +247,7 @@ impl<'a> Record<'a> {
             event: &timer.event,
         });
         let counters = data.counters().iter().map(|c| (&*c.name, c.value));
-        Self::Session(SessionRecord {
+        Self {
             key,
             value: data.value.as_deref(),
             schema: data.schema(),
@@ -149,16 +258,14 @@ impl<'a> Record<'a> {
             counters: counters.collect(),
             timers: timers.collect(),
             timer_last: data.timer_last,
-        })
+        }
     }
 
-    /// The record of an access.
-    pub(crate) fn touched(key: &'a [u8], expires: Time, now: Time) -> Self {
-        Self::Touched { key, left_micros: micros_left(expires, now) }
+    /// Whether it tells of a session that does not exist.
+    fn is_nothing(&self) -> bool {
+        self.value.is_none() && self.counters.is_empty() && self.timers.is_empty()
     }
-}
 
-impl SessionRecord<'_> {
     pub(crate) fn key(&self) -> &[u8] {
         self.key
     }
@@ -188,7 +295,7 @@ impl SessionRecord<'_> {
         data.value_version = self.value_version;
         data.ttl_micros = self.ttl_micros;
         data.counters = (!counters.is_empty()).then(|| Arc::new(counters));
-        data.timers = (!timers.is_empty()).then(|| Arc::new(timers));
+        data.set_timers(timers);
         data.timer_last = self.timer_last;
         data.set_schema(self.schema);
         let expires = now + Duration::from_micros(self.left_micros);
@@ -215,9 +322,10 @@ fn micros_left(at: Time, now: Time) -> u64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use stead_shared::id::{Epoch, NodeId};
+    use stead_shared::id::{BootId, Epoch, NodeId, RequestId};
 
     use super::*;
+    use crate::logic::window::{Asked, Content, Kept, Keyed, Window};
 
     fn session() -> SessionRecord<'static> {
         let version = Version { epoch: Epoch { counter: 3, node: NodeId(9) }, seq: 17 };
@@ -235,6 +343,39 @@ mod tests {
         }
     }
 
+    fn entry(counter: u64, name: Option<&str>) -> Entry {
+        let id = Some(RequestId { boot: BootId(7), counter });
+        let named = |name: &str| Box::new(Keyed { name: name.as_bytes().into(), fingerprint: 9 });
+        let asked = Asked { id, attempt: 1, first_sent_ms: 300, key: name.map(named) };
+        let content = Content::new(b"head", b"body");
+        let version = Version { epoch: Epoch { counter: 3, node: NodeId(9) }, seq: 17 };
+        let answer = Kept { status: 200, version, has_etag: true, content };
+        Entry::new(asked, answer, Time::ZERO)
+    }
+
+    /// What is in it lives as long as the process.
+    fn window() -> WindowRecord<'static> {
+        let window = Window::from_parts(200, [entry(1, None)], [entry(2, Some("key"))]);
+        WindowRecord::of(Box::leak(Box::new(window)), Time::ZERO)
+    }
+
+    fn change() -> WindowChange<'static> {
+        let entry = Box::leak(Box::new(entry(3, None)));
+        WindowChange::of(Trim { recent: 1, keyed: 0 }, Some(entry), Time::ZERO)
+    }
+
+    fn windowed() -> Record<'static> {
+        Record::Windowed(session(), window())
+    }
+
+    fn changed() -> Record<'static> {
+        Record::Changed(session(), change())
+    }
+
+    fn trimmed() -> Record<'static> {
+        Record::Trimmed { key: b"bob", recent_gone: 1, keyed_gone: 2, floor_ms: 300 }
+    }
+
     #[test]
     fn a_record_survives_the_way_there_and_back() {
         for record in [
@@ -242,6 +383,10 @@ mod tests {
             Record::Session(session()),
             Record::Gone { key: b"bob" },
             Record::Touched { key: b"bob", left_micros: 1 << 40 },
+            windowed(),
+            changed(),
+            trimmed(),
+            Record::ShardWithFloor { seq: 5, floor_ms: 7 },
         ] {
             assert_eq!(Record::decode(&record.encode()), Ok(record));
         }
@@ -249,6 +394,35 @@ mod tests {
         let stored = session().into_stored(now);
         let record = Record::of(&stored.key, &stored.data, stored.expires, now);
         assert_eq!(record, Record::Session(session()));
+        let Record::Windowed(session, window) = windowed() else { unreachable!("it is one") };
+        let mut stored = session.into_stored(now);
+        stored.set_window(window.into_window(now));
+        let record = Record::of(&stored.key, &stored.data, stored.expires, now);
+        assert_eq!(record, windowed());
+    }
+
+    #[test]
+    fn one_that_knows_no_windows_gets_what_it_knows() {
+        let nothing = || {
+            let (value, counters, timers) = (None, Vec::new(), Vec::new());
+            SessionRecord { value, counters, timers, ..session() }
+        };
+        for (record, plain) in [
+            (windowed(), Record::Session(session())),
+            (changed(), Record::Session(session())),
+            (Record::Windowed(nothing(), window()), Record::Gone { key: b"alice" }),
+            (Record::Changed(nothing(), change()), Record::Gone { key: b"alice" }),
+            (trimmed(), Record::Shard { seq: 0 }),
+            (Record::ShardWithFloor { seq: 5, floor_ms: 7 }, Record::Shard { seq: 5 }),
+            (Record::Gone { key: b"bob" }, Record::Gone { key: b"bob" }),
+        ] {
+            let mut bytes = Vec::new();
+            record.encode_for(3, &mut bytes);
+            assert_eq!(bytes[0], 1, "{record:?}");
+            assert_eq!(Record::decode(&bytes), Ok(plain));
+            assert_eq!(for_peer(record.encode(), 3), bytes);
+            assert_eq!(for_peer(record.encode(), 4), record.encode());
+        }
     }
 
     #[test]
@@ -265,8 +439,13 @@ mod tests {
         let mut bytes = Record::Shard { seq: 5 }.encode().to_vec();
         bytes.push(0);
         assert_eq!(Record::decode(&bytes), Err(RecordError::Malformed));
-        bytes[0] = 2;
-        assert_eq!(Record::decode(&bytes), Err(RecordError::Format(2)));
+        bytes[0] = 3;
+        assert_eq!(Record::decode(&bytes), Err(RecordError::Format(3)));
+        for (format, record) in [(2, Record::Shard { seq: 5 }), (1, windowed())] {
+            let mut bytes = record.encode().to_vec();
+            bytes[0] = format;
+            assert_eq!(Record::decode(&bytes), Err(RecordError::Malformed), "{format}");
+        }
         assert_eq!(Record::decode(&[]), Err(RecordError::Malformed));
     }
 
@@ -282,6 +461,10 @@ mod tests {
         }
     }
 
+    const WINDOW: &str = "c80101010701ac0200808ece1cc8010309110101046865616404626f6479\
+                          01010702ac0201036b65790980c0ddeec102c8010309110101046865616404626f6479";
+    const CHANGE: &str = "010001010703ac0200808ece1cc8010309110101046865616404626f6479";
+
     #[test]
     fn the_bytes_of_the_format_never_change() {
         let golden = "01000a";
@@ -293,6 +476,13 @@ mod tests {
         assert_eq!(hex(&Record::Gone { key: b"bob" }.encode()), "010203626f62");
         let touched = Record::Touched { key: b"bob", left_micros: 300 };
         assert_eq!(hex(&touched.encode()), "010303626f62ac02");
+        assert_eq!(hex(&trimmed().encode()), "020603626f620102ac02");
+        let floor = Record::ShardWithFloor { seq: 10, floor_ms: 300 };
+        assert_eq!(hex(&floor.encode()), "02070aac02");
+        let plain = Record::Session(session()).encode();
+        let session = hex(&plain)[4..].to_owned();
+        assert_eq!(hex(&windowed().encode()), format!("0204{session}{WINDOW}"));
+        assert_eq!(hex(&changed().encode()), format!("0205{session}{CHANGE}"));
     }
 
     fn hex(bytes: &[u8]) -> String {
@@ -303,10 +493,15 @@ mod tests {
         #[test]
         fn no_bytes_make_the_decoder_panic(bytes: Vec<u8>) {
             let _ = Record::decode(&bytes);
-            for variant in 0..4 {
-                let framed = [&[FORMAT, variant], &bytes[..]].concat();
-                if let Ok(Record::Session(session)) = Record::decode(&framed) {
-                    let _ = session.into_stored(Time::from_micros(u64::MAX - 5));
+            for variant in 0..8 {
+                let format = if variant < 4 { FORMAT_PLAIN } else { FORMAT };
+                let framed = [&[format, variant], &bytes[..]].concat();
+                let now = Time::from_micros(u64::MAX - 5);
+                match Record::decode(&framed) {
+                    Ok(Record::Session(session)) => drop(session.into_stored(now)),
+                    Ok(Record::Windowed(_, window)) => drop(window.into_window(now)),
+                    Ok(Record::Changed(_, change)) => drop(change.into_parts(now)),
+                    Ok(_) | Err(_) => {}
                 }
             }
         }

@@ -167,14 +167,23 @@ impl Pen {
             }
             Ok(Record::Gone { key }) => self.remove(at, key),
             Ok(Record::Touched { key, .. }) => {
-                if let Some(stored) = sessions.get(key) {
-                    let now = core.now();
-                    let record = Record::of(&stored.key, &stored.data, stored.expires, now);
-                    self.put(at, key, record.encode());
+                if sessions.get(key).is_some() {
+                    self.put_here(core, at, key, sessions);
                 }
             }
-            Ok(Record::Shard { .. }) | Err(_) => {}
+            Ok(Record::Windowed(session, _) | Record::Changed(session, _)) => {
+                self.put_here(core, at, session.key(), sessions);
+            }
+            Ok(Record::Trimmed { key, .. }) => self.put_here(core, at, key, sessions),
+            Ok(Record::Shard { .. } | Record::ShardWithFloor { .. }) | Err(_) => {}
         }
+    }
+
+    /// Writes a session as it is in `sessions`, or that it is no more.
+    fn put_here(&mut self, core: &Core, at: Version, key: &[u8], sessions: &Sessions) {
+        let Some(stored) = sessions.at_rest(key) else { return self.remove(at, key) };
+        let record = Record::of(&stored.key, &stored.data, stored.expires, core.now());
+        self.put(at, key, record.encode());
     }
 
     /// Writes all sessions. What was there before is to have been forgotten.
@@ -234,7 +243,7 @@ impl Inner {
     pub(super) fn save(&mut self, core: &Core, key: &SessionKey) {
         let (Some(pen), Some(epoch)) = (&mut self.pen, self.gate.epoch()) else { return };
         let (at, key) = (Version { epoch, seq: self.seq }, key.as_bytes());
-        match self.sessions.get(key) {
+        match self.sessions.at_rest(key) {
             Some(stored) => pen.put(at, key, record(core, stored).encode()),
             None => pen.remove(at, key),
         }

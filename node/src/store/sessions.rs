@@ -9,8 +9,9 @@ use std::hash::{BuildHasher, RandomState};
 use hashbrown::HashTable;
 use stead_shared::time::Time;
 
-use super::data::Stored;
+use super::data::{Footprint, Stored};
 use super::tracking::Tracking;
+use crate::logic::window::Trim;
 
 pub(crate) struct Sessions {
     pub(super) slots: Vec<Option<Box<Stored>>>,
@@ -21,6 +22,8 @@ pub(crate) struct Sessions {
     seeds: RandomState,
     /// Sum of what its sessions are counted with.
     bytes: u64,
+    /// Those among them that do not exist any more.
+    tombstones: usize,
     /// About the length of all their records.
     pub(super) record_bytes: u64,
     /// Sessions whose service was told that they are here.
@@ -61,16 +64,24 @@ impl Sessions {
             index: HashTable::new(),
             seeds: RandomState::new(),
             bytes: 0,
+            tombstones: 0,
             record_bytes: 0,
             activated: 0,
             tracking: None,
         }
     }
 
+    /// How many exist.
     pub(crate) fn len(&self) -> usize {
+        self.index.len() - self.tombstones
+    }
+
+    /// How many have a record: those that exist, and tombstones.
+    pub(crate) fn n_records(&self) -> usize {
         self.index.len()
     }
 
+    /// Whether there is nothing, not even a tombstone.
     pub(crate) fn is_empty(&self) -> bool {
         self.index.is_empty()
     }
@@ -80,16 +91,28 @@ impl Sessions {
         self.bytes
     }
 
+    /// What they take, tombstones included.
+    pub(crate) fn footprint(&self) -> Footprint {
+        Footprint { bytes: self.bytes, sessions: self.len() as u64 }
+    }
+
     /// How many the service was told of.
     pub(crate) fn n_activated(&self) -> usize {
         self.activated
     }
 
+    /// A session that exists.
     pub(crate) fn get(&self, key: &[u8]) -> Option<&Stored> {
+        self.at_rest(key).filter(|stored| !stored.is_tombstone())
+    }
+
+    /// A session, or its tombstone.
+    pub(crate) fn at_rest(&self, key: &[u8]) -> Option<&Stored> {
         let slot = self.find(self.hash(key), key)?;
         self.slots[slot as usize].as_deref()
     }
 
+    /// All of them, tombstones included.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Stored> + Send {
         self.slots.iter().filter_map(|slot| slot.as_deref())
     }
@@ -137,13 +160,32 @@ impl Sessions {
         };
         let stored = self.slots[slot as usize].as_deref_mut().expect("the index names a session");
         let (old, old_record) = (u64::from(stored.bytes), stored.record_bytes());
+        let was_tombstone = stored.is_tombstone();
         let result = change(stored);
         self.bytes = self.bytes - old + u64::from(stored.bytes);
+        self.tombstones -= usize::from(was_tombstone);
+        self.tombstones += usize::from(stored.is_tombstone());
         self.record_bytes = self.record_bytes - old_record + stored.record_bytes();
         if let Some(tracking) = &mut self.tracking {
             tracking.changed(slot, old_record, stored.record_bytes());
         }
         result
+    }
+
+    /// Lets entries of a session's window leave. Gives what the session is counted with after it,
+    /// and the floor of the window if it has ended.
+    pub(super) fn trim_window(&mut self, key: &[u8], trim: Trim) -> (Footprint, Option<u64>) {
+        if self.at_rest(key).is_none() {
+            return (Footprint::NONE, None);
+        }
+        let make = || unreachable!("it was just found");
+        self.change(key, make, |stored| {
+            let before = stored.data.window_size();
+            let ended = stored.data.trim_window(trim);
+            let gone = before - stored.data.window_size();
+            stored.bytes -= u32::try_from(gone).unwrap_or(stored.bytes);
+            (stored.footprint(), ended)
+        })
     }
 
     /// Sets when a session expires, for what it was before. False where there is none.
@@ -164,6 +206,7 @@ impl Sessions {
     pub(crate) fn set_activated(&mut self, key: &[u8], activated: bool) {
         let Some(slot) = self.find(self.hash(key), key) else { return };
         let Some(stored) = self.slots[slot as usize].as_deref_mut() else { return };
+        let activated = activated && !stored.is_tombstone();
         self.activated -= usize::from(stored.activated);
         self.activated += usize::from(activated);
         stored.activated = activated;
@@ -178,6 +221,7 @@ impl Sessions {
         let stored = self.slots[slot as usize].take()?;
         self.free.push(slot);
         self.bytes -= u64::from(stored.bytes);
+        self.tombstones -= usize::from(stored.is_tombstone());
         self.record_bytes -= stored.record_bytes();
         self.activated -= usize::from(stored.activated);
         match &mut self.tracking {
@@ -190,6 +234,7 @@ impl Sessions {
 
     fn put(&mut self, hash: u32, stored: Box<Stored>) -> u32 {
         self.bytes += u64::from(stored.bytes);
+        self.tombstones += usize::from(stored.is_tombstone());
         self.activated += usize::from(stored.activated);
         let record_bytes = stored.record_bytes();
         self.record_bytes += record_bytes;
@@ -235,7 +280,8 @@ mod tests {
 
     fn stored(key: &[u8], bytes: u32, activated: bool) -> Box<Stored> {
         let version = Version { epoch: Epoch { counter: 1, node: NodeId(1) }, seq: 1 };
-        let stored = Stored::new(key, version, Time::ZERO);
+        let mut stored = Stored::new(key, version, Time::ZERO);
+        stored.data.value = Some(std::sync::Arc::from(&b""[..]));
         Box::new(Stored { bytes, activated, ..stored })
     }
 

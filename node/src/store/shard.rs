@@ -29,7 +29,7 @@ use super::aside::SetAside;
 use super::core::Core;
 use super::data::{Data, Stored};
 use super::draft::{Access, Draft};
-use super::inner::{Crowd, Locked, State};
+use super::inner::{Crowd, Locked, Past, State};
 use super::saving::Pen;
 use super::sessions::Sessions;
 use super::turns::{Admission, Asker, Attachment, Begun, Permit, Waited};
@@ -96,10 +96,10 @@ impl Shard {
         pen: Option<Box<Pen>>,
     ) -> Arc<Self> {
         let is_saved = pen.is_some();
-        let Arriving { seq, sessions, timed, earliest_expiry } = arrived;
+        let Arriving { seq, sessions, timed, floor_ms, earliest_expiry } = arrived;
         let gate = Gate::Serving(epoch);
-        let state =
-            State::Bare { gate, seq, id_last: 0, origin, promoted: None, followers: None, pen };
+        let past = Past::new(floor_ms);
+        let state = State::Bare { gate, seq, id_last: 0, origin, past, followers: None, pen };
         let (is_throttled, is_followed) = (AtomicBool::new(false), AtomicBool::new(false));
         let shard =
             Arc::new(Self { id, core, is_throttled, is_followed, state: Mutex::new(state) });
@@ -302,7 +302,7 @@ impl Shard {
         self.core.alarms.set(self.id, inner.armed.take(), None);
         let timed = std::mem::take(&mut inner.timed);
         let sessions = std::mem::replace(&mut inner.sessions, Sessions::new());
-        let (seq, pen) = (inner.seq, inner.pen.take());
+        let (seq, floor_ms, pen) = (inner.seq, inner.floor_ms(), inner.pen.take());
         drop(inner);
         self.core.forget_unreadable(self.id, None);
         let n_orphans = sessions.n_activated();
@@ -312,7 +312,8 @@ impl Shard {
                 session: self.farewell(&session_key(&stored.key), epoch, stored),
             })
             .collect();
-        Some((SetAside::new(Arc::clone(&self.core), (self.id, seq), sessions, timed, pen), orphans))
+        let numbers = (self.id, seq, floor_ms);
+        Some((SetAside::new(Arc::clone(&self.core), numbers, sessions, timed, pen), orphans))
     }
 
     /// A session that can only be read, because it is not in the shard any more.
@@ -328,14 +329,14 @@ impl Shard {
         Session::new(Arc::clone(self), key.clone(), epoch, draft)
     }
 
-    /// All sessions as they are now, and the number of the last change. Values are shared, not
-    /// copied.
-    pub(crate) fn snapshot(&self) -> (u64, Vec<(SessionKey, Data, Time)>) {
+    /// All sessions as they are now, tombstones included, the number of the last change and the floor
+    /// of windows that have ended. Values are shared, not copied.
+    pub(crate) fn snapshot(&self) -> (u64, u64, Vec<(SessionKey, Data, Time)>) {
         let inner = self.lock();
         let sessions = inner.sessions.iter();
         let sessions =
             sessions.map(|stored| (session_key(&stored.key), stored.data.clone(), stored.expires));
-        (inner.seq, sessions.collect())
+        (inner.seq, inner.floor_ms(), sessions.collect())
     }
 
     /// Sessions of a sealed shard whose service was told that they are here.

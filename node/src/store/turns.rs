@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use http::Response;
 use stead_shared::id::{Epoch, SessionKey, Version};
 use stead_shared::net::watch;
 use stead_shared::refusal::Refusal;
@@ -14,6 +15,8 @@ use super::core::Core;
 use super::data::Data;
 use super::draft::{Access, Draft};
 use super::shard::{Shard, overloaded};
+use crate::body::Body;
+use crate::logic::window::{Asked, Kept};
 use crate::session::{Session, StateError, TurnError, Why};
 
 /// Who asks for a turn.
@@ -142,11 +145,21 @@ impl Waited {
 
     /// Begins the turn as an access of the session.
     pub(crate) fn begin(self) -> Result<Begun, Refusal> {
-        self.begin_as(true)
+        self.begin_as(true, None)
+    }
+
+    /// Begins the turn of a request; `asked` unless it may be run as often as it comes.
+    pub(crate) fn begin_request(self, asked: Option<Asked>) -> Result<Begun, Refusal> {
+        self.begin_as(true, asked)
+    }
+
+    /// Begins a turn that is no access: the time to live goes on.
+    pub(crate) fn begin_unasked(self) -> Result<Begun, Refusal> {
+        self.begin_as(false, None)
     }
 
     /// Begins the turn, if the gate is still open. `is_access` starts the time to live anew.
-    pub(crate) fn begin_as(self, is_access: bool) -> Result<Begun, Refusal> {
+    fn begin_as(self, is_access: bool, asked: Option<Asked>) -> Result<Begun, Refusal> {
         let shard = Arc::clone(&self.permit.shard);
         let key = &self.permit.key;
         let now = shard.core.now();
@@ -154,10 +167,6 @@ impl Waited {
         // A doubt closes every gate, without a change of any.
         let is_in_doubt = shard.core.doubts.is_in_doubt();
         let open = if is_in_doubt { Err(Refusal::Moving) } else { inner.gate.open() };
-        let is_degraded =
-            self.permit.access == Access::Change && inner.n_copies() < shard.core.config.min_copies;
-        let open =
-            open.and_then(|epoch| if is_degraded { Err(Refusal::Degraded) } else { Ok(epoch) });
         let epoch = match open {
             Ok(epoch) => epoch,
             Err(refusal) => {
@@ -168,6 +177,14 @@ impl Waited {
         let is_over = inner.sessions.get(key.as_bytes()).is_some_and(|s| s.expires <= now)
             && inner.active.get(key).is_none_or(|active| active.crowd.is_none());
         let mut expired = None;
+        let met = asked.map_or(Turn::Runs(None), |asked| inner.meet(key, asked));
+        let is_degraded = matches!(met, Turn::Runs(_))
+            && self.permit.access == Access::Change
+            && inner.n_copies() < shard.core.config.min_copies;
+        if is_degraded {
+            drop(inner);
+            return Err(Refusal::Degraded);
+        }
         if is_over && self.permit.access == Access::Change {
             expired = inner.expire(&shard.core, key).filter(|stored| stored.activated);
         }
@@ -181,7 +198,7 @@ impl Waited {
         let is_new = shard.core.has_hooks && !base.as_ref().is_some_and(|(_, _, told)| *told);
         let base = base.map(|(data, size, _)| (data, size));
         let activate = is_new && self.permit.access == Access::Change;
-        Ok(Begun::new(self.permit, epoch, base, farewell, activate))
+        Ok(Begun { met, ..Begun::new(self.permit, epoch, base, farewell, activate) })
     }
 }
 
@@ -194,7 +211,22 @@ pub(crate) struct Begun {
     /// Whether the service has yet to be told that the session is here.
     pub(crate) activate: bool,
     pub(crate) began: Instant,
+    /// What its request is met with.
+    pub(crate) met: Turn,
     permit: Permit,
+}
+
+/// What a request is met with in its turn.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// It runs. What it says of itself is kept with what it changes.
+    Runs(Option<Asked>),
+    /// It was applied before.
+    Replays(Kept),
+    /// It may have been applied before, and what it was answered is gone.
+    Unknown,
+    /// Its client has used its idempotency key for another request.
+    OtherRequest,
 }
 
 /// What a commit made.
@@ -218,7 +250,7 @@ impl Begun {
         let (data, size) = base.map_or((None, 0), |(data, size)| (Some(data), size));
         let draft = Draft::new(permit.access, now, permit.key.as_bytes().len(), data, size);
         let session = Session::new(Arc::clone(&permit.shard), permit.key.clone(), epoch, draft);
-        Self { session, expired, activate, began, permit }
+        Self { session, expired, activate, began, met: Turn::Runs(None), permit }
     }
 
     pub(crate) fn core(&self) -> &Core {
@@ -245,11 +277,30 @@ impl Begun {
     /// Makes the turn's changes visible, all or none. The turn itself lasts until this is
     /// dropped.
     pub(crate) fn commit(&self) -> Result<Committed, TurnError> {
-        self.commit_as(self.core().has_hooks && !self.activate)
+        self.commit_as(self.core().has_hooks && !self.activate, None)
+    }
+
+    /// Commits, with what the turn's request is answered.
+    pub(crate) fn commit_answer(
+        &self,
+        asked: Option<Asked>,
+        response: &Response<Body>,
+    ) -> Result<Committed, TurnError> {
+        let answer = asked.map(|asked| (asked, response));
+        self.commit_as(self.core().has_hooks && !self.activate, answer)
+    }
+
+    /// Commits the last turn that the service has before the session goes.
+    pub(crate) fn commit_last(&self) -> Result<Committed, TurnError> {
+        self.commit_as(false, None)
     }
 
     /// Commits; `is_told` is whether the service knows from now on that the session is here.
-    pub(crate) fn commit_as(&self, is_told: bool) -> Result<Committed, TurnError> {
+    fn commit_as(
+        &self,
+        is_told: bool,
+        answer: Option<(Asked, &Response<Body>)>,
+    ) -> Result<Committed, TurnError> {
         let draft = self.session.end().ok_or(StateError::TurnOver)?;
         if let Some(reason) = draft.unreadable() {
             return Err(StateError::from(reason.clone()).into());
@@ -258,10 +309,13 @@ impl Begun {
         let (changes, size) = draft.into_changes();
         let is_change = !changes.is_empty();
         let core = &shard.core;
+        let entry = answer
+            .filter(|_| is_change)
+            .and_then(|(asked, response)| asked.into_entry(core, response));
         let mut inner = shard.lock();
         let epoch = inner.gate.epoch().ok_or(TurnError::Lost)?;
         if is_change {
-            inner.apply(shard, key, epoch, changes, size)?;
+            inner.apply(shard, key, epoch, (changes, size), entry)?;
             inner.arm(shard.id(), core);
         }
         if inner.throttle.is_some() && is_change {

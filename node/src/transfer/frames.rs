@@ -6,6 +6,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use metrics::{Counter, counter};
 use stead_shared::id::ShardId;
 use stead_shared::net::link::{RecvHalf, SendHalf, StreamEvent};
+use stead_shared::wire::link::PROTOCOL;
 use tokio::time::timeout;
 
 use super::{Tally, TransferError};
@@ -47,13 +48,25 @@ pub(super) struct Writer<'a> {
     n_records: u32,
     sent: Counter,
     tally: Tally,
+    protocol: u8,
 }
 
 impl<'a> Writer<'a> {
     pub(super) fn new(stream: &'a mut SendHalf, tally: Tally) -> Self {
+        Self::for_peer(stream, tally, PROTOCOL)
+    }
+
+    /// To one that speaks this version of the link's protocol.
+    pub(super) fn for_peer(stream: &'a mut SendHalf, tally: Tally, protocol: u8) -> Self {
         let sent = counter!("stead_handoff_bytes_total", "direction" => "out");
         let chunk = Vec::with_capacity(CHUNK_CAPACITY);
-        Self { stream, chunk, total: crc32fast::Hasher::new(), n_records: 0, sent, tally }
+        let total = crc32fast::Hasher::new();
+        Self { stream, chunk, total, n_records: 0, sent, tally, protocol }
+    }
+
+    /// What the other end speaks.
+    pub(super) fn protocol(&self) -> u8 {
+        self.protocol
     }
 
     pub(super) fn put(&mut self, shard: ShardId, record: &[u8]) {

@@ -348,16 +348,16 @@ async fn other_paths_are_404_and_other_methods_405() {
 
 #[tokio::test]
 async fn memory_that_has_run_out_is_507_and_deletes_still_work() {
-    let host = host_with(HostConfig { memory_max: 1000, ..Default::default() }, BuiltIn::default());
-    assert_eq!(put(&host, "/sessions/a", &"x".repeat(400)).await.status(), 201);
-    let full = put(&host, "/sessions/b", &"x".repeat(400)).await;
+    let host = host_with(HostConfig { memory_max: 6000, ..Default::default() }, BuiltIn::default());
+    assert_eq!(put(&host, "/sessions/a", &"x".repeat(4000)).await.status(), 201);
+    let full = put(&host, "/sessions/b", &"x".repeat(4000)).await;
     assert_eq!(full.headers()[REFUSAL], "overloaded");
     assert_eq!(problem(full).await["status"], 507);
     assert_eq!(get(&host, "/sessions/a").await.0, 200);
     let (status, _) = count(&host, "/sessions/c/counters/n", "").await;
     assert_eq!(status, StatusCode::OK, "a counter is small");
     assert_eq!(call(&host, Method::DELETE, "/sessions/a").await.status(), 204);
-    assert_eq!(put(&host, "/sessions/b", &"x".repeat(400)).await.status(), 201);
+    assert_eq!(put(&host, "/sessions/b", &"x".repeat(4000)).await.status(), 201);
     assert_eq!(host.shard_stats(SHARD).unwrap().sessions, 2);
 }
 

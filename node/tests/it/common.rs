@@ -1,6 +1,7 @@
 //! One host with a few shards, and short ways to talk to it.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -26,12 +27,15 @@ pub(crate) fn key(text: &str) -> SessionKey {
     SessionKey::new(text.as_bytes().to_vec()).unwrap()
 }
 
+/// Each request has an id of its own.
+static COUNTER: AtomicU64 = AtomicU64::new(1);
+
 pub(crate) fn meta(session: &str) -> RequestMeta {
     RequestMeta {
         shard: SHARD,
         epoch: None,
         key: key(session),
-        id: RequestId { boot: BootId(1), counter: 1 },
+        id: RequestId { boot: BootId(1), counter: COUNTER.fetch_add(1, Ordering::Relaxed) },
         attempt: 1,
         first_sent_ms: 0,
         deadline_ms: 0,

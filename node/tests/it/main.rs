@@ -14,6 +14,7 @@ mod in_doubt;
 mod merge;
 mod minority;
 mod moves;
+mod once;
 mod peers;
 mod pins;
 mod recovery;

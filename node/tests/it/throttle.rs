@@ -4,17 +4,36 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use http::{Method, Request, Response, request};
-use stead_node::{Body, Host, HostConfig, RequestMeta, Service, Session};
-use stead_shared::id::{Epoch, NodeId};
+use stead_node::{Body, Host, HostConfig, RequestMeta, ResponseMeta, Service, Session};
+use stead_shared::id::{BootId, Epoch, NodeId, RequestId};
 use stead_shared::refusal::Refusal;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use crate::common::{SHARD, host, host_with, meta, post, say, settle, start};
+use crate::common::{self, SHARD, host, host_with, post, settle, text};
 
 const NEXT: Epoch = Epoch { counter: 2, node: NodeId(0xb) };
 /// A change of 1000 bytes takes a tenth of a second, with its record a little more.
 const RATE: NonZeroU64 = NonZeroU64::new(10_000).unwrap();
+
+/// Of a request without a name: nothing is kept of its answer, and a record is what is in it.
+fn meta(session: &str) -> RequestMeta {
+    let id = RequestId { boot: BootId(0), counter: 0 };
+    RequestMeta { id, ..common::meta(session) }
+}
+
+async fn say(host: &Host, session: &str, body: &str) -> String {
+    text(host.serve(meta(session), post(body.to_owned())).await.unwrap().1).await
+}
+
+fn start(
+    host: &Host,
+    session: &str,
+    body: impl Into<Body>,
+) -> JoinHandle<Result<(ResponseMeta, Response<Body>), Refusal>> {
+    let (host, meta, request) = (host.clone(), meta(session), post(body));
+    tokio::spawn(async move { host.serve(meta, request).await })
+}
 
 /// Puts the body, but that of a GET.
 #[derive(Clone)]

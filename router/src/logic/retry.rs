@@ -8,7 +8,9 @@
 //! | `overloaded`, `degraded`, `quarantined` | passed on |
 //! | its link closed, nothing sent | again at once: a new link shows whether it is there |
 //! | owner unreachable, nothing sent | wait for an owner |
-//! | broken after bytes were sent, or an answer of a past epoch | again if that is harmless, else unknown |
+//! | its link closed after bytes were sent: its owner died | again, for at most [`REPLAYS_MAX`] owners, if that is harmless, else unknown |
+//! | broken otherwise, or an answer of a past epoch | the same, if the budget allows it |
+//! | its owner does not apply requests once, and it may have been applied | unknown |
 //! | out of time | unknown once something was sent, else what it waited for |
 //!
 //! A request that may have been executed is never reported as refused, whatever a later attempt
@@ -25,6 +27,10 @@ use stead_shared::rules::Rules;
 /// already rare.
 pub const REDIRECTS_MAX: u8 = 3;
 
+/// Most owners whose links close under a request that is sent again. One that kills its owner should
+/// not kill all of them.
+pub const REPLAYS_MAX: u16 = 3;
+
 /// Most attempts of one request, whatever their reasons. Parking bounds them too: 10 s of
 /// waiting with a look every 250 ms, and some more.
 pub const ATTEMPTS_MAX: u16 = 64;
@@ -33,9 +39,9 @@ pub const ATTEMPTS_MAX: u16 = 64;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Replay {
     /// Those that change nothing (RFC 9110 §9.2.1).
-    #[default]
     Reads,
-    /// All whose body is still here: for nodes that apply each request id once.
+    /// All whose body is still here: others only to nodes that apply each request once.
+    #[default]
     All,
 }
 
@@ -48,8 +54,12 @@ pub enum Event {
     Unsent,
     /// There is no link.
     Unreachable,
-    /// Bytes of it were sent, and no answer has begun.
+    /// Its link closed after bytes of it were sent, and no answer had begun.
+    Cut(Sent),
+    /// Its stream ended after bytes of it were sent, and no answer had begun.
     Broken(Sent),
+    /// It may have been executed, and the owner would execute it again.
+    NotOnce,
     /// The answer is of an epoch below one known when the request was sent: whoever gave it had
     /// been replaced.
     Stale(Sent),
@@ -78,7 +88,9 @@ pub enum Next {
     Park(Cause),
     /// Send it as if for the first time.
     AtOnce,
-    /// Send it again to the owner, which a link confirms; the retry budget must allow it.
+    /// Send it again to whoever is the owner now, which a link confirms.
+    Replay,
+    /// The same; the retry budget must allow it.
     Again,
     /// Tell the client.
     Fail(Failure),
@@ -112,6 +124,10 @@ pub struct Trail {
     /// as if it had never been sent.
     maybe_run: u16,
     redirects: u8,
+    /// Owners whose links closed under it, and the epoch of the last of them: all connections of a
+    /// process that dies close one after the other.
+    n_cut: u16,
+    cut_at: Option<Epoch>,
     highest: Option<Epoch>,
 }
 
@@ -119,7 +135,15 @@ impl Trail {
     /// A request that has not been sent. All rules are on outside tests.
     #[must_use]
     pub fn new(rules: Rules) -> Self {
-        Self { rules, attempts: 0, maybe_run: 0, redirects: 0, highest: None }
+        Self {
+            rules,
+            attempts: 0,
+            maybe_run: 0,
+            redirects: 0,
+            n_cut: 0,
+            cut_at: None,
+            highest: None,
+        }
     }
 
     /// Whether a hint may lead to the owner in `epoch`: only upwards (R9), for two that take each
@@ -147,6 +171,12 @@ impl Trail {
         self.attempts <= 1
     }
 
+    /// Whether an attempt may have been executed.
+    #[must_use]
+    pub fn may_have_run(&self) -> bool {
+        0 < self.maybe_run
+    }
+
     /// The highest epoch whose owner was tried.
     #[must_use]
     pub fn highest(&self) -> Option<Epoch> {
@@ -155,28 +185,46 @@ impl Trail {
 
     /// Decides what follows.
     pub fn next(&mut self, event: &Event, replay: Replay) -> Next {
+        let may_repeat = self.may_repeat(event, replay);
         let next = match event {
             Event::Refused(refusal) => self.refused(refusal),
             Event::Unsent => Next::AtOnce,
             Event::Unreachable => Next::Park(Cause::NoOwner),
-            Event::Broken(sent) | Event::Stale(sent) => {
-                self.maybe_run += 1;
-                let harmless = sent.is_read || replay == Replay::All;
-                let again = harmless && sent.is_kept;
-                if again { Next::Again } else { Next::Fail(Failure::Unknown) }
+            Event::Cut(_) if may_repeat && self.is_cut_seldom() => Next::Replay,
+            Event::Broken(_) | Event::Stale(_) if may_repeat => Next::Again,
+            Event::Cut(_) | Event::Broken(_) | Event::Stale(_) | Event::NotOnce => {
+                Next::Fail(Failure::Unknown)
             }
             Event::OutOfTime { sent: true } => Next::Fail(Failure::UnknownInTime),
             Event::OutOfTime { sent: false } => Next::Fail(Failure::NoOwner),
         };
         match next {
             Next::Fail(failure) => Next::Fail(self.truly(failure)),
-            Next::Redirect(_) | Next::Park(_) | Next::AtOnce | Next::Again
+            Next::Redirect(_) | Next::Park(_) | Next::AtOnce | Next::Replay | Next::Again
                 if ATTEMPTS_MAX <= self.attempts =>
             {
                 Next::Fail(self.truly(Failure::NoOwner))
             }
-            Next::Redirect(_) | Next::Park(_) | Next::AtOnce | Next::Again => next,
+            Next::Redirect(_) | Next::Park(_) | Next::AtOnce | Next::Replay | Next::Again => next,
         }
+    }
+
+    /// Counts an attempt that may have been executed. Whether another one does no harm.
+    fn may_repeat(&mut self, event: &Event, replay: Replay) -> bool {
+        let (Event::Cut(sent) | Event::Broken(sent) | Event::Stale(sent)) = event else {
+            return false;
+        };
+        self.maybe_run += 1;
+        (sent.is_read || replay == Replay::All) && sent.is_kept
+    }
+
+    /// Counts the owner whose link closed. Whether there were few.
+    fn is_cut_seldom(&mut self) -> bool {
+        if self.n_cut == 0 || self.cut_at != self.highest {
+            self.n_cut += 1;
+            self.cut_at = self.highest;
+        }
+        self.n_cut <= REPLAYS_MAX
     }
 
     fn refused(&mut self, refusal: &Refusal) -> Next {
@@ -307,6 +355,9 @@ mod tests {
             (Event::Broken(READ), Next::Again),
             (Event::Broken(WRITE), Next::Fail(Failure::Unknown)),
             (Event::Broken(LARGE), Next::Fail(Failure::Unknown)),
+            (Event::Cut(READ), Next::Replay),
+            (Event::Cut(WRITE), Next::Fail(Failure::Unknown)),
+            (Event::NotOnce, Next::Fail(Failure::Unknown)),
             (Event::Stale(READ), Next::Again),
             (Event::Stale(WRITE), Next::Fail(Failure::Unknown)),
             (Event::OutOfTime { sent: true }, Next::Fail(Failure::UnknownInTime)),
@@ -320,7 +371,23 @@ mod tests {
     fn writes_are_replayed_only_where_nodes_apply_them_once() {
         assert_eq!(after(Event::Broken(WRITE), Replay::All), Next::Again);
         assert_eq!(after(Event::Stale(WRITE), Replay::All), Next::Again);
+        assert_eq!(after(Event::Cut(WRITE), Replay::All), Next::Replay);
+        assert_eq!(after(Event::Cut(LARGE), Replay::All), Next::Fail(Failure::Unknown));
         assert_eq!(after(Event::Broken(LARGE), Replay::All), Next::Fail(Failure::Unknown));
+    }
+
+    #[test]
+    fn a_request_that_kills_its_owners_does_not_kill_all_of_them() {
+        let mut trail = Trail::new(Rules::ALL);
+        for attempt in 1..=REPLAYS_MAX {
+            trail.aim(epoch(u64::from(attempt)));
+            assert_eq!(trail.begin(), attempt);
+            assert_eq!(trail.next(&Event::Cut(WRITE), Replay::All), Next::Replay);
+            assert!(trail.may_have_run());
+        }
+        trail.aim(epoch(9));
+        trail.begin();
+        assert_eq!(trail.next(&Event::Cut(WRITE), Replay::All), Next::Fail(Failure::Unknown));
     }
 
     #[test]

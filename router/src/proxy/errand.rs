@@ -100,7 +100,7 @@ impl Errand {
     pub(super) fn out_of_time(&mut self, config: &ProxyConfig) -> Undelivered {
         match self.trail.next(&Event::OutOfTime { sent: self.is_sent }, config.replay) {
             Next::Fail(failure) => Undelivered::Failed(failure),
-            Next::Redirect(_) | Next::Park(_) | Next::AtOnce | Next::Again => {
+            Next::Redirect(_) | Next::Park(_) | Next::AtOnce | Next::Replay | Next::Again => {
                 Undelivered::Failed(Failure::UnknownInTime)
             }
         }

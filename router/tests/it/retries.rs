@@ -179,12 +179,50 @@ async fn without_a_living_owner_a_request_waits_for_one() {
 }
 
 #[tokio::test]
-async fn a_write_whose_owner_breaks_may_have_been_executed() {
+async fn a_write_whose_owner_breaks_is_sent_again_as_the_same_request() {
     let mut world = World::new();
     let mut client = world.client_with(POST).await;
     let mut asked = world.owners[0].asked().await;
+    let (id, first_sent_ms) = (asked.meta.id, asked.meta.first_sent_ms);
     assert_eq!(asked.body().await, b"body");
     drop(asked);
+    let mut asked = world.owners[0].asked().await;
+    assert_eq!((asked.meta.id, asked.meta.attempt), (id, 2));
+    assert_eq!(asked.meta.first_sent_ms, first_sent_ms);
+    assert_eq!(asked.body().await, b"body");
+    asked.answer("applied").await;
+    assert_eq!(client.got().await.text(), "applied");
+}
+
+#[tokio::test]
+async fn a_write_whose_owner_dies_is_sent_to_the_next_one() {
+    let mut world = World::new();
+    let mut client = world.client_with(POST).await;
+    let mut asked = world.owners[0].asked().await;
+    let id = asked.meta.id;
+    assert_eq!(asked.body().await, b"body");
+    world.owners[0].die().await;
+    world.parked(1).await;
+    world.claim(1, 2);
+    let mut asked = world.owners[1].asked().await;
+    assert_eq!((asked.meta.id, asked.meta.attempt), (id, 2));
+    assert_eq!(asked.body().await, b"body");
+    asked.answer("applied").await;
+    assert_eq!(client.got().await.text(), "applied");
+}
+
+#[tokio::test]
+async fn a_large_write_whose_owner_breaks_may_have_been_executed() {
+    let mut world = World::new();
+    let size = 1 << 20;
+    let head = format!("POST /s/k HTTP/1.1\nHost: a\nContent-Length: {size}\n\n");
+    let mut client = world.client_with(&head).await;
+    let script = async {
+        let mut asked = world.owners[0].asked().await;
+        asked.send.accepted();
+        assert_eq!(asked.body().await.len(), size);
+    };
+    tokio::join!(script, client.send(vec![b'x'; size]));
     check_failure(&mut client, 502, ("stead-outcome", "unknown")).await;
     client.send(GET.replace('\n', "\r\n")).await;
     world.owners[0].asked().await.answer("kept").await;
@@ -231,7 +269,10 @@ async fn an_answer_of_a_past_epoch_is_not_believed() {
     assert_eq!(client.got().await.text(), "fresh");
     client.send(POST.replace('\n', "\r\n")).await;
     world.owners[0].asked().await.answer_at(old, "stale").await;
-    check_failure(&mut client, 502, ("stead-outcome", "unknown")).await;
+    let asked = world.owners[0].asked().await;
+    assert_eq!(asked.meta.attempt, 2, "it may have been executed");
+    asked.answer("applied").await;
+    assert_eq!(client.got().await.text(), "applied");
 }
 
 #[tokio::test]

@@ -14,6 +14,9 @@ use http::{Method, Version};
 pub const REFUSAL: HeaderName = HeaderName::from_static("stead-refusal");
 /// `stead-outcome`: may have been executed.
 pub const OUTCOME: HeaderName = HeaderName::from_static("stead-outcome");
+/// Says that an answer was given before, to an earlier attempt of the same request: `true`, or
+/// `status-only` where the rest of it was too long to be kept.
+pub const REPLAYED: HeaderName = HeaderName::from_static("stead-replayed");
 /// `stead-node`: the name of the node that answered.
 pub const NODE: HeaderName = HeaderName::from_static("stead-node");
 /// `stead-shard`: the shard of the request's key.
@@ -150,7 +153,7 @@ fn add_forwarded_for(headers: &mut HeaderMap, peer: &HeaderValue) {
 /// The list of trailers stays for a client that takes them: the HTTP library sends those listed.
 pub fn to_client(headers: &mut HeaderMap, upgrade: Option<HeaderValue>, takes_trailers: bool) {
     let trailers = if takes_trailers { headers.remove(TRAILER) } else { None };
-    strip(headers, |name| *name == REFUSAL || *name == OUTCOME);
+    strip(headers, |name| [REFUSAL, OUTCOME, REPLAYED].contains(name));
     if let Some(trailers) = trailers {
         headers.insert(TRAILER, trailers);
     }

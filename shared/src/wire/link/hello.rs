@@ -19,8 +19,12 @@ pub const MAGIC: [u8; 8] = *b"stead\x00lk";
 /// The version this build prefers. It speaks the one before as well.
 ///
 /// 1: handoffs send state behind a closed gate. 2: state is copied while its source serves, in
-/// records that version 1 cannot read.
-pub const PROTOCOL: u8 = 3;
+/// records that version 1 cannot read. 3: nodes hold copies. 4: requests are applied once.
+pub const PROTOCOL: u8 = 4;
+
+/// The first version whose nodes answer a request that was applied before with its answer, and
+/// whose records tell of those.
+pub const ONCE_SINCE: u8 = 4;
 
 /// The oldest version this build speaks.
 pub const PROTOCOL_OLDEST: u8 = 1;
@@ -413,7 +417,7 @@ mod tests {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let golden = [
             "7374656164006c6b",       // magic
-            "0103",                   // versions
+            "0104",                   // versions
             "dd89abc9a891a4e53f",     // cluster
             "9fb68ca1baccf9949c0107", // node and boot
             "0000",                   // role, kind

@@ -49,7 +49,7 @@ pub use frame::{
 };
 pub use hello::{
     Acceptor, Agreed, ConnectionKind, Dialer, HELLO_BYTES_MAX, Hello, KEYS_MAX, LocalHello, MAGIC,
-    PROTOCOL, PROTOCOL_OLDEST, negotiate,
+    ONCE_SINCE, PROTOCOL, PROTOCOL_OLDEST, negotiate,
 };
 pub use reason::{CloseReason, ResetCode};
 pub use stream::{Incoming, Side, StreamId, StreamState, Violation};

@@ -1,0 +1,385 @@
+//! What a session has answered lately, so that a request that comes twice is applied once.
+//!
+//! A request keeps its id over all its attempts. An answer is kept with the change that it tells
+//! of, as one entry of the session's window; whoever has the change has the entry.
+//!
+//! | what comes | in the window | not in it |
+//! |---|---|---|
+//! | the first attempt | its answer, again | runs |
+//! | a later attempt, first sent after the floor | its answer, again | runs |
+//! | a later attempt, first sent at the floor or before | its answer, again | outcome unknown |
+//!
+//! The *floor* is the latest first-sent time among entries that were removed: whatever was first
+//! sent later, and is not here, has changed nothing. A first attempt is looked up as well: it may
+//! have stood still on its way while a later one overtook it.
+//!
+//! A client may name its request itself, with an idempotency key. Those entries stay longer and
+//! push only each other out. They know what was asked: a key that is used for something else is
+//! an error of the client's.
+//!
+//! An entry leaves when its list has too many, or too many bytes, as another comes, and when its
+//! time is over. Only the owner of the session decides that, and tells copies how many went.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use stead_shared::id::{Epoch, NodeId, RequestId, Version};
+use stead_shared::rules::Rules;
+use stead_shared::time::Time;
+
+/// Most answers that a session keeps by the ids of their requests. A client that waits for each
+/// answer has one request under way: so many may share a session when its owner dies.
+pub const RECENT_MAX: usize = 128;
+/// Most answers that a session keeps by idempotency keys.
+pub const KEYED_MAX: usize = 64;
+/// Most bytes of each of the two lists.
+pub const LIST_BYTES_MAX: usize = 128 << 10;
+/// Most bytes of headers and body that are kept of one answer. Of a longer one only its status is,
+/// and the version that it tells of.
+pub const ANSWER_BYTES_MAX: usize = 16 << 10;
+/// How long an answer is kept by its request's id: as long as routers wait for an answer.
+pub const RECENT_FOR: Duration = Duration::from_secs(60);
+/// How long an answer is kept by an idempotency key.
+pub const KEYED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+/// Most bytes of an idempotency key.
+pub const KEY_BYTES_MAX: usize = 255;
+
+/// What an entry costs beside its texts.
+const ENTRY_OVERHEAD: usize = 128;
+/// What a window costs beside its entries.
+const WINDOW_OVERHEAD: usize = 128;
+
+/// The version of an answer whose change is not committed yet.
+pub const NO_VERSION: Version = Version { epoch: Epoch { counter: 0, node: NodeId(0) }, seq: 0 };
+
+/// What a request says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Its id; none where whoever took it in has no name yet.
+    pub id: Option<RequestId>,
+    /// 1 for one that no node can have executed before.
+    pub attempt: u16,
+    /// When the first attempt was made, in Unix milliseconds by the clock that gave the id.
+    pub first_sent_ms: u64,
+    /// How the client named it, if it did.
+    pub key: Option<Box<Keyed>>,
+}
+
+/// A request as its client named it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keyed {
+    /// The idempotency key, 1 to [`KEY_BYTES_MAX`] bytes.
+    pub name: Box<[u8]>,
+    /// What was asked for: a hash of method, target and body.
+    pub fingerprint: u128,
+}
+
+/// An answer as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Its status.
+    pub status: u16,
+    /// When the session's value last changed, or the session where it has none.
+    pub version: Version,
+    /// Whether the answer named that version in an `ETag`, which is not among its headers.
+    pub has_etag: bool,
+    /// Its headers and its body; none where they were too long, or not all there.
+    pub content: Option<Content>,
+}
+
+/// Headers and body of an answer, in one piece.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    bytes: Box<[u8]>,
+    head_bytes: u32,
+}
+
+impl Content {
+    /// None when they are too long.
+    #[must_use]
+    pub fn new(head: &[u8], body: &[u8]) -> Option<Self> {
+        let head_bytes = u32::try_from(head.len()).ok()?;
+        let fits = head.len() + body.len() <= ANSWER_BYTES_MAX;
+        fits.then(|| Self { bytes: [head, body].concat().into(), head_bytes })
+    }
+
+    /// The headers, as they were given.
+    #[must_use]
+    pub fn head(&self) -> &[u8] {
+        &self.bytes[..self.head_bytes as usize]
+    }
+
+    /// The body.
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        &self.bytes[self.head_bytes as usize..]
+    }
+}
+
+/// A request that was applied, and what it was answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its id.
+    pub id: Option<RequestId>,
+    /// When it was first sent, in Unix milliseconds.
+    pub first_sent_ms: u64,
+    /// How its client named it.
+    pub key: Option<Box<Keyed>>,
+    /// When it is of no use any more, by the clock of whoever owns the session.
+    pub expires: Time,
+    /// What it was answered.
+    pub answer: Kept,
+}
+
+impl Entry {
+    /// Of a request that is applied at `now`.
+    #[must_use]
+    pub fn new(asked: Asked, answer: Kept, now: Time) -> Self {
+        let Asked { id, attempt: _, first_sent_ms, key } = asked;
+        let kept_for = if key.is_some() { KEYED_FOR } else { RECENT_FOR };
+        Self { id, first_sent_ms, key, expires: now + kept_for, answer }
+    }
+
+    /// Bytes that it is counted with.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let key = self.key.as_ref().map_or(0, |key| key.name.len() + size_of::<Keyed>());
+        let content = self.answer.content.as_ref().map_or(0, |content| content.bytes.len());
+        ENTRY_OVERHEAD + key + content
+    }
+}
+
+/// What becomes of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Met<'a> {
+    /// Nothing tells that it was applied: it runs.
+    Run,
+    /// It was applied, and this was the answer.
+    Replay(&'a Kept),
+    /// It may have been applied, and its answer is gone.
+    Unknown,
+    /// Its client has used the key for another request.
+    OtherRequest,
+}
+
+/// How many entries leave a window, the oldest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trim {
+    /// Of those that are kept by the ids of their requests.
+    pub recent: u32,
+    /// Of those that are kept by idempotency keys.
+    pub keyed: u32,
+}
+
+impl Trim {
+    /// Whether nothing leaves.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// See the module's page.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Window {
+    recent: List,
+    keyed: List,
+    floor_ms: u64,
+}
+
+/// In the order in which the requests were applied, which is also that in which they expire.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct List {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+}
+
+impl List {
+    fn push(&mut self, entry: Entry) {
+        if self.entries.capacity() == 0 {
+            // Most sessions have one.
+            self.entries.reserve_exact(1);
+        }
+        self.bytes += entry.size();
+        self.entries.push_back(entry);
+    }
+
+    /// Removes the oldest `n`; the latest time at which one of them was first sent.
+    fn pop(&mut self, n: u32) -> u64 {
+        let n = (n as usize).min(self.entries.len());
+        let gone = self.entries.drain(..n);
+        let (mut floor, mut bytes) = (0, 0);
+        for entry in gone {
+            floor = entry.first_sent_ms.max(floor);
+            bytes += entry.size();
+        }
+        self.bytes -= bytes;
+        floor
+    }
+
+    /// How many leave so that one of `bytes` more may come at `now`.
+    fn surplus(&self, bytes: usize, n_max: usize, now: Time) -> u32 {
+        let (mut n_left, mut left) = (self.entries.len(), self.bytes + bytes);
+        for entry in &self.entries {
+            if now < entry.expires && n_left < n_max && left <= LIST_BYTES_MAX {
+                break;
+            }
+            n_left -= 1;
+            left -= entry.size();
+        }
+        (self.entries.len() - n_left) as u32
+    }
+
+    /// How many leave at `now`: all of them, once the last one is of no use any more.
+    fn expired(&self, now: Time) -> u32 {
+        let all = self.expires().is_some_and(|at| at <= now);
+        if all { self.entries.len() as u32 } else { 0 }
+    }
+
+    fn expires(&self) -> Option<Time> {
+        self.entries.back().map(|entry| entry.expires)
+    }
+}
+
+impl Window {
+    /// What is left of a window.
+    #[must_use]
+    pub fn from_parts(
+        floor_ms: u64,
+        recent: impl IntoIterator<Item = Entry>,
+        keyed: impl IntoIterator<Item = Entry>,
+    ) -> Self {
+        let mut window = Self { floor_ms, ..Self::default() };
+        recent.into_iter().for_each(|entry| window.recent.push(entry));
+        keyed.into_iter().for_each(|entry| window.keyed.push(entry));
+        window
+    }
+
+    /// Whether there is no entry.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.recent.entries.is_empty() && self.keyed.entries.is_empty()
+    }
+
+    /// The latest time at which a request was first sent whose entry is gone.
+    #[must_use]
+    pub fn floor_ms(&self) -> u64 {
+        self.floor_ms
+    }
+
+    /// The latest time at which a request was first sent that is or was in it.
+    #[must_use]
+    pub fn newest_ms(&self) -> u64 {
+        let here = self.recent().chain(self.keyed()).map(|entry| entry.first_sent_ms);
+        here.max().unwrap_or(0).max(self.floor_ms)
+    }
+
+    /// Those that are kept by the ids of their requests, the oldest first.
+    pub fn recent(&self) -> impl ExactSizeIterator<Item = &Entry> {
+        self.recent.entries.iter()
+    }
+
+    /// Those that are kept by idempotency keys, the oldest first.
+    pub fn keyed(&self) -> impl ExactSizeIterator<Item = &Entry> {
+        self.keyed.entries.iter()
+    }
+
+    /// Bytes that it is counted with.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        if self.is_empty() { 0 } else { WINDOW_OVERHEAD + self.recent.bytes + self.keyed.bytes }
+    }
+
+    /// Most bytes that a window may have once an entry is in it.
+    #[must_use]
+    pub fn bound(window: Option<&Self>, entry: Option<&Entry>) -> usize {
+        let size = window.map_or(0, Self::size);
+        entry.map_or(size, |entry| size.max(WINDOW_OVERHEAD) + entry.size())
+    }
+
+    /// The entry that came last, to one of the lists.
+    #[must_use]
+    pub fn newest(&self, is_keyed: bool) -> Option<&Entry> {
+        if is_keyed { self.keyed.entries.back() } else { self.recent.entries.back() }
+    }
+
+    /// When something of it is of no use any more.
+    #[must_use]
+    pub fn due(&self) -> Option<Time> {
+        self.recent.expires().into_iter().chain(self.keyed.expires()).min()
+    }
+
+    /// When nothing of it is of any use any more.
+    #[must_use]
+    pub fn expires(&self) -> Option<Time> {
+        self.recent.expires().max(self.keyed.expires())
+    }
+
+    /// What becomes of a request of a session with this window, in a shard where windows with
+    /// that floor have ended.
+    #[must_use]
+    pub fn meet<'a>(
+        window: Option<&'a Self>,
+        shard_floor_ms: u64,
+        asked: &Asked,
+        rules: &Rules,
+    ) -> Met<'a> {
+        if !rules.applied_once {
+            return Met::Run;
+        }
+        if let Some(met) = window.and_then(|window| window.find(asked)) {
+            return met;
+        }
+        let floor_ms = window.map_or(0, Self::floor_ms).max(shard_floor_ms);
+        if 1 < asked.attempt && asked.first_sent_ms <= floor_ms { Met::Unknown } else { Met::Run }
+    }
+
+    fn find(&self, asked: &Asked) -> Option<Met<'_>> {
+        if let Some(key) = &asked.key {
+            let named = |entry: &&Entry| entry.key.as_ref().is_some_and(|it| it.name == key.name);
+            let entry = self.keyed.entries.iter().rev().find(named)?;
+            let is_same = entry.key.as_ref().is_some_and(|it| it.fingerprint == key.fingerprint);
+            return Some(if is_same { Met::Replay(&entry.answer) } else { Met::OtherRequest });
+        }
+        let id = asked.id?;
+        // Those that come again were here a moment ago.
+        let entry = self.recent.entries.iter().rev().find(|entry| entry.id == Some(id))?;
+        Some(Met::Replay(&entry.answer))
+    }
+
+    /// Puts an entry in at `now`. Gives how many others left before it came.
+    #[must_use]
+    pub fn add(&mut self, entry: Entry, now: Time) -> Trim {
+        let trim = self.trim_for(&entry, now);
+        self.follow(trim, Some(entry));
+        trim
+    }
+
+    fn trim_for(&self, entry: &Entry, now: Time) -> Trim {
+        let bytes = entry.size();
+        match entry.key {
+            None => Trim { recent: self.recent.surplus(bytes, RECENT_MAX, now), keyed: 0 },
+            Some(_) => Trim { recent: 0, keyed: self.keyed.surplus(bytes, KEYED_MAX, now) },
+        }
+    }
+
+    /// What leaves at `now` because it is of no use any more. It has not left yet.
+    #[must_use]
+    pub fn expired(&self, now: Time) -> Trim {
+        Trim { recent: self.recent.expired(now), keyed: self.keyed.expired(now) }
+    }
+
+    /// Does what the owner of the session did: `trim` leave, then `entry` comes.
+    pub fn follow(&mut self, trim: Trim, entry: Option<Entry>) {
+        let floor_ms = self.recent.pop(trim.recent).max(self.keyed.pop(trim.keyed));
+        self.floor_ms = self.floor_ms.max(floor_ms);
+        match entry {
+            Some(entry) if entry.key.is_some() => self.keyed.push(entry),
+            Some(entry) => self.recent.push(entry),
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
