@@ -31,13 +31,13 @@ use crate::session::{SessionHandle, Why};
 use crate::store::alarms::Next;
 use crate::store::arriving::Arriving;
 use crate::store::aside::SetAside;
+use crate::store::conflicts::Conflict;
 use crate::store::copy::ShardCopy;
 use crate::store::core::{Core, HostConfig, Unreadable};
 use crate::store::draft::Access;
-use crate::store::merge::{MergeError, Merged};
 use crate::store::record::{Record, RecordError};
 use crate::store::saving::Pen;
-use crate::store::shard::{Orphan, Shard, ShardStats, session_key};
+use crate::store::shard::{Orphan, Shard, ShardStats};
 use crate::store::turns::{Admission, Asker, Begun, Turn};
 use crate::turn::{Answer, Job, Outcome, Unstoppable, lost};
 
@@ -372,11 +372,11 @@ impl Host {
     pub fn export(&self, shard: ShardId) -> Option<Export> {
         let shard = self.shard(shard)?;
         let now = self.inner.core.now();
-        let (seq, floor_ms, sessions) = shard.snapshot();
+        let (seq, past, sessions) = shard.snapshot();
         let records = sessions.into_iter().map(move |(key, data, expires)| {
             Record::of(key.as_bytes(), &data, expires, now).encode()
         });
-        let head = Record::of_shard(seq, floor_ms).encode();
+        let head = Record::of_shard(seq, past).encode();
         Some(Export { records: Box::new(std::iter::once(head).chain(records)) })
     }
 
@@ -452,7 +452,6 @@ impl Host {
         epoch: Epoch,
         arrived: Arriving,
         origin: Option<Epoch>,
-        promoted: Option<Version>,
         pen: Option<Box<Pen>>,
     ) {
         let core = Arc::clone(&self.inner.core);
@@ -460,9 +459,6 @@ impl Host {
         // Whoever hears of its followers finds it.
         let place = self.inner.shards.entry(shard);
         let begun = Shard::with_sessions(shard, core, epoch, arrived, origin, pen);
-        if let Some(end) = promoted {
-            begun.note_promoted(end);
-        }
         self.adopt_waiting(&begun, epoch);
         place.insert(begun);
     }
@@ -488,49 +484,15 @@ impl Host {
         Some((end?, aside.into_arriving(), pen))
     }
 
-    /// Adds a session that another host served under this shard, from one of its records, to a
-    /// shard that is served here. It waits for the session's turn; a session that is here keeps
-    /// its own state, whichever is newer. None for a record that is not a session's.
-    ///
-    /// Deletions leave no trace: a session that was deleted here, or expired, since the other
-    /// host's state split off comes back.
-    ///
-    /// # Errors
-    /// When nothing was taken in: [`MergeError`].
-    pub async fn merge(
-        &self,
-        shard: ShardId,
-        epoch: Epoch,
-        record: &[u8],
-    ) -> Result<Option<Merged>, MergeError> {
-        let shard = self.shard(shard).ok_or(MergeError::NotServed)?;
-        let (session, window) = match Record::decode(record)? {
-            Record::Shard { seq } => return shard.raise_seq(epoch, seq, 0).map(|()| None),
-            Record::ShardWithFloor { seq, floor_ms } => {
-                return shard.raise_seq(epoch, seq, floor_ms).map(|()| None);
-            }
-            Record::Session(session) => (session, None),
-            Record::Windowed(session, window) => (session, Some(window)),
-            // They follow a session that was copied, and an offer is no copy.
-            Record::Gone { .. }
-            | Record::Touched { .. }
-            | Record::Changed(..)
-            | Record::Trimmed { .. } => {
-                return Err(RecordError::Malformed.into());
-            }
-        };
-        let now = self.inner.core.now();
-        let mut stored = session.into_stored(now);
-        if let Some(window) = window {
-            stored.set_window(window.into_window(now));
-        }
-        let key = session_key(&stored.key);
-        if let Some(merged) = shard.compare(&key, &stored, epoch)? {
-            return Ok(Some(merged));
-        }
-        // A turn that runs believes that there is no such session.
-        let _turn = Shard::wait_turn(&shard, &key, Asker::Node).await?;
-        shard.take_in(&key, stored, epoch).map(Some)
+    /// The time of day, in Unix microseconds, by which changes are stamped.
+    pub(crate) fn set_unix_time(&self, micros: u64) {
+        self.inner.core.set_unix_time(micros);
+    }
+
+    /// Values that lost to later ones when two histories of their sessions met, the oldest first.
+    #[must_use]
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        self.inner.core.conflicts.list()
     }
 
     // ---- time ----
@@ -725,7 +687,7 @@ impl Incoming {
         let pen = self.pen.take();
         let pen = pen.filter(|pen| pen.is_current()).or_else(|| self.take_pen_of_copy(&arrived));
         self.host.drop_shard(self.shard);
-        self.host.serve_arrived(self.shard, epoch, arrived, self.origin, None, pen);
+        self.host.serve_arrived(self.shard, epoch, arrived, self.origin, pen);
         self.host.drop_copy(self.shard);
         n_sessions
     }

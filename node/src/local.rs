@@ -1,9 +1,14 @@
 //! What a node says of itself on its admin listener.
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use stead_shared::config::OnMinority;
-use stead_shared::id::NodeId;
-use stead_shared::net::admin::{DrainReport, Local, MajorityReport, MovesReport, Readiness};
+use stead_shared::id::{NodeId, Version};
+use stead_shared::net::admin::{
+    ConflictReport, ConflictsReport, DrainReport, Local, MajorityReport, MovesReport, Readiness,
+};
 
+use crate::Conflict;
 use crate::driver::Done;
 use crate::moving;
 use crate::node::Handle;
@@ -59,6 +64,11 @@ impl Local for Handle {
         Some(MajorityReport { on_minority, settled, ready, is_minority: progress.minority })
     }
 
+    fn conflicts(&self) -> ConflictsReport {
+        let conflicts = self.inner.host.conflicts();
+        ConflictsReport { conflicts: conflicts.iter().map(conflict_report).collect() }
+    }
+
     fn forget(&self, node: NodeId) -> bool {
         self.inner.done.try_send(Done::Forget(node)).is_ok()
     }
@@ -73,5 +83,18 @@ impl Local for Handle {
     fn drain_report(&self) -> Option<DrainReport> {
         let stats = self.inner.host.stats();
         Some(moving::drain_report(&self.inner.name, *self.inner.progress.borrow(), stats))
+    }
+}
+
+fn conflict_report(conflict: &Conflict) -> ConflictReport {
+    let change = |at: Version| format!("{}/{}", at.epoch, at.seq);
+    ConflictReport {
+        key: String::from_utf8_lossy(conflict.key.as_bytes()).into_owned(),
+        shard: conflict.shard.0,
+        kept: change(conflict.kept),
+        lost: change(conflict.lost),
+        lost_written_ms: conflict.lost_written_micros / 1000,
+        value: BASE64.encode(&conflict.value),
+        schema: conflict.schema,
     }
 }

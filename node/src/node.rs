@@ -36,6 +36,7 @@ use crate::failure::{LeaveReport, NodeError, mismatch, refuse_a_second_cluster, 
 use crate::forward::Forwarding;
 use crate::host::{Host, HostStats};
 use crate::logic::forming::FormingConfig;
+use crate::logic::heal::Merge;
 use crate::logic::ownership::{GiveUp, Ownership, OwnershipConfig};
 use crate::moving;
 use crate::offer;
@@ -179,6 +180,14 @@ impl NodeBuilder {
         B::Error: std::fmt::Display,
     {
         self.service(crate::service::tower(service))
+    }
+
+    /// Makes one of two values that both sides of a cut have written of a session. Without it the
+    /// later one stays, and the other is listed as a conflict.
+    #[must_use]
+    pub fn merge(mut self, merge: impl Merge) -> Self {
+        self.host.merge = Some(Arc::new(merge));
+        self
     }
 
     /// Starts the node; it joins or founds in the background, see [`Node::ready`].
@@ -365,6 +374,7 @@ impl Node {
         host: Host,
     ) -> Result<Self, NodeError> {
         refuse_a_second_cluster(&config)?;
+        host.set_unix_time(platform.unix_micros());
         let found = open_disk(&config, &host).await?;
         let http = sock::tcp_listener(config.http, "http")?;
         let http_addr = http.local_addr().unwrap_or(config.http);

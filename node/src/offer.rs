@@ -1,8 +1,8 @@
 //! Sessions that were given up, on their way to whoever serves their shards now.
 //!
-//! A node that was taken for dead and is not finds its shards served by others, at higher epochs,
-//! from empty. It closes its gates and offers what it has; each of the new owners keeps its own
-//! sessions and takes the others.
+//! A node that was taken for dead and is not, or was on the other side of a cut, finds its shards
+//! served by others at higher epochs. It closes its gates and offers what it has; each of the new
+//! owners merges it into what it has itself: see [`crate::logic::heal`].
 //!
 //! ```text
 //! given up by                                        served by
@@ -18,9 +18,9 @@
 //!
 //! # What this does not promise
 //!
-//! Deletions leave no trace: a session that was deleted on the other side comes back. Of a session
-//! that both sides changed the new owner's state stays, whichever is newer. A node that ends while
-//! it offers takes the rest along.
+//! Deletions leave no trace: a session that was deleted here, and not changed by the new owner, is
+//! still there. A request of a session that is yet to be merged is answered from what the new owner
+//! has. A node without a disk that ends while it offers takes the rest along.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -39,6 +39,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::host::Host;
+use crate::merging::Merging;
 use crate::store::aside::SetAside;
 use crate::store::merge::{MergeError, Merged};
 use crate::store::record::for_peer;
@@ -100,16 +101,22 @@ pub(crate) async fn receive(
 ) -> Result<(), TransferError> {
     let ServerStream { mut recv, mut send, .. } = stream;
     send.accepted();
-    let mut outcomes: BTreeMap<ShardId, (Epoch, Outcome)> =
-        shards.iter().map(|at| (at.shard, (at.epoch, Outcome::NONE))).collect();
+    let mut outcomes: BTreeMap<ShardId, (Merging, Outcome)> =
+        shards.iter().map(|at| (at.shard, (host.merging(*at), Outcome::NONE))).collect();
     let mut records = Records::new(&mut recv);
     while let Some((shard, record)) = records.next().await? {
-        let (epoch, outcome) = outcomes.get_mut(&shard).ok_or(TransferError::Broken)?;
+        let (merging, outcome) = outcomes.get_mut(&shard).ok_or(TransferError::Broken)?;
         if outcome.served {
-            outcome.add(host.merge(shard, *epoch, &record).await);
+            outcome.add(merging.add(&record).await);
         }
     }
-    let shards = outcomes.into_iter().map(|(shard, (_, outcome))| (shard, outcome)).collect();
+    let shards = outcomes.into_iter().map(|(shard, (merging, outcome))| {
+        if outcome.is_settled() {
+            merging.finish();
+        }
+        (shard, outcome)
+    });
+    let shards = shards.collect();
     Ok(send.head(&control::encode(&Answer { shards }), true)?)
 }
 
@@ -229,9 +236,12 @@ impl Offerer {
     async fn take_back(&self, shards: &[ShardEpoch], given: &Given) -> Answer {
         let mut answer = Answer { shards: Vec::with_capacity(shards.len()) };
         for at in shards {
-            let mut outcome = Outcome::NONE;
+            let (mut merging, mut outcome) = (self.host.merging(*at), Outcome::NONE);
             for record in given.get(&at.shard).into_iter().flat_map(|(_, aside)| aside.records()) {
-                outcome.add(self.host.merge(at.shard, at.epoch, &record).await);
+                outcome.add(merging.add(&record).await);
+            }
+            if outcome.is_settled() {
+                merging.finish();
             }
             answer.shards.push((at.shard, outcome));
         }
@@ -272,8 +282,9 @@ fn report(totals: Totals, dropped: &Given) {
             taken,
             kept,
             dropped = n_dropped,
-            "of shards that were given up: sessions that the new owners took, sessions that they \
-             keep their own state of, and sessions dropped because nobody took them"
+            "of shards that were given up: sessions that are in what the new owners have now, \
+             sessions whose value lost to a later one there (GET /v1/conflicts), and sessions \
+             dropped because nobody took them"
         );
     }
 }

@@ -121,7 +121,7 @@ impl Host {
         let Some(saving) = self.core().saving.get() else { return false };
         let pen = saving.release(shard);
         let at = kept.at;
-        self.serve_arrived(shard, epoch, kept.arrived, Some(at.epoch), Some(at), Some(pen));
+        self.serve_arrived(shard, epoch, kept.arrived, Some(at.epoch), Some(pen));
         self.drop_copy(shard);
         true
     }
@@ -145,7 +145,8 @@ impl Host {
     /// Takes out what the disk held of a shard, to be offered to its owner. It stays on disk until
     /// [`SetAside::forget_on_disk`].
     pub(crate) fn take_saved(&self, shard: ShardId) -> Option<SetAside> {
-        let kept = self.kept().shards().remove(&shard)?;
+        let mut kept = self.kept().shards().remove(&shard)?;
+        kept.arrived.note_epoch(kept.at);
         let pen = self.core().saving.get().map(|saving| saving.kept_pen(shard));
         Some(SetAside::of(Arc::clone(self.core()), shard, kept.arrived, pen))
     }

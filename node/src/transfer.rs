@@ -475,7 +475,8 @@ mod protocol_1 {
         assert_eq!(value.as_deref(), Some(&b"a cart"[..]));
         assert_eq!(visits, Some(3));
         // A sealed shard is sent in records that it knows: the same but for the time that passed.
-        let records: Vec<Bytes> = host.export(ShardId(3)).unwrap().collect();
+        let records: Vec<Bytes> =
+            host.export(ShardId(3)).unwrap().map(|it| for_peer(it, 1)).collect();
         let mut parser = Parser::default();
         parser.push(Bytes::from(recorded("transfer-body")));
         let then: Vec<Bytes> = std::iter::from_fn(|| parser.next().unwrap())

@@ -26,6 +26,7 @@ mod live;
 mod minority;
 mod moves;
 mod netns;
+mod partition;
 mod pins;
 mod refusals;
 mod trial;

@@ -363,6 +363,21 @@ impl Window {
         }
     }
 
+    /// What either of two windows of a session has, within the bounds of one: the floor is the higher
+    /// one.
+    #[must_use]
+    pub fn united(&self, other: &Self, now: Time) -> Self {
+        let mut window = self.clone();
+        window.floor_ms = self.floor_ms.max(other.floor_ms);
+        for entry in other.recent().chain(other.keyed()) {
+            let is_here = |it: &Entry| it.id == entry.id && it.key == entry.key;
+            if !window.recent().chain(window.keyed()).any(is_here) {
+                let _ = window.add(entry.clone(), now);
+            }
+        }
+        window
+    }
+
     /// What leaves at `now` because it is of no use any more. It has not left yet.
     #[must_use]
     pub fn expired(&self, now: Time) -> Trim {

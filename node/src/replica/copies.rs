@@ -99,7 +99,7 @@ impl Copy {
         let Self { pen: Some(pen), arriving, .. } = self else { return };
         pen.follow(core, state.at, record, arriving.sessions());
         let record = Record::decode(record);
-        if matches!(record, Ok(Record::Shard { .. } | Record::ShardWithFloor { .. })) {
+        if matches!(record, Ok(Record::Shard { .. } | Record::ShardPast { .. })) {
             pen.meta(meta_of(&state));
         }
     }
@@ -154,6 +154,14 @@ impl Copy {
             sessions: sessions.len(),
             bytes: sessions.bytes(),
         }
+    }
+
+    /// It follows into another epoch, if that was taken in.
+    fn go_on(&mut self, accept: Accept, prev: Version) -> Result<(), Lost> {
+        if accept == Accept::Apply {
+            self.arriving.note_epoch(prev);
+        }
+        refusal(accept)
     }
 
     fn forget(self, core: &Core) -> usize {
@@ -216,7 +224,7 @@ pub(super) fn promote(host: &Host, shard: ShardId, epoch: Epoch, only_own: bool)
     let mut arriving = std::mem::replace(&mut copy.get_mut().arriving, Arriving::new());
     arriving.set_seq(at.seq);
     let pen = copy.get_mut().take_pen_at(at);
-    host.serve_arrived(shard, epoch, arriving, Some(at.epoch), Some(at), pen);
+    host.serve_arrived(shard, epoch, arriving, Some(at.epoch), pen);
     copy.remove();
     true
 }
@@ -299,7 +307,8 @@ impl Intake {
             Head::NextEpoch { shard, epoch, prev } => {
                 let copy = self.host.replicas().copies.get_mut(&shard);
                 let mut copy = copy.ok_or_else(|| self.without_copy(shard, epoch))?;
-                refusal(copy.state.next_epoch(self.owner, epoch, prev, RULES))?;
+                let accept = copy.state.next_epoch(self.owner, epoch, prev, RULES);
+                copy.go_on(accept, prev)?;
                 copy.save_state(self.host.core(), shard);
                 Ok(())
             }
@@ -370,7 +379,8 @@ impl Intake {
         keep_own(&self.host, shard, (self.owner, epoch), Some(prev));
         let copy = self.host.replicas().copies.get_mut(&shard);
         let mut copy = copy.ok_or_else(|| self.without_copy(shard, epoch))?;
-        refusal(copy.state.adopt(self.owner, epoch, prev, RULES))?;
+        let accept = copy.state.adopt(self.owner, epoch, prev, RULES);
+        copy.go_on(accept, prev)?;
         copy.save_state(self.host.core(), shard);
         // One that follows already is told of too: whoever adopts wants to know.
         news.complete(ShardEpoch { shard, epoch });

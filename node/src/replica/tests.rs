@@ -197,9 +197,12 @@ proptest! {
                             owner.shard(SHARD).unwrap().fire(owner.core().now());
                         }
                     }
-                    6 => for record in offered(n).await {
-                        owner.merge(SHARD, EPOCH, &record).await.unwrap();
-                    },
+                    6 => {
+                        let mut merging = owner.merging(ShardEpoch { shard: SHARD, epoch: EPOCH });
+                        for record in offered(n).await {
+                            merging.add(&record).await.unwrap();
+                        }
+                    }
                     7 => {
                         counter += 1;
                         owner.seal(SHARD).await;

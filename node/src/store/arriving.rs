@@ -3,16 +3,18 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use stead_shared::id::SessionKey;
+use stead_shared::id::{SessionKey, Version};
 use stead_shared::time::Time;
 
 use super::aside::discard;
 use super::clock::NEVER;
 use super::core::Core;
 use super::data::{Footprint, Stored};
+use super::inner::Past;
 use super::record::{Record, RecordError, SessionRecord, WindowChange};
 use super::sessions::Sessions;
 use super::shard::session_key;
+use crate::logic::heal::lineage::Lineage;
 use crate::logic::window::{Trim, Window};
 
 /// Sessions with all that a shard keeps about them, so that nobody has to look at them when the
@@ -21,8 +23,8 @@ pub(crate) struct Arriving {
     pub(super) seq: u64,
     pub(super) sessions: Sessions,
     pub(super) timed: BTreeSet<(Time, SessionKey)>,
-    /// The floor of windows that have ended.
-    pub(super) floor_ms: u64,
+    /// What was in it before, but in the epoch that it comes from.
+    pub(super) past: Past,
     /// Nothing has to be done about any of the sessions before.
     pub(super) earliest_expiry: Time,
 }
@@ -30,7 +32,7 @@ pub(crate) struct Arriving {
 impl Arriving {
     pub(crate) fn new() -> Self {
         let (sessions, timed) = (Sessions::new(), BTreeSet::new());
-        Self { seq: 0, sessions, timed, floor_ms: 0, earliest_expiry: NEVER }
+        Self { seq: 0, sessions, timed, past: Past::default(), earliest_expiry: NEVER }
     }
 
     /// Goes on counting at `seq`.
@@ -54,7 +56,19 @@ impl Arriving {
     pub(crate) fn add(&mut self, core: &Core, record: &[u8]) -> Result<(), RecordError> {
         match Record::decode(record)? {
             Record::Shard { seq } => self.seq = self.seq.max(seq),
-            Record::Session(session) => self.put(core, session.into_stored(core.now()))?,
+            Record::Session(session) => {
+                let stored = session.into_stored(core.now());
+                let stored = self.derive(core, stored);
+                self.put(core, stored)?;
+            }
+            Record::Whole(session, past, window) => {
+                let mut stored = past.complete(session.into_stored(core.now()))?;
+                core.see_stamp(stored.data.written);
+                if let Some(window) = window {
+                    stored.set_window(window.into_window(core.now()));
+                }
+                self.put(core, stored)?;
+            }
             Record::Windowed(session, window) => {
                 let mut stored = session.into_stored(core.now());
                 stored.set_window(window.into_window(core.now()));
@@ -63,11 +77,13 @@ impl Arriving {
             Record::Changed(session, change) => self.change(core, session, change)?,
             Record::Trimmed { key, recent_gone, keyed_gone, floor_ms } => {
                 self.trim(core, key, Trim { recent: recent_gone, keyed: keyed_gone });
-                self.floor_ms = self.floor_ms.max(floor_ms);
+                self.past.floor_ms = self.past.floor_ms.max(floor_ms);
             }
-            Record::ShardWithFloor { seq, floor_ms } => {
+            Record::ShardPast { seq, floor_ms, lineage } => {
+                let lineage = Lineage::of(lineage).ok_or(RecordError::Malformed)?;
                 self.seq = self.seq.max(seq);
-                self.floor_ms = self.floor_ms.max(floor_ms);
+                self.past.floor_ms = self.past.floor_ms.max(floor_ms);
+                self.past.lineage = lineage;
             }
             Record::Gone { key } => self.remove(core, key),
             Record::Touched { key, left_micros } => {
@@ -90,11 +106,12 @@ impl Arriving {
         record: &[u8],
         age: Duration,
     ) -> Result<(), RecordError> {
-        let (mut session, window) = match Record::decode(record)? {
-            Record::Session(session) => (session, None),
-            Record::Windowed(session, window) => (session, Some(window)),
+        let (mut session, past, window) = match Record::decode(record)? {
+            Record::Session(session) => (session, None, None),
+            Record::Windowed(session, window) => (session, None, Some(window)),
+            Record::Whole(session, past, window) => (session, Some(past), window),
             Record::Shard { .. }
-            | Record::ShardWithFloor { .. }
+            | Record::ShardPast { .. }
             | Record::Gone { .. }
             | Record::Touched { .. }
             | Record::Changed(..)
@@ -102,11 +119,49 @@ impl Arriving {
         };
         session.age(age);
         let mut stored = session.into_stored(core.now());
+        if let Some(past) = past {
+            stored = past.complete(stored)?;
+            core.see_stamp(stored.data.written);
+        }
         if let Some(mut window) = window {
             window.age(age);
             stored.set_window(window.into_window(core.now()));
         }
         self.put(core, stored)
+    }
+
+    /// It was served in an epoch up to here, and is in another one from now on.
+    pub(crate) fn note_epoch(&mut self, end: Version) {
+        if 0 < end.seq {
+            self.past.lineage.reach(end);
+        }
+    }
+
+    /// What a change made of a session, with what is known here of what it was before.
+    fn derive(&self, core: &Core, mut stored: Stored) -> Stored {
+        let old = self.sessions.at_rest(&stored.key).map(|old| &old.data);
+        let is_written = old.is_none_or(|old| old.value_version != stored.data.value_version);
+        stored.data.written = match old {
+            Some(old) if !is_written => old.written,
+            Some(_) | None => core.stamp(),
+        };
+        if let Some(old) = old.filter(|old| !old.counters().is_empty()) {
+            let epoch = stored.data.version.epoch;
+            let counters = stored.data.counters().iter().map(|new| {
+                match old.counters().iter().find(|old| old.name == new.name) {
+                    Some(old) => {
+                        let mut counter = old.clone();
+                        counter.set(new.value, epoch);
+                        counter
+                    }
+                    None => new.clone(),
+                }
+            });
+            let counters = counters.collect();
+            stored.data.set_counters(counters);
+            stored.recount();
+        }
+        stored
     }
 
     /// Gives everything back to `core`.
@@ -137,7 +192,7 @@ impl Arriving {
     ) -> Result<(), RecordError> {
         let now = core.now();
         let (trim, entry) = change.into_parts(now);
-        let mut stored = session.into_stored(now);
+        let mut stored = self.derive(core, session.into_stored(now));
         let old = self.sessions.at_rest(&stored.key);
         let old_size = old.map_or(Footprint::NONE, Stored::footprint);
         let old_timer = old.and_then(|old| old.data.earliest_timer());
@@ -169,7 +224,7 @@ impl Arriving {
         let Some(old) = self.sessions.at_rest(key).map(Stored::footprint) else { return };
         let (new, ended) = self.sessions.trim_window(key, trim);
         core.shrink(old, new);
-        self.floor_ms = self.floor_ms.max(ended.unwrap_or(0));
+        self.past.floor_ms = self.past.floor_ms.max(ended.unwrap_or(0));
         self.drop_if_nothing(core, key);
     }
 

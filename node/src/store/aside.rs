@@ -10,6 +10,7 @@ use stead_shared::time::Time;
 
 use super::arriving::Arriving;
 use super::core::Core;
+use super::inner::Past;
 use super::record::Record;
 use super::saving::Pen;
 use super::sessions::Sessions;
@@ -23,7 +24,7 @@ pub struct SetAside {
     seq: u64,
     sessions: Sessions,
     timed: BTreeSet<(Time, SessionKey)>,
-    floor_ms: u64,
+    past: Past,
     /// For what the disk holds of it.
     pen: Option<Box<Pen>>,
 }
@@ -40,12 +41,12 @@ impl fmt::Debug for SetAside {
 impl SetAside {
     pub(super) fn new(
         core: Arc<Core>,
-        (shard, seq, floor_ms): (ShardId, u64, u64),
+        (shard, seq, past): (ShardId, u64, Past),
         sessions: Sessions,
         timed: BTreeSet<(Time, SessionKey)>,
         pen: Option<Box<Pen>>,
     ) -> Self {
-        Self { core, shard, seq, sessions, timed, floor_ms, pen }
+        Self { core, shard, seq, sessions, timed, past, pen }
     }
 
     /// What arrived, given up.
@@ -55,8 +56,8 @@ impl SetAside {
         arrived: Arriving,
         pen: Option<Box<Pen>>,
     ) -> Self {
-        let Arriving { seq, sessions, timed, floor_ms, earliest_expiry: _ } = arrived;
-        Self::new(core, (shard, seq, floor_ms), sessions, timed, pen)
+        let Arriving { seq, sessions, timed, past, earliest_expiry: _ } = arrived;
+        Self::new(core, (shard, seq, past), sessions, timed, pen)
     }
 
     /// Nobody needs what the disk holds of it any more.
@@ -82,8 +83,8 @@ impl SetAside {
         let sessions = std::mem::replace(&mut self.sessions, Sessions::new());
         let timed = std::mem::take(&mut self.timed);
         // They are looked at soon, and then it is known.
-        let (seq, floor_ms) = (self.seq, self.floor_ms);
-        Arriving { seq, sessions, timed, floor_ms, earliest_expiry: Time::ZERO }
+        let (seq, past) = (self.seq, std::mem::take(&mut self.past));
+        Arriving { seq, sessions, timed, past, earliest_expiry: Time::ZERO }
     }
 
     /// Which shard.
@@ -106,7 +107,7 @@ impl SetAside {
         let sessions = self.sessions.iter().filter(move |stored| now < stored.expires);
         let sessions = sessions
             .map(move |stored| Record::of(&stored.key, &stored.data, stored.expires, now).encode());
-        std::iter::once(Record::of_shard(self.seq, self.floor_ms).encode()).chain(sessions)
+        std::iter::once(Record::of_shard(self.seq, self.past.clone()).encode()).chain(sessions)
     }
 }
 

@@ -147,9 +147,9 @@ impl ShardCopy {
     #[must_use]
     pub fn seq_record(&self) -> Bytes {
         let inner = self.shard.lock();
-        let (seq, floor_ms) = (inner.seq, inner.floor_ms());
+        let (seq, past) = (inner.seq, inner.past());
         drop(inner);
-        Record::of_shard(seq, floor_ms).encode()
+        Record::of_shard(seq, past).encode()
     }
 }
 

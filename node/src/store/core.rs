@@ -7,13 +7,16 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use stead_shared::id::{SessionKey, ShardId};
+use stead_shared::net::disk::unix_micros;
 use stead_shared::time::Time;
 use tokio::time::Instant;
 
 use super::alarms::Alarms;
+use super::conflicts::Conflicts;
 use super::data::Footprint;
 use super::saving::Saving;
 use crate::doubt::Doubts;
+use crate::logic::heal::{Merge, Written};
 use crate::metrics::Metrics;
 
 /// Limits and defaults of a [`Host`](crate::Host).
@@ -46,6 +49,9 @@ pub struct HostConfig {
     /// After how long without an acknowledgement a follower is reported. Default 1 s. Shorter
     /// leaves copies behind for a hiccup; longer lets answers wait longer.
     pub silent_after: Duration,
+    /// Makes one of two values that both sides of a cut have written. Default none: the later one
+    /// stays, the other is listed as a conflict.
+    pub merge: Option<Arc<dyn Merge>>,
     /// Most bytes of changes that a follower has yet to acknowledge, and that are kept for it.
     /// Default 32 MiB. Reached, turns that change something wait. Less stops them sooner.
     pub unacked_bytes_max: usize,
@@ -75,6 +81,7 @@ impl Default for HostConfig {
             acks: Acks::default(),
             min_copies: 1,
             silent_after: Duration::from_secs(1),
+            merge: None,
             unacked_bytes_max: 32 << 20,
         }
     }
@@ -108,6 +115,9 @@ pub struct Unreadable {
     pub reason: UnreadableReason,
 }
 
+/// How far ahead another node's clock may be for its stamps to count here: an hour in microseconds.
+const STAMP_AHEAD_MAX: u64 = 3_600_000_000;
+
 /// How many unreadable sessions are listed; the metric counts all.
 const UNREADABLE_LISTED_MAX: usize = 1000;
 
@@ -118,6 +128,10 @@ pub(crate) struct Core {
     /// Whether the service wants to know when sessions come and go.
     pub(crate) has_hooks: bool,
     pub(crate) doubts: Doubts,
+    pub(crate) conflicts: Conflicts,
+    /// Unix time of `origin`, in microseconds, and the last stamp that was given or seen.
+    unix_origin: AtomicU64,
+    stamp: AtomicU64,
     /// Nothing begins: cut off with the smaller part of the cluster.
     pub(crate) stopped: AtomicBool,
     /// The state on disk, where there is one.
@@ -142,6 +156,9 @@ impl Core {
             metrics: Metrics::new(),
             has_hooks,
             doubts: Doubts::default(),
+            conflicts: Conflicts::new(),
+            unix_origin: AtomicU64::new(unix_micros()),
+            stamp: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             saving: OnceLock::new(),
             origin: Instant::now(),
@@ -162,6 +179,29 @@ impl Core {
     /// This host's clock.
     pub(crate) fn now(&self) -> Time {
         Time::ZERO + self.origin.elapsed()
+    }
+
+    /// Tells the time of day, in Unix microseconds.
+    pub(crate) fn set_unix_time(&self, micros: u64) {
+        let origin = micros.saturating_sub(self.now().as_micros());
+        self.unix_origin.store(origin, Ordering::Relaxed);
+    }
+
+    /// The time of a change, above every one that was given or seen here.
+    pub(crate) fn stamp(&self) -> Written {
+        let unix = self.unix_origin.load(Ordering::Relaxed) + self.now().as_micros();
+        let next = |last: u64| Some(unix.max(last.saturating_add(1)));
+        let last = self.stamp.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        Written(next(last.unwrap_or_else(|last| last)).unwrap_or(unix))
+    }
+
+    /// Another node gave this stamp.
+    pub(crate) fn see_stamp(&self, written: Written) {
+        // Clocks that are wrong by more than an hour do not pull everybody's along.
+        let unix = self.unix_origin.load(Ordering::Relaxed) + self.now().as_micros();
+        if written.0 < unix.saturating_add(STAMP_AHEAD_MAX) {
+            self.stamp.fetch_max(written.0, Ordering::Relaxed);
+        }
     }
 
     /// `time` on the runtime's clock.

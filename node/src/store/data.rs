@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stead_shared::id::Version;
+use stead_shared::id::{Epoch, Version};
 use stead_shared::time::Time;
 
 use super::answers::News;
 use super::key::Key;
+use crate::logic::heal::Written;
+use crate::logic::heal::counter::{self, Part};
 use crate::logic::window::{Entry, Trim, Window};
 
 /// Bytes a session costs beside its key, value, counters and timers: two or three allocations with
@@ -31,6 +33,8 @@ pub(crate) struct Data {
     pub(crate) value_version: Version,
     /// When anything last changed.
     pub(crate) version: Version,
+    /// When anything but a counter last changed.
+    pub(crate) written: Written,
     /// Idle time to live in microseconds; 0 for the node's default.
     pub(crate) ttl_micros: u64,
     /// Sorted by name; never empty.
@@ -46,10 +50,51 @@ struct Rare {
     window: Window,
 }
 
+/// A counter, made of what was added to it in each epoch: see [`counter`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Counter {
     pub(crate) name: Box<str>,
     pub(crate) value: i64,
+    /// The epoch of its last part. Most have no other.
+    epoch: Epoch,
+    /// All parts, where there is more than one, or one that is folded; else none. Few, and not counted
+    /// as memory.
+    parts: Vec<Part>,
+}
+
+impl Counter {
+    /// One whose value was made in one epoch.
+    pub(crate) fn new(name: &str, value: i64, epoch: Epoch) -> Self {
+        Self { name: name.into(), value, epoch, parts: Vec::new() }
+    }
+
+    /// One that is the sum of these; none of none.
+    pub(crate) fn of(name: &str, parts: Vec<Part>) -> Option<Self> {
+        let value = counter::value(&parts);
+        let epoch = parts.last()?.epoch;
+        let is_plain = parts.len() == 1 && !parts.iter().any(|part| part.is_folded);
+        let parts = if is_plain { Vec::new() } else { parts };
+        Some(Self { name: name.into(), value, epoch, parts })
+    }
+
+    /// What was added in each epoch.
+    pub(crate) fn parts(&self) -> Vec<Part> {
+        match self.parts.as_slice() {
+            [] => vec![Part { epoch: self.epoch, sum: self.value, is_folded: false }],
+            parts => parts.to_vec(),
+        }
+    }
+
+    /// It has this value in this epoch.
+    pub(crate) fn set(&mut self, value: i64, epoch: Epoch) {
+        if value != self.value && (epoch != self.epoch || !self.parts.is_empty()) {
+            let mut parts = self.parts();
+            counter::add(&mut parts, epoch, value.wrapping_sub(self.value));
+            self.epoch = parts.last().map_or(epoch, |part| part.epoch);
+            self.parts = parts;
+        }
+        self.value = value;
+    }
 }
 
 /// An event that is due at a time of this host's clock.
@@ -84,6 +129,7 @@ impl Data {
             timer_last: 0,
             value_version: version,
             version,
+            written: Written::default(),
             ttl_micros: 0,
             counters: None,
             rare: None,
@@ -181,6 +227,25 @@ impl Data {
         self.value.is_some() || self.counters.is_some() || !self.timers().is_empty()
     }
 
+    /// The value of `other` becomes this one's.
+    pub(crate) fn take_value(&mut self, other: &Self) {
+        self.value.clone_from(&other.value);
+        self.schema_code = other.schema_code;
+        self.value_version = other.value_version;
+    }
+
+    /// Sorted by name.
+    pub(crate) fn set_counters(&mut self, counters: Vec<Counter>) {
+        self.counters = (!counters.is_empty()).then(|| Arc::new(counters));
+    }
+
+    /// What was added to a counter; nothing where there is none.
+    pub(crate) fn parts_of(&self, name: &str) -> Vec<Part> {
+        let counters = self.counters();
+        let at = counters.binary_search_by(|counter| (*counter.name).cmp(name));
+        at.ok().and_then(|at| counters.get(at)).map_or_else(Vec::new, Counter::parts)
+    }
+
     pub(crate) fn counter(&self, name: &str) -> Option<i64> {
         let counters = self.counters();
         let at = counters.binary_search_by(|counter| (*counter.name).cmp(name)).ok()?;
@@ -243,6 +308,12 @@ impl Stored {
     /// Whether it does not exist: only what it has answered does.
     pub(crate) fn is_tombstone(&self) -> bool {
         !self.data.exists()
+    }
+
+    /// Counts its bytes anew.
+    pub(crate) fn recount(&mut self) {
+        let bytes = self.data.size(self.key.len());
+        self.bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
     }
 
     /// Gives it a window; a tombstone ends with it.

@@ -8,6 +8,7 @@ use stead_shared::time::Time;
 
 use super::core::{Core, UnreadableReason};
 use super::data::{Counter, Data, Timer, counter_size, timers_size};
+use crate::logic::heal::Written;
 use crate::session::StateError;
 
 /// What a turn may do.
@@ -41,7 +42,7 @@ pub(crate) struct Changes {
     pub(crate) delete: bool,
     pub(crate) value: Option<NewValue>,
     /// New values by name, each name once.
-    pub(crate) counters: Vec<Counter>,
+    pub(crate) counters: Vec<NewCounter>,
     pub(crate) timers: Option<Vec<Timer>>,
     pub(crate) timer_last: Option<u32>,
     pub(crate) ttl_micros: Option<u64>,
@@ -51,6 +52,12 @@ pub(crate) struct Changes {
 pub(crate) struct NewValue {
     pub(crate) bytes: Arc<[u8]>,
     pub(crate) schema: Option<u32>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct NewCounter {
+    pub(crate) name: Box<str>,
+    pub(crate) value: i64,
 }
 
 impl Changes {
@@ -63,11 +70,16 @@ impl Changes {
             && ttl_micros.is_none()
     }
 
-    /// Makes the changes to `data`, as of `version`.
-    pub(crate) fn apply(self, data: &mut Data, version: Version) {
+    /// Makes the changes to `data`, as of `version`, at that time.
+    pub(crate) fn apply(self, data: &mut Data, version: Version, now: Written) {
+        let Self { delete, value, timers, ttl_micros, counters: _, timer_last: _ } = &self;
+        if *delete || value.is_some() || timers.is_some() || ttl_micros.is_some() {
+            data.written = now;
+        }
         if self.delete {
             let window = data.take_window();
             *data = Data::empty(version);
+            data.written = now;
             data.set_window(window);
         }
         data.version = version;
@@ -81,8 +93,11 @@ impl Changes {
             let counters = Arc::make_mut(data.counters.get_or_insert_default());
             for counter in self.counters {
                 match counters.binary_search_by(|old| old.name.cmp(&counter.name)) {
-                    Ok(at) => counters[at].value = counter.value,
-                    Err(at) => counters.insert(at, counter),
+                    Ok(at) => counters[at].set(counter.value, version.epoch),
+                    Err(at) => {
+                        let new = Counter::new(&counter.name, counter.value, version.epoch);
+                        counters.insert(at, new);
+                    }
                 }
             }
         }
@@ -155,15 +170,16 @@ impl Draft {
 
     /// Names and values of the counters, sorted by name.
     pub(crate) fn counters(&self) -> Vec<(String, i64)> {
-        let mut all: Vec<Counter> =
-            self.base.as_ref().map_or_else(Vec::new, |base| base.counters().to_vec());
+        let base = self.base.as_ref().map_or(&[][..], Data::counters);
+        let mut all: Vec<(String, i64)> =
+            base.iter().map(|counter| (counter.name.to_string(), counter.value)).collect();
         for new in &self.changes.counters {
-            match all.binary_search_by(|old| old.name.cmp(&new.name)) {
-                Ok(at) => all[at].value = new.value,
-                Err(at) => all.insert(at, new.clone()),
+            match all.binary_search_by(|(old, _)| (**old).cmp(&new.name)) {
+                Ok(at) => all[at].1 = new.value,
+                Err(at) => all.insert(at, (new.name.to_string(), new.value)),
             }
         }
-        all.into_iter().map(|counter| (counter.name.into(), counter.value)).collect()
+        all
     }
 
     pub(crate) fn timers(&self) -> &[Timer] {
@@ -195,7 +211,7 @@ impl Draft {
         self.make_room(core, 0, if old.is_some() { 0 } else { counter_size(name) })?;
         match self.changes.counters.iter_mut().find(|counter| &*counter.name == name) {
             Some(counter) => counter.value = value,
-            None => self.changes.counters.push(Counter { name: name.into(), value }),
+            None => self.changes.counters.push(NewCounter { name: name.into(), value }),
         }
         Ok(value)
     }
@@ -379,7 +395,7 @@ mod tests {
         }
         let (changes, size) = draft.into_changes();
         let mut data = base.unwrap_or_else(|| Data::empty(version));
-        changes.apply(&mut data, version);
+        changes.apply(&mut data, version, Written(seq));
         (data, size)
     }
 

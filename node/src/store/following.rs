@@ -27,7 +27,7 @@ use super::answers::News;
 use super::core::Core;
 use super::data::Stored;
 use super::draft::Access;
-use super::inner::Inner;
+use super::inner::{Inner, Past};
 use super::record::Record;
 use super::shard::{Shard, overloaded};
 use crate::logic::gate::Gate;
@@ -235,13 +235,13 @@ impl Inner {
     /// Tells the followers that the shard goes on counting at its number.
     pub(super) fn tell_seq(&mut self, core: &Core, prev: u64) {
         self.save_gate();
-        let floor_ms = self.floor_ms();
+        let past = self.past();
         let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
             return;
         };
         let (shard, seq) = (followers.shard, self.seq);
         let head = Head::Entry { shard, epoch, seq, prev: Version { epoch, seq: prev } };
-        let record = Record::of_shard(seq, floor_ms);
+        let record = Record::of_shard(seq, past);
         followers.append(core.now(), head, |out| record.encode_to(out));
     }
 
@@ -272,6 +272,7 @@ impl Inner {
         }
         self.origin = Some(old);
         let prev = Version { epoch: old, seq: self.seq };
+        self.note_epoch(prev);
         if let Some(followers) = &mut self.followers {
             let head = Head::NextEpoch { shard: followers.shard, epoch: new, prev };
             followers.append(core.now(), head, |_| {});
@@ -433,11 +434,6 @@ impl Shard {
         Ok(())
     }
 
-    /// It is made of a copy that ended at `end`, since its owner was taken for dead.
-    pub(crate) fn note_promoted(&self, end: Version) {
-        self.lock().note_promoted(end);
-    }
-
     fn serves(&self, inner: &Inner, epoch: Epoch) -> Result<(), Lost> {
         match inner.gate {
             Gate::Serving(served) if served == epoch => Ok(()),
@@ -450,7 +446,7 @@ impl Shard {
     pub(crate) fn begin_fill(&self, id: u64) -> bool {
         let mut inner = self.lock();
         let (Some(epoch), seq) = (inner.gate.epoch(), inner.seq) else { return false };
-        let floor_ms = inner.floor_ms();
+        let past = inner.past();
         let Some(followers) = &mut inner.followers else { return false };
         let shard = followers.shard;
         let queued = followers.find(id).filter(|follow| follow.phase == Phase::Queued);
@@ -458,8 +454,8 @@ impl Shard {
         let item = Head::FillBegin { shard, at: Version { epoch, seq } }.item(|_| {});
         let since = follow.feed.push(self.core.now(), item);
         (follow.phase, follow.last) = (Phase::Live { since }, since);
-        if floor_ms > 0 {
-            let record = Record::of_shard(seq, floor_ms);
+        if past != Past::default() {
+            let record = Record::of_shard(seq, past);
             let item = Head::Fill { shard, epoch }.item(|out| record.encode_to(out));
             follow.last = follow.feed.push(self.core.now(), item);
         }

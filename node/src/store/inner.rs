@@ -1,6 +1,6 @@
 //! What is behind a shard's lock.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::{Deref, DerefMut};
 use std::sync::MutexGuard;
 
@@ -22,6 +22,7 @@ use super::shard::Shard;
 use super::throttle::Throttle;
 use super::turns::Waited;
 use crate::logic::gate::Gate;
+use crate::logic::heal::lineage::Lineage;
 use crate::logic::window::{Entry, Window};
 use crate::session::{StateError, Why};
 
@@ -108,19 +109,20 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// What few shards have of what was in them before.
-#[derive(Default)]
-pub(super) struct Past {
-    /// Where the copy ended that the shard was made of, when its owner was taken for dead.
-    promoted: Option<Version>,
+/// What a shard has of what was in it before, beside its sessions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Past {
+    /// The epochs that it has come through.
+    pub(crate) lineage: Lineage,
     /// When a request was first sent, in Unix milliseconds, whose answer went with the window that it
     /// was in: the latest of them.
-    floor_ms: u64,
+    pub(crate) floor_ms: u64,
 }
 
 impl Past {
-    pub(super) fn new(floor_ms: u64) -> Option<Box<Self>> {
-        (0 < floor_ms).then(|| Box::new(Self { promoted: None, floor_ms }))
+    /// Nothing where there is none.
+    pub(super) fn boxed(self) -> Option<Box<Self>> {
+        (self != Self::default()).then(|| Box::new(self))
     }
 }
 
@@ -133,6 +135,8 @@ pub(super) struct Inner {
     pub(super) origin: Option<Epoch>,
     /// What is left of what was here before.
     past: Option<Box<Past>>,
+    /// The end of another history that is being merged, and the sessions of it that have been.
+    pub(super) healed: Option<Box<(Version, HashSet<SessionKey>)>>,
     /// Who is told of every change.
     pub(super) followers: Option<Box<Followers>>,
     /// Writes every change to disk.
@@ -191,6 +195,7 @@ impl Inner {
             seq,
             origin: None,
             past: None,
+            healed: None,
             followers: None,
             pen: None,
             sessions: Sessions::new(),
@@ -219,6 +224,7 @@ impl Inner {
             && self.armed.is_none()
             && self.throttle.is_none()
             && self.idle.is_empty()
+            && self.healed.is_none()
     }
 
     pub(super) fn floor_ms(&self) -> u64 {
@@ -231,12 +237,25 @@ impl Inner {
         }
     }
 
-    pub(super) fn promoted(&self) -> Option<Version> {
-        self.past.as_ref()?.promoted
+    /// The epochs that it has come through, this one included.
+    pub(super) fn lineage(&self) -> Lineage {
+        let mut lineage = self.past.as_ref().map_or(Lineage::EMPTY, |past| past.lineage.clone());
+        if let Some(epoch) = self.gate.epoch() {
+            lineage.reach(Version { epoch, seq: self.seq });
+        }
+        lineage
     }
 
-    pub(super) fn note_promoted(&mut self, end: Version) {
-        self.past.get_or_insert_default().promoted = Some(end);
+    /// What whoever has the shard next needs of what was in it before, but this epoch.
+    pub(super) fn past(&self) -> Past {
+        self.past.as_deref().cloned().unwrap_or_default()
+    }
+
+    /// It was served in an epoch up to here.
+    pub(super) fn note_epoch(&mut self, end: Version) {
+        if 0 < end.seq {
+            self.past.get_or_insert_default().lineage.reach(end);
+        }
     }
 
     pub(super) fn when_idle(&mut self) -> Option<oneshot::Receiver<()>> {
@@ -313,6 +332,7 @@ impl Inner {
         let rest = bound.rest;
         let prev = self.next_seq(0);
         let version = Version { epoch, seq: self.seq };
+        let written = core.stamp();
         if was_deleted {
             self.tell_deleted(key);
             core.forget_unreadable(shard.id(), Some(key));
@@ -329,7 +349,7 @@ impl Inner {
         let (after, due, old_timer, new_timer) =
             self.sessions.change(key.as_bytes(), make, |stored| {
                 let old_timer = stored.data.earliest_timer();
-                changes.apply(&mut stored.data, version);
+                changes.apply(&mut stored.data, version, written);
                 if is_forgetful {
                     stored.data.take_window();
                 }

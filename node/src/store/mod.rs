@@ -10,6 +10,7 @@ mod answers;
 pub(crate) mod arriving;
 pub(crate) mod aside;
 pub(crate) mod clock;
+pub(crate) mod conflicts;
 pub(crate) mod copy;
 pub(crate) mod core;
 pub(crate) mod data;

@@ -13,6 +13,9 @@ use stead_shared::time::Time;
 use stead_shared::wire::link::ONCE_SINCE;
 
 use super::data::{Counter, Data, Stored, Timer};
+use super::inner::Past;
+use crate::logic::heal::Written;
+use crate::logic::heal::counter::{self, Part};
 use crate::logic::window::{Entry, Trim};
 
 mod window;
@@ -72,8 +75,16 @@ pub(crate) enum Record<'a> {
         keyed_gone: u32,
         floor_ms: u64,
     },
-    /// The number of the shard's last change, as `Shard`, and the floor of windows that have ended.
-    ShardWithFloor { seq: u64, floor_ms: u64 },
+    /// The number of the shard's last change, as `Shard`, the floor of windows that have ended, and
+    /// the last change in each epoch before this one.
+    ShardPast { seq: u64, floor_ms: u64, lineage: Vec<Version> },
+    /// A session or a tombstone, with all that is known of it. It replaces what came before under its
+    /// key.
+    Whole(
+        #[serde(borrow)] SessionRecord<'a>,
+        SessionPast,
+        #[serde(borrow)] Option<WindowRecord<'a>>,
+    ),
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +103,14 @@ pub(crate) struct SessionRecord<'a> {
     #[serde(borrow)]
     timers: Vec<TimerRecord<'a>>,
     timer_last: u32,
+}
+
+/// Where what is in a session comes from.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SessionPast {
+    written_micros: u64,
+    /// What was added to each counter in each epoch, in the order of the session's record.
+    parts: Vec<Vec<Part>>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,14 +192,16 @@ impl<'a> Record<'a> {
             Self::Windowed(..)
             | Self::Changed(..)
             | Self::Trimmed { .. }
-            | Self::ShardWithFloor { .. } => false,
+            | Self::ShardPast { .. }
+            | Self::Whole(..) => false,
         }
     }
 
     fn key(&self) -> Option<&'a [u8]> {
         match self {
-            Self::Shard { .. } | Self::ShardWithFloor { .. } => None,
+            Self::Shard { .. } | Self::ShardPast { .. } => None,
             Self::Session(SessionRecord { key, .. })
+            | Self::Whole(SessionRecord { key, .. }, ..)
             | Self::Windowed(SessionRecord { key, .. }, _)
             | Self::Changed(SessionRecord { key, .. }, _)
             | Self::Gone { key }
@@ -192,11 +213,15 @@ impl<'a> Record<'a> {
     /// What of it a process is told that does not know windows.
     pub(crate) fn plain(self) -> Self {
         match self {
-            Self::Windowed(session, _) | Self::Changed(session, _) if session.is_nothing() => {
+            Self::Windowed(session, _) | Self::Changed(session, _) | Self::Whole(session, ..)
+                if session.is_nothing() =>
+            {
                 Self::Gone { key: session.key }
             }
-            Self::Windowed(session, _) | Self::Changed(session, _) => Self::Session(session),
-            Self::ShardWithFloor { seq, .. } => Self::Shard { seq },
+            Self::Windowed(session, _) | Self::Changed(session, _) | Self::Whole(session, ..) => {
+                Self::Session(session)
+            }
+            Self::ShardPast { seq, .. } => Self::Shard { seq },
             // It counts as a change all the same.
             Self::Trimmed { .. } => Self::Shard { seq: 0 },
             Self::Shard { .. } | Self::Session(_) | Self::Gone { .. } | Self::Touched { .. } => {
@@ -206,17 +231,20 @@ impl<'a> Record<'a> {
     }
 
     /// The record of a shard whose last change has this number.
-    pub(crate) fn of_shard(seq: u64, floor_ms: u64) -> Self {
-        if floor_ms == 0 { Self::Shard { seq } } else { Self::ShardWithFloor { seq, floor_ms } }
+    pub(crate) fn of_shard(seq: u64, past: Past) -> Self {
+        let Past { floor_ms, lineage } = past;
+        match (floor_ms, lineage.ends()) {
+            (0, []) => Self::Shard { seq },
+            (floor_ms, ends) => Self::ShardPast { seq, floor_ms, lineage: ends.to_vec() },
+        }
     }
 
     /// The record of a session, or of a tombstone, as it is at `now`.
     pub(crate) fn of(key: &'a [u8], data: &'a Data, expires: Time, now: Time) -> Self {
         let session = SessionRecord::of(key, data, expires, now);
-        match data.window() {
-            None => Self::Session(session),
-            Some(window) => Self::Windowed(session, WindowRecord::of(window, now)),
-        }
+        let parts = data.counters().iter().map(Counter::parts).collect();
+        let past = SessionPast { written_micros: data.written.0, parts };
+        Self::Whole(session, past, data.window().map(|window| WindowRecord::of(window, now)))
     }
 
     /// The record of a session whose change let `trim` leave its window, and `entry` come.
@@ -284,7 +312,7 @@ impl<'a> SessionRecord<'a> {
         let mut counters: Vec<Counter> = self
             .counters
             .into_iter()
-            .map(|(name, value)| Counter { name: name.into(), value })
+            .map(|(name, value)| Counter::new(name, value, self.version.epoch))
             .collect();
         // Lookups rely on the order, and a peer's word is no proof of it.
         counters.sort_by(|a, b| a.name.cmp(&b.name));
@@ -301,6 +329,28 @@ impl<'a> SessionRecord<'a> {
         let expires = now + Duration::from_micros(self.left_micros);
         let bytes = u32::try_from(data.size(self.key.len())).unwrap_or(u32::MAX);
         Stored { key: self.key.into(), data, expires, bytes, activated: false }
+    }
+}
+
+impl SessionPast {
+    /// What the session of the record that it came with is with this.
+    ///
+    /// # Errors
+    /// When it is of other counters.
+    pub(crate) fn complete(self, mut stored: Stored) -> Result<Stored, RecordError> {
+        stored.data.written = Written(self.written_micros);
+        if self.parts.len() != stored.data.counters().len() {
+            return Err(RecordError::Malformed);
+        }
+        let mut counters = Vec::with_capacity(self.parts.len());
+        for (counter, parts) in stored.data.counters().iter().zip(self.parts) {
+            let parts = counter::checked(parts).ok_or(RecordError::Malformed)?;
+            let whole = Counter::of(&counter.name, parts);
+            let whole = whole.filter(|whole| whole.value == counter.value);
+            counters.push(whole.ok_or(RecordError::Malformed)?);
+        }
+        stored.data.set_counters(counters);
+        Ok(stored)
     }
 }
 
@@ -368,6 +418,26 @@ mod tests {
         Record::Windowed(session(), window())
     }
 
+    fn whole() -> Record<'static> {
+        let epoch = |counter| Epoch { counter, node: NodeId(9) };
+        let parts = vec![
+            Part { epoch: epoch(1), sum: -10, is_folded: true },
+            Part { epoch: epoch(3), sum: 3, is_folded: false },
+        ];
+        let past = SessionPast { written_micros: 77, parts: vec![parts] };
+        Record::Whole(session(), past, Some(window()))
+    }
+
+    #[test]
+    fn parts_that_do_not_make_the_counter_are_refused() {
+        let part = |sum| Part { epoch: session().version.epoch, sum, is_folded: false };
+        for parts in [vec![], vec![vec![]], vec![vec![part(-6)]], vec![vec![part(-7), part(0)]]] {
+            let past = SessionPast { written_micros: 1, parts };
+            let stored = past.complete(session().into_stored(Time::ZERO));
+            assert_eq!(stored.err(), Some(RecordError::Malformed));
+        }
+    }
+
     fn changed() -> Record<'static> {
         Record::Changed(session(), change())
     }
@@ -386,19 +456,20 @@ mod tests {
             windowed(),
             changed(),
             trimmed(),
-            Record::ShardWithFloor { seq: 5, floor_ms: 7 },
+            Record::ShardPast { seq: 5, floor_ms: 7, lineage: vec![session().version] },
+            whole(),
         ] {
             assert_eq!(Record::decode(&record.encode()), Ok(record));
         }
         let now = Time::from_micros(1_000);
         let stored = session().into_stored(now);
         let record = Record::of(&stored.key, &stored.data, stored.expires, now);
-        assert_eq!(record, Record::Session(session()));
-        let Record::Windowed(session, window) = windowed() else { unreachable!("it is one") };
-        let mut stored = session.into_stored(now);
+        assert_eq!(record.plain(), Record::Session(session()));
+        let Record::Whole(session, past, Some(window)) = whole() else { unreachable!("it is one") };
+        let mut stored = past.complete(session.into_stored(now)).unwrap();
         stored.set_window(window.into_window(now));
         let record = Record::of(&stored.key, &stored.data, stored.expires, now);
-        assert_eq!(record, windowed());
+        assert_eq!(record, whole());
     }
 
     #[test]
@@ -413,7 +484,11 @@ mod tests {
             (Record::Windowed(nothing(), window()), Record::Gone { key: b"alice" }),
             (Record::Changed(nothing(), change()), Record::Gone { key: b"alice" }),
             (trimmed(), Record::Shard { seq: 0 }),
-            (Record::ShardWithFloor { seq: 5, floor_ms: 7 }, Record::Shard { seq: 5 }),
+            (
+                Record::ShardPast { seq: 5, floor_ms: 7, lineage: vec![session().version] },
+                Record::Shard { seq: 5 },
+            ),
+            (whole(), Record::Session(session())),
             (Record::Gone { key: b"bob" }, Record::Gone { key: b"bob" }),
         ] {
             let mut bytes = Vec::new();
@@ -477,8 +552,13 @@ mod tests {
         let touched = Record::Touched { key: b"bob", left_micros: 300 };
         assert_eq!(hex(&touched.encode()), "010303626f62ac02");
         assert_eq!(hex(&trimmed().encode()), "020603626f620102ac02");
-        let floor = Record::ShardWithFloor { seq: 10, floor_ms: 300 };
-        assert_eq!(hex(&floor.encode()), "02070aac02");
+        let lineage = vec![Version { seq: 10, ..session().version }];
+        let past = Record::ShardPast { seq: 10, floor_ms: 300, lineage };
+        assert_eq!(hex(&past.encode()), "02070aac020103090a");
+        let past = "4d01020109130103090600";
+        let window = &format!("01{WINDOW}");
+        let plain = &hex(&Record::Session(session()).encode())[4..];
+        assert_eq!(hex(&whole().encode()), format!("0208{plain}{past}{window}"));
         let plain = Record::Session(session()).encode();
         let session = hex(&plain)[4..].to_owned();
         assert_eq!(hex(&windowed().encode()), format!("0204{session}{WINDOW}"));

@@ -162,20 +162,22 @@ impl Pen {
     /// nothing: that is for [`meta`](Self::meta).
     pub(crate) fn follow(&mut self, core: &Core, at: Version, encoded: &[u8], sessions: &Sessions) {
         match Record::decode(encoded) {
-            Ok(Record::Session(session)) => {
-                self.put(at, session.key(), Bytes::copy_from_slice(encoded));
-            }
             Ok(Record::Gone { key }) => self.remove(at, key),
             Ok(Record::Touched { key, .. }) => {
                 if sessions.get(key).is_some() {
                     self.put_here(core, at, key, sessions);
                 }
             }
-            Ok(Record::Windowed(session, _) | Record::Changed(session, _)) => {
+            Ok(
+                Record::Session(session)
+                | Record::Windowed(session, _)
+                | Record::Changed(session, _)
+                | Record::Whole(session, ..),
+            ) => {
                 self.put_here(core, at, session.key(), sessions);
             }
             Ok(Record::Trimmed { key, .. }) => self.put_here(core, at, key, sessions),
-            Ok(Record::Shard { .. } | Record::ShardWithFloor { .. }) | Err(_) => {}
+            Ok(Record::Shard { .. } | Record::ShardPast { .. }) | Err(_) => {}
         }
     }
 

@@ -17,7 +17,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use stead_shared::id::{Epoch, SessionKey, ShardId};
+use stead_shared::id::{Epoch, SessionKey, ShardId, Version};
 use stead_shared::net::watch;
 use stead_shared::refusal::Refusal;
 use stead_shared::rules::Rules;
@@ -96,9 +96,12 @@ impl Shard {
         pen: Option<Box<Pen>>,
     ) -> Arc<Self> {
         let is_saved = pen.is_some();
-        let Arriving { seq, sessions, timed, floor_ms, earliest_expiry } = arrived;
+        let Arriving { seq, sessions, timed, mut past, earliest_expiry } = arrived;
         let gate = Gate::Serving(epoch);
-        let past = Past::new(floor_ms);
+        if let Some(epoch) = origin.filter(|_| 0 < seq) {
+            past.lineage.reach(Version { epoch, seq });
+        }
+        let past = past.boxed();
         let state = State::Bare { gate, seq, id_last: 0, origin, past, followers: None, pen };
         let (is_throttled, is_followed) = (AtomicBool::new(false), AtomicBool::new(false));
         let shard =
@@ -302,7 +305,9 @@ impl Shard {
         self.core.alarms.set(self.id, inner.armed.take(), None);
         let timed = std::mem::take(&mut inner.timed);
         let sessions = std::mem::replace(&mut inner.sessions, Sessions::new());
-        let (seq, floor_ms, pen) = (inner.seq, inner.floor_ms(), inner.pen.take());
+        let end = Version { epoch, seq: inner.seq };
+        inner.note_epoch(end);
+        let (seq, past, pen) = (inner.seq, inner.past(), inner.pen.take());
         drop(inner);
         self.core.forget_unreadable(self.id, None);
         let n_orphans = sessions.n_activated();
@@ -312,7 +317,7 @@ impl Shard {
                 session: self.farewell(&session_key(&stored.key), epoch, stored),
             })
             .collect();
-        let numbers = (self.id, seq, floor_ms);
+        let numbers = (self.id, seq, past);
         Some((SetAside::new(Arc::clone(&self.core), numbers, sessions, timed, pen), orphans))
     }
 
@@ -331,12 +336,12 @@ impl Shard {
 
     /// All sessions as they are now, tombstones included, the number of the last change and the floor
     /// of windows that have ended. Values are shared, not copied.
-    pub(crate) fn snapshot(&self) -> (u64, u64, Vec<(SessionKey, Data, Time)>) {
+    pub(crate) fn snapshot(&self) -> (u64, Past, Vec<(SessionKey, Data, Time)>) {
         let inner = self.lock();
         let sessions = inner.sessions.iter();
         let sessions =
             sessions.map(|stored| (session_key(&stored.key), stored.data.clone(), stored.expires));
-        (inner.seq, inner.floor_ms(), sessions.collect())
+        (inner.seq, inner.past(), sessions.collect())
     }
 
     /// Sessions of a sealed shard whose service was told that they are here.

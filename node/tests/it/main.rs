@@ -9,6 +9,7 @@ mod copy;
 mod doubt;
 mod forward;
 mod found;
+mod heal;
 mod heirs;
 mod in_doubt;
 mod merge;

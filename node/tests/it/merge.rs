@@ -6,6 +6,7 @@ use std::sync::Arc;
 use stead_node::{
     Body, Gate, Host, HostConfig, MergeError, Merged, RecordError, Service, Session, SetAside,
 };
+use stead_shared::control::ShardEpoch;
 use stead_shared::id::{Epoch, NodeId};
 use stead_shared::refusal::Refusal;
 use tokio::sync::Semaphore;
@@ -17,12 +18,12 @@ const NEXT: Epoch = Epoch { counter: 2, node: NodeId(0xb) };
 
 /// Adds what the body says to a counter; after a permit, when it says `wait`, and then nothing.
 #[derive(Clone)]
-struct Adding {
+pub(crate) struct Adding {
     gate: Arc<Semaphore>,
 }
 
 impl Adding {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { gate: Arc::new(Semaphore::new(0)) }
     }
 }
@@ -37,6 +38,10 @@ impl Service for Adding {
         let by: i64 = std::str::from_utf8(&body).unwrap().parse().unwrap();
         Response::new(session.add("n", by).unwrap().to_string().into())
     }
+}
+
+fn at(epoch: Epoch) -> ShardEpoch {
+    ShardEpoch { shard: SHARD, epoch }
 }
 
 /// A host that was taken for dead, and the one that took its shard over.
@@ -54,8 +59,9 @@ fn records(aside: &SetAside) -> Vec<Bytes> {
 /// Merges all records: the number taken, and the number kept.
 async fn merge(to: &Host, records: &[Bytes]) -> (usize, usize) {
     let (mut taken, mut kept) = (0, 0);
+    let mut merging = to.merging(at(NEXT));
     for record in records {
-        match to.merge(SHARD, NEXT, record).await.unwrap() {
+        match merging.add(record).await.unwrap() {
             Some(Merged::Taken) => taken += 1,
             Some(Merged::Kept) => kept += 1,
             None => {}
@@ -65,7 +71,7 @@ async fn merge(to: &Host, records: &[Bytes]) -> (usize, usize) {
 }
 
 #[tokio::test]
-async fn what_is_here_stays_and_what_is_absent_is_taken() {
+async fn what_is_absent_is_taken_and_counters_have_what_both_added() {
     let (old, new) = two_hosts(&Adding::new());
     for session in ["both", "one", "other"] {
         say(&old, session, "10").await;
@@ -73,9 +79,9 @@ async fn what_is_here_stays_and_what_is_absent_is_taken() {
     say(&new, "both", "1").await;
     say(&new, "new", "1").await;
     let aside = old.set_aside(SHARD).unwrap();
-    assert_eq!(merge(&new, &records(&aside)).await, (2, 1));
+    assert_eq!(merge(&new, &records(&aside)).await, (3, 0));
     assert_eq!(say(&new, "one", "1").await, "11");
-    assert_eq!(say(&new, "both", "1").await, "2");
+    assert_eq!(say(&new, "both", "1").await, "12");
     assert_eq!(say(&new, "new", "1").await, "2");
     let sessions = new.shard_stats(SHARD).unwrap();
     assert_eq!((sessions.sessions, sessions.bytes), (4, new.stats().bytes));
@@ -90,7 +96,8 @@ async fn merging_again_takes_nothing_twice() {
     assert_eq!(merge(&new, &records).await, (2, 0));
     assert_eq!(merge(&new, &records).await, (2, 0), "the same state is as good as taken");
     say(&new, "a", "1").await;
-    assert_eq!(merge(&new, &records).await, (1, 1));
+    assert_eq!(merge(&new, &records).await, (2, 0), "what came of it since stays");
+    assert_eq!(new.conflicts(), []);
     let stats = new.shard_stats(SHARD).unwrap();
     assert_eq!((stats.sessions, stats.bytes), (2, new.stats().bytes));
     assert_eq!(say(&new, "a", "1").await, "12");
@@ -107,7 +114,8 @@ async fn a_state_that_goes_on_from_the_one_here_takes_its_place() {
     assert_eq!(merge(&new, &records).await, (1, 0));
     assert_eq!(merge(&new, &then).await, (0, 1), "what is older does not");
     assert_eq!(say(&new, "s", "1").await, "12");
-    assert_eq!(merge(&new, &records).await, (0, 1), "it was changed here since");
+    assert_eq!(merge(&new, &records).await, (1, 0), "what came of it since stays");
+    assert_eq!(say(&new, "s", "1").await, "13");
     let sessions = new.shard_stats(SHARD).unwrap();
     assert_eq!((sessions.sessions, sessions.bytes), (1, new.stats().bytes));
 }
@@ -136,14 +144,14 @@ async fn only_who_serves_the_shard_in_that_epoch_takes_sessions() {
     let aside = old.set_aside(SHARD).unwrap();
     let record = &records(&aside)[1];
     let higher = NEXT.next(NEXT.node);
-    assert_eq!(new.merge(SHARD, higher, record).await, Err(MergeError::NotServed));
-    assert_eq!(old.merge(SHARD, NEXT, record).await, Err(MergeError::NotServed));
+    assert_eq!(new.merging(at(higher)).add(record).await, Err(MergeError::NotServed));
+    assert_eq!(old.merging(at(NEXT)).add(record).await, Err(MergeError::NotServed));
     new.seal(SHARD).await;
-    assert_eq!(new.merge(SHARD, NEXT, record).await, Err(MergeError::NotServed));
+    assert_eq!(new.merging(at(NEXT)).add(record).await, Err(MergeError::NotServed));
     assert_eq!(new.stats().sessions, 0);
     new.reopen(SHARD, higher);
-    assert_eq!(new.merge(SHARD, NEXT, record).await, Ok(Some(Merged::Taken)));
-    let garbage = new.merge(SHARD, NEXT, b"no record").await;
+    assert_eq!(new.merging(at(NEXT)).add(record).await, Ok(Some(Merged::Taken)));
+    let garbage = new.merging(at(NEXT)).add(b"no record").await;
     assert_eq!(garbage, Err(RecordError::Format(b'n').into()));
 }
 
@@ -159,7 +167,7 @@ async fn a_session_that_does_not_fit_is_left_and_nothing_is_counted_for_it() {
     let aside = old.set_aside(SHARD).unwrap();
     let mut outcomes = Vec::new();
     for record in &records(&aside)[1..] {
-        outcomes.push(new.merge(SHARD, EPOCH, record).await);
+        outcomes.push(new.merging(at(EPOCH)).add(record).await);
     }
     let full = MergeError::Record(RecordError::MemoryFull);
     assert_eq!(outcomes, [Ok(Some(Merged::Taken)), Ok(Some(Merged::Taken)), Err(full)]);
@@ -182,7 +190,7 @@ async fn a_session_waits_until_nobody_works_on_the_belief_that_it_is_absent() {
     settle().await;
     let merging = tokio::spawn({
         let new = new.clone();
-        async move { new.merge(SHARD, NEXT, &record).await }
+        async move { new.merging(at(NEXT)).add(&record).await }
     });
     settle().await;
     assert_eq!(new.stats().sessions, 0);
@@ -204,7 +212,7 @@ async fn a_session_whose_turn_left_nothing_is_taken_after_it() {
     settle().await;
     let merging = tokio::spawn({
         let new = new.clone();
-        async move { new.merge(SHARD, NEXT, &record).await }
+        async move { new.merging(at(NEXT)).add(&record).await }
     });
     settle().await;
     service.gate.add_permits(1);

@@ -4,6 +4,7 @@
 //! two values of one part the one from the history that went further in that epoch is the right
 //! one, and the sum over all parts misses nothing and counts nothing twice.
 
+use serde::{Deserialize, Serialize};
 use stead_shared::id::Epoch;
 
 use super::lineage::Lineage;
@@ -13,7 +14,7 @@ use super::lineage::Lineage;
 pub const PARTS_MAX: usize = 8;
 
 /// What was added in one epoch, or in all up to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Part {
     /// The epoch.
     pub epoch: Epoch,
@@ -23,17 +24,22 @@ pub struct Part {
     pub is_folded: bool,
 }
 
-/// Adds `by` in `epoch`, which is not below that of the last part.
+/// Adds `by` in `epoch`.
 pub fn add(parts: &mut Vec<Part>, epoch: Epoch, by: i64) {
-    match parts.last_mut() {
-        Some(last) if last.epoch == epoch => last.sum = last.sum.wrapping_add(by),
-        Some(_) | None => {
-            parts.push(Part { epoch, sum: by, is_folded: false });
-            if PARTS_MAX < parts.len() {
-                fold(parts, PARTS_MAX);
-            }
+    match parts.binary_search_by_key(&epoch, |part| part.epoch) {
+        Ok(at) => parts[at].sum = parts[at].sum.wrapping_add(by),
+        Err(at) => {
+            parts.insert(at, Part { epoch, sum: by, is_folded: false });
+            fold(parts, PARTS_MAX);
         }
     }
+}
+
+/// Parts in the order of their epochs, each epoch once, as another member says. None for others.
+#[must_use]
+pub fn checked(parts: Vec<Part>) -> Option<Vec<Part>> {
+    let grows = parts.windows(2).all(|pair| pair[0].epoch < pair[1].epoch);
+    (grows && parts.len() <= PARTS_MAX).then_some(parts)
 }
 
 /// The value of a counter with these parts.

@@ -37,7 +37,9 @@ pub enum Verdict {
 pub fn compare(ours: Option<Version>, theirs: Version, ancestor: Option<Version>) -> Verdict {
     match ours {
         _ if is_common(theirs, ancestor) => Verdict::Keep,
-        Some(ours) if ours == theirs => Verdict::Keep,
+        // Nobody but its owner changes anything in an epoch: the later change knew the earlier one.
+        Some(ours) if ours.epoch == theirs.epoch && theirs.seq <= ours.seq => Verdict::Keep,
+        Some(ours) if ours.epoch == theirs.epoch => Verdict::Take,
         None => Verdict::Take,
         Some(ours) if is_common(ours, ancestor) => Verdict::Take,
         Some(_) => Verdict::Both,
@@ -115,6 +117,8 @@ mod tests {
             assert_eq!(compare(ours, theirs, parted), wanted, "{ours:?} {theirs:?}");
         }
         assert_eq!(compare(Some(at(6, 1)), at(5, 1), None), Verdict::Both);
+        assert_eq!(compare(Some(at(5, 1)), at(5, 2), None), Verdict::Take);
+        assert_eq!(compare(Some(at(5, 2)), at(5, 1), None), Verdict::Keep);
         assert_eq!(compare(None, at(5, 1), None), Verdict::Take);
     }
 

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 
 use super::{
-    AdminSource, ClusterMoves, DrainError, DrainReport, ForgetError, ForgetReport, Later,
-    MajorityReport, MembersReport, MovesReport, PinReport, PinsReport, PlaceError, Readiness,
-    ShardsReport, WhereReport, placing,
+    AdminSource, ClusterMoves, ConflictsReport, DrainError, DrainReport, ForgetError, ForgetReport,
+    Later, MajorityReport, MembersReport, MovesReport, PinReport, PinsReport, PlaceError,
+    Readiness, ShardsReport, WhereReport, placing,
 };
 use crate::control::kind;
 use crate::hash::ShardCount;
@@ -48,6 +48,10 @@ pub trait Local: Send + Sync + 'static {
     /// Shards whose requests are refused here, since what the disk holds of them is damaged.
     fn quarantined(&self) -> Vec<u32> {
         Vec::new()
+    }
+    /// Values that lost to others when two histories met here; none where nothing is owned.
+    fn conflicts(&self) -> ConflictsReport {
+        ConflictsReport::default()
     }
     /// Starts its drain. False when it has none: it owns nothing.
     fn drain(&self) -> bool;
@@ -182,6 +186,10 @@ impl AdminSource for ClusterAdmin {
         let digest = (self.view)().map_or(0, |view| view.members_digest);
         let majority = self.local.majority();
         MembersReport { majority, ..MembersReport::of(&self.members.borrow(), digest) }
+    }
+
+    fn conflicts(&self) -> ConflictsReport {
+        self.local.conflicts()
     }
 
     fn forget(&self, name: String) -> Later<Result<ForgetReport, ForgetError>> {

@@ -7,6 +7,7 @@
 //! | `GET /readyz` | 200, or 503 with the reason |
 //! | `GET /v1/members` | [`MembersReport`] |
 //! | `POST /v1/members/{name}/forget` | [`ForgetReport`]; a dead node does not count for a majority any more |
+//! | `GET /v1/conflicts` | [`ConflictsReport`] of this process |
 //! | `GET /v1/shards` | [`ShardsReport`] |
 //! | `GET /v1/where?key=K` | [`WhereReport`] |
 //! | `GET /v1/shards/{id}` | the same of a shard |
@@ -37,9 +38,9 @@ pub use auth::{AdminToken, TokenError};
 pub use cluster::{ClusterAdmin, Local, shard_count_of, shards_report, where_report};
 pub use placing::{PlaceError, pins_report};
 pub use report::{
-    ClusterMoves, DrainReport, DrainState, ForgetReport, MajorityReport, MemberReport,
-    MembersReport, MovesReport, PendingMoves, PinReport, PinsReport, Problem, ShardsReport,
-    WhereReport,
+    ClusterMoves, ConflictReport, ConflictsReport, DrainReport, DrainState, ForgetReport,
+    MajorityReport, MemberReport, MembersReport, MovesReport, PendingMoves, PinReport, PinsReport,
+    Problem, ShardsReport, WhereReport,
 };
 pub use serve::serve;
 
@@ -64,6 +65,9 @@ pub trait AdminSource: Send + Sync + 'static {
     /// Counts the node called `name`, which is gone for ever, no more for a majority: here, and at
     /// every node that can be reached.
     fn forget(&self, name: String) -> Later<Result<ForgetReport, ForgetError>>;
+
+    /// Values that lost to others when two histories of their sessions met here.
+    fn conflicts(&self) -> ConflictsReport;
 
     /// Who serves how many shards.
     fn shards(&self) -> ShardsReport;

@@ -34,6 +34,33 @@ pub struct MajorityReport {
     pub is_minority: bool,
 }
 
+/// `GET /v1/conflicts`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConflictsReport {
+    /// The conflicts that this process has found and still lists, the oldest first.
+    pub conflicts: Vec<ConflictReport>,
+}
+
+/// A value that lost to another one, when two histories of its session met.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConflictReport {
+    /// The session's key; bytes that are no UTF-8 as U+FFFD.
+    pub key: String,
+    /// Its shard.
+    pub shard: u32,
+    /// The change that stayed, `EPOCH/NUMBER`.
+    pub kept: String,
+    /// The change that did not.
+    pub lost: String,
+    /// When that was written, in Unix milliseconds by its node's clock.
+    pub lost_written_ms: u64,
+    /// The value that it wrote, in base64.
+    pub value: String,
+    /// The version of its schema, if it is typed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<u32>,
+}
+
 /// `POST /v1/members/{name}/forget`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForgetReport {

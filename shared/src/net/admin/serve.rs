@@ -42,7 +42,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What is here, for whoever asks for something else.
-const PATHS: &str = "GET /metrics /healthz /readyz /v1/members /v1/shards /v1/shards/{id} \
+const PATHS: &str = "GET /metrics /healthz /readyz /v1/members /v1/conflicts /v1/shards /v1/shards/{id} \
     /v1/where?key= /v1/pins /v1/moves /v1/drain, POST /v1/drain /v1/shards/{id}/move?to= /v1/members/{name}/forget, \
     DELETE /v1/shards/{id}/pin";
 
@@ -119,6 +119,7 @@ fn router(admin: Admin) -> Router {
         .route("/readyz", get(readyz))
         .route("/v1/members", get(members))
         .route("/v1/members/{name}/forget", post(forget))
+        .route("/v1/conflicts", get(conflicts))
         .route("/v1/shards", get(shards))
         .route("/v1/where", get(where_is))
         .route("/v1/drain", get(drain_progress).post(drain))
@@ -169,6 +170,10 @@ async fn forget(
         Ok(report) => json(StatusCode::OK, &report),
         Err(error @ ForgetError::Alive(_)) => problem(StatusCode::CONFLICT, error.to_string()),
     }
+}
+
+async fn conflicts(State(admin): State<Admin>) -> Response<Body> {
+    json(StatusCode::OK, &admin.source.conflicts())
 }
 
 async fn shards(State(admin): State<Admin>) -> Response<Body> {

@@ -5,8 +5,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 
 use super::super::{
-    AdminSource, ClusterMoves, DrainReport, DrainState, ForgetReport, Later, MembersReport,
-    PinReport, PinsReport, PlaceError, ShardsReport, WhereReport,
+    AdminSource, ClusterMoves, ConflictsReport, DrainReport, DrainState, ForgetReport, Later,
+    MembersReport, PinReport, PinsReport, PlaceError, ShardsReport, WhereReport,
 };
 use super::*;
 use crate::id::ShardId;
@@ -28,6 +28,10 @@ impl AdminSource for Fixed {
 
     fn members(&self) -> MembersReport {
         MembersReport { members_digest: format!("{:016x}", 7), members: vec![], majority: None }
+    }
+
+    fn conflicts(&self) -> ConflictsReport {
+        ConflictsReport::default()
     }
 
     fn forget(&self, name: String) -> Later<Result<ForgetReport, ForgetError>> {

@@ -1,0 +1,184 @@
+//! Two histories of a shard that meet.
+
+use std::sync::Arc;
+
+use stead_node::logic::heal;
+use stead_node::{Host, HostConfig, Merged};
+use stead_shared::control::ShardEpoch;
+use stead_shared::id::{Epoch, NodeId};
+
+use crate::common::{EPOCH, SHARD, host_with, key};
+
+/// The epoch of the one that took over.
+const NEXT: Epoch = Epoch { counter: EPOCH.counter + 1, node: NodeId(77) };
+
+fn host(merge: Option<Arc<dyn heal::Merge>>) -> Host {
+    let service = crate::merge::Adding::new();
+    let config = HostConfig { merge, ..HostConfig::default() };
+    host_with(config, service)
+}
+
+async fn put(host: &Host, name: &str, value: &str) {
+    let session = host.session(SHARD, key(name)).unwrap();
+    session.turn(|session| session.put_bytes(value.as_bytes()), |()| ()).await.unwrap();
+}
+
+async fn add(host: &Host, name: &str, by: i64) {
+    let session = host.session(SHARD, key(name)).unwrap();
+    session.turn(|session| session.add("n", by), |_| ()).await.unwrap();
+}
+
+/// The value and the counter of a session.
+async fn read(host: &Host, name: &str) -> (Option<String>, Option<i64>) {
+    let session = host.session(SHARD, key(name)).unwrap();
+    let read = session.turn(|session| Ok((session.bytes()?, session.counter("n")?)), |_| ());
+    let (value, counter) = read.await.unwrap();
+    (value.map(|value| String::from_utf8(value.to_vec()).unwrap()), counter)
+}
+
+/// An owner that goes on, and a host that serves a copy of what the owner has now.
+fn part(owner: &Host, heir: &Host) {
+    let mut incoming = heir.incoming_from(ShardEpoch { shard: SHARD, epoch: EPOCH });
+    for record in owner.export(SHARD).unwrap() {
+        incoming.add(&record).unwrap();
+    }
+    incoming.activate(NEXT);
+}
+
+/// The heir gets what the owner has: number of sessions taken, and lost to the heir's changes.
+async fn meet(owner: &Host, heir: &Host) -> (usize, usize) {
+    let aside = owner.set_aside(SHARD).unwrap();
+    let mut merging = heir.merging(ShardEpoch { shard: SHARD, epoch: NEXT });
+    let (mut taken, mut kept) = (0, 0);
+    for record in aside.records() {
+        match merging.add(&record).await.unwrap() {
+            Some(Merged::Taken) => taken += 1,
+            Some(Merged::Kept) => kept += 1,
+            None => {}
+        }
+    }
+    merging.finish();
+    (taken, kept)
+}
+
+#[tokio::test]
+async fn what_one_side_changed_counts_and_of_two_values_the_later() {
+    let (owner, heir) = (host(None), host(None));
+    for name in ["same", "there", "here", "early", "late", "alike"] {
+        put(&owner, name, "common").await;
+    }
+    part(&owner, &heir);
+    put(&heir, "here", "heir").await;
+    put(&heir, "early", "heir").await;
+    put(&owner, "there", "owner").await;
+    put(&owner, "late", "owner").await;
+    put(&owner, "early", "owner").await;
+    put(&heir, "late", "heir").await;
+    put(&heir, "alike", "both").await;
+    put(&owner, "alike", "both").await;
+    put(&owner, "new", "owner").await;
+    assert_eq!(meet(&owner, &heir).await, (5, 2));
+    for (name, value) in [
+        ("same", "common"),
+        ("there", "owner"),
+        ("here", "heir"),
+        ("early", "owner"),
+        ("late", "heir"),
+        ("alike", "both"),
+        ("new", "owner"),
+    ] {
+        assert_eq!(read(&heir, name).await.0.as_deref(), Some(value), "{name}");
+    }
+    let mut lost: Vec<_> = heir
+        .conflicts()
+        .into_iter()
+        .map(|it| (it.key, String::from_utf8(it.value.to_vec()).unwrap()))
+        .collect();
+    lost.sort();
+    let wanted = [(key("early"), "heir".to_owned()), (key("late"), "owner".to_owned())];
+    assert_eq!(lost, wanted);
+}
+
+#[tokio::test]
+async fn counters_have_what_both_added_whatever_became_of_the_values() {
+    let (owner, heir) = (host(None), host(None));
+    add(&owner, "s", 100).await;
+    add(&owner, "unchanged", 5).await;
+    part(&owner, &heir);
+    add(&owner, "s", 7).await;
+    put(&owner, "s", "owner").await;
+    add(&owner, "s", -2).await;
+    put(&heir, "s", "heir").await;
+    add(&heir, "s", 30).await;
+    meet(&owner, &heir).await;
+    assert_eq!(read(&heir, "s").await, (Some("heir".to_owned()), Some(135)));
+    assert_eq!(read(&heir, "unchanged").await, (None, Some(5)));
+    add(&heir, "s", 1).await;
+    assert_eq!(read(&heir, "s").await.1, Some(136));
+}
+
+#[tokio::test]
+async fn a_shard_that_began_empty_gets_all_that_there_was() {
+    let (owner, fresh) = (host(None), host(None));
+    add(&owner, "s", 100).await;
+    put(&owner, "s", "owner").await;
+    fresh.drop_shard(SHARD);
+    fresh.activate_empty(SHARD, NEXT);
+    add(&fresh, "s", 3).await;
+    assert_eq!(meet(&owner, &fresh).await, (1, 0));
+    assert_eq!(read(&fresh, "s").await, (Some("owner".to_owned()), Some(103)));
+    assert_eq!(fresh.conflicts(), []);
+}
+
+#[tokio::test]
+async fn what_is_offered_twice_is_counted_once() {
+    let (owner, heir) = (host(None), host(None));
+    add(&owner, "s", 100).await;
+    put(&owner, "s", "common").await;
+    part(&owner, &heir);
+    add(&owner, "s", 7).await;
+    put(&owner, "s", "owner").await;
+    let aside = owner.set_aside(SHARD).unwrap();
+    for _ in 0..3 {
+        let mut merging = heir.merging(ShardEpoch { shard: SHARD, epoch: NEXT });
+        for record in aside.records() {
+            merging.add(&record).await.unwrap();
+        }
+        add(&heir, "s", 1).await;
+        put(&heir, "s", "heir").await;
+    }
+    assert_eq!(read(&heir, "s").await, (Some("heir".to_owned()), Some(110)));
+    assert_eq!(heir.conflicts(), []);
+}
+
+#[tokio::test]
+async fn a_deleted_session_that_the_other_side_changed_stays() {
+    let (owner, heir) = (host(None), host(None));
+    for name in ["changed", "unchanged"] {
+        put(&owner, name, "common").await;
+    }
+    part(&owner, &heir);
+    put(&owner, "changed", "owner").await;
+    for name in ["changed", "unchanged"] {
+        let session = heir.session(SHARD, key(name)).unwrap();
+        session.turn(|session| session.delete(), |()| ()).await.unwrap();
+    }
+    meet(&owner, &heir).await;
+    assert_eq!(read(&heir, "changed").await.0.as_deref(), Some("owner"));
+    assert_eq!(read(&heir, "unchanged").await.0, None);
+}
+
+#[tokio::test]
+async fn an_application_makes_one_value_of_two() {
+    let merge = |_: Option<&[u8]>, ours: &[u8], theirs: &[u8]| {
+        heal::Merged::Both([ours, b"+", theirs].concat())
+    };
+    let (owner, heir) = (host(None), host(Some(Arc::new(merge))));
+    put(&owner, "s", "common").await;
+    part(&owner, &heir);
+    put(&owner, "s", "owner").await;
+    put(&heir, "s", "heir").await;
+    assert_eq!(meet(&owner, &heir).await, (1, 0));
+    assert_eq!(read(&heir, "s").await.0.as_deref(), Some("heir+owner"));
+    assert_eq!(heir.conflicts(), []);
+}
