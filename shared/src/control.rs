@@ -257,6 +257,9 @@ pub enum Control {
         shards: Vec<SavedShard>,
         /// Shards that the answerer has claimed empty, or from a state on disk.
         begun: Vec<BegunShard>,
+        /// The position of its claim log. What it holds no more it may have claimed: the answer counts
+        /// once the log is known up to here.
+        pos: u64,
     },
 }
 

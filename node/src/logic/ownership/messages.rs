@@ -49,7 +49,9 @@ impl Ownership {
             Control::SeeClaims { pos } => self.on_see_claims(from, pos, out),
             Control::SeenClaims { pos } => self.on_seen_claims(from, pos, out),
             Control::WhatSaved { token } => self.on_what_saved(from, token, out),
-            Control::Saved { token, shards, begun } => self.on_saved(from, token, &shards, &begun),
+            Control::Saved { token, shards, begun, pos } => {
+                self.on_saved(from, (token, pos), &shards, &begun);
+            }
             Control::Abort { handoff } => {
                 if self.incoming.remove(&handoff).is_some() {
                     out.push(Action::DropCopy { handoff });

@@ -67,6 +67,8 @@ struct Round {
 struct Told {
     shards: BTreeMap<ShardId, SavedShard>,
     begun: BTreeMap<ShardId, BegunShard>,
+    /// Where its claim log was.
+    pos: u64,
 }
 
 /// What becomes of a shard that the disk holds.
@@ -186,13 +188,14 @@ impl Ownership {
         }
         let begun = self.recovery.begun.values().copied().collect();
         let shards = shards.into_values().collect();
-        out.push(Action::Send { to: from.node, message: Control::Saved { token, shards, begun } });
+        let message = Control::Saved { token, shards, begun, pos: self.log.pos() };
+        out.push(Action::Send { to: from.node, message });
     }
 
     pub(super) fn on_saved(
         &mut self,
         from: NodeBoot,
-        token: Token,
+        (token, pos): (Token, u64),
         shards: &[SavedShard],
         begun: &[BegunShard],
     ) {
@@ -204,7 +207,7 @@ impl Ownership {
         }
         let shards = shards.iter().map(|it| (it.shard, *it)).collect();
         let begun = begun.iter().map(|it| (it.at.shard, *it)).collect();
-        round.told.insert(from, Told { shards, begun });
+        round.told.insert(from, Told { shards, begun, pos });
     }
 
     /// Asks, and decides once all have answered.
@@ -224,8 +227,12 @@ impl Ownership {
         }
         let peers = self.peers_with_disks();
         let Some(round) = &mut self.recovery.round else { return };
-        let silent: Vec<NodeBoot> =
-            peers.into_iter().filter(|peer| !round.told.contains_key(peer)).collect();
+        let book = &self.book;
+        // Who has claimed what it held says nothing of it any more: its claims do, once they are here.
+        let is_known = |peer: &NodeBoot| {
+            round.told.get(peer).is_some_and(|told| told.pos <= book.pos_of(*peer))
+        };
+        let silent: Vec<NodeBoot> = peers.into_iter().filter(|peer| !is_known(peer)).collect();
         if silent.is_empty() {
             let told = std::mem::take(&mut round.told);
             self.recovery.round = None;
@@ -237,6 +244,7 @@ impl Ownership {
             round.ask_at = now + SAVED_ASK_EVERY;
             let token = round.token;
             for peer in silent {
+                out.push(Action::AskClaims { to: peer.node });
                 let message = Control::WhatSaved { token };
                 out.push(Action::Send { to: peer.node, message });
             }
