@@ -99,7 +99,7 @@ impl SetAside {
         self.sessions.len()
     }
 
-    /// Its sessions as records for [`Host::merge`](crate::Host::merge) or
+    /// Its sessions as records for [`Merging::add`](crate::Merging::add) or
     /// [`Host::install`](crate::Host::install), but those whose time to live has run out. Each is
     /// made when it is asked for.
     pub fn records(&self) -> impl Iterator<Item = Bytes> + Send + '_ {
