@@ -644,7 +644,8 @@ impl Driver {
 
     fn give_up_shards(&self, to: NodeBoot, shards: &[ShardEpoch], state: &State) {
         // Every gate is closed for good when this ends, before anything waits (R2).
-        let aside = shards.iter().filter_map(|at| Some((*at, self.host.set_aside(at.shard)?)));
+        let aside =
+            shards.iter().filter_map(|at| Some((*at, self.host.set_aside_for(at.shard, to)?)));
         let (aside, empty): (Vec<_>, Vec<_>) = aside.partition(|(_, it)| it.sessions() > 0);
         empty.into_iter().for_each(|(_, mut aside)| aside.forget_on_disk());
         shards.iter().for_each(|at| self.host.drop_saved(at.shard));

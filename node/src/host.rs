@@ -11,7 +11,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use http::{Method, Request, Response, StatusCode};
 use stead_shared::control::ShardEpoch;
-use stead_shared::id::{Epoch, SessionKey, ShardId, Version};
+use stead_shared::id::{Epoch, NodeBoot, SessionKey, ShardId, Version};
 use stead_shared::net::heard::Heard;
 use stead_shared::refusal::Refusal;
 use stead_shared::wire::http::{RequestMeta, ResponseMeta};
@@ -412,6 +412,16 @@ impl Host {
         let (_, shard) = self.inner.shards.remove(&shard)?;
         let (aside, orphans) = shard.close()?;
         self.orphaned(orphans);
+        Some(aside)
+    }
+
+    /// As [`set_aside`](Self::set_aside), for `heir`, which has taken the shard over.
+    pub(crate) fn set_aside_for(&self, shard: ShardId, heir: NodeBoot) -> Option<SetAside> {
+        let is_unconfirmed = self.shard(shard)?.is_answered_at(heir);
+        let mut aside = self.set_aside(shard)?;
+        if is_unconfirmed {
+            aside.set_unconfirmed();
+        }
         Some(aside)
     }
 

@@ -25,6 +25,8 @@ pub(crate) struct Histories {
     pub(crate) ours: Lineage,
     /// Empty until the first record has said so, and of a process that does not say it.
     pub(crate) theirs: Lineage,
+    /// What theirs has beyond where they parted was answered to nobody.
+    pub(crate) is_unconfirmed: bool,
 }
 
 impl Host {
@@ -32,7 +34,8 @@ impl Host {
     /// higher one.
     #[must_use]
     pub fn merging(&self, at: ShardEpoch) -> Merging {
-        let histories = Histories { ours: Lineage::EMPTY, theirs: Lineage::EMPTY };
+        let (ours, theirs) = (Lineage::EMPTY, Lineage::EMPTY);
+        let histories = Histories { ours, theirs, is_unconfirmed: false };
         Merging { host: self.clone(), at, histories }
     }
 }
@@ -62,8 +65,13 @@ impl Merging {
             Record::Shard { seq } => return shard.raise_seq(at.epoch, seq, 0).map(|()| None),
             Record::ShardPast { seq, floor_ms, lineage } => {
                 let theirs = Lineage::of(lineage).ok_or(RecordError::Malformed)?;
-                *histories = Histories { ours: shard.lineage(), theirs };
+                let ours = shard.lineage();
+                *histories = Histories { ours, theirs, is_unconfirmed: false };
                 return shard.raise_seq(at.epoch, seq, floor_ms).map(|()| None);
+            }
+            Record::Unconfirmed => {
+                histories.is_unconfirmed = true;
+                return Ok(None);
             }
             Record::Session(session) => session.into_stored(now),
             Record::Windowed(session, window) => {

@@ -85,6 +85,7 @@ impl Arriving {
                 self.past.floor_ms = self.past.floor_ms.max(floor_ms);
                 self.past.lineage = lineage;
             }
+            Record::Unconfirmed => {}
             Record::Gone { key } => self.remove(core, key),
             Record::Touched { key, left_micros } => {
                 let expires = core.now() + Duration::from_micros(left_micros);
@@ -112,6 +113,7 @@ impl Arriving {
             Record::Whole(session, past, window) => (session, Some(past), window),
             Record::Shard { .. }
             | Record::ShardPast { .. }
+            | Record::Unconfirmed
             | Record::Gone { .. }
             | Record::Touched { .. }
             | Record::Changed(..)

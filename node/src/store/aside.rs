@@ -25,6 +25,8 @@ pub struct SetAside {
     sessions: Sessions,
     timed: BTreeSet<(Time, SessionKey)>,
     past: Past,
+    /// Whoever it is offered to has all of it that was answered.
+    is_unconfirmed: bool,
     /// For what the disk holds of it.
     pen: Option<Box<Pen>>,
 }
@@ -46,7 +48,8 @@ impl SetAside {
         timed: BTreeSet<(Time, SessionKey)>,
         pen: Option<Box<Pen>>,
     ) -> Self {
-        Self { core, shard, seq, sessions, timed, past, pen }
+        let is_unconfirmed = false;
+        Self { core, shard, seq, sessions, timed, past, is_unconfirmed, pen }
     }
 
     /// What arrived, given up.
@@ -58,6 +61,11 @@ impl SetAside {
     ) -> Self {
         let Arriving { seq, sessions, timed, past, earliest_expiry: _ } = arrived;
         Self::new(core, (shard, seq, past), sessions, timed, pen)
+    }
+
+    /// Whoever it is offered to has all of it that was answered.
+    pub(crate) fn set_unconfirmed(&mut self) {
+        self.is_unconfirmed = true;
     }
 
     /// Nobody needs what the disk holds of it any more.
@@ -107,7 +115,9 @@ impl SetAside {
         let sessions = self.sessions.iter().filter(move |stored| now < stored.expires);
         let sessions = sessions
             .map(move |stored| Record::of(&stored.key, &stored.data, stored.expires, now).encode());
-        std::iter::once(Record::of_shard(self.seq, self.past.clone()).encode()).chain(sessions)
+        let head = Record::of_shard(self.seq, self.past.clone()).encode();
+        let unconfirmed = self.is_unconfirmed.then(|| Record::Unconfirmed.encode());
+        std::iter::once(head).chain(unconfirmed).chain(sessions)
     }
 }
 

@@ -572,6 +572,14 @@ impl Shard {
         }
     }
 
+    /// Whether `member` has all that was answered: answers wait for it.
+    pub(crate) fn is_answered_at(&self, member: NodeBoot) -> bool {
+        let inner = self.lock();
+        let followers = inner.followers.as_ref().map_or(&[][..], |followers| &followers.list);
+        let is_it = |follow: &Follow| follow.is_member && follow.feed.to() == member;
+        self.core.waits_for_acks() && followers.iter().any(is_it)
+    }
+
     /// What members have yet to acknowledge; none when the shard is gone.
     fn waits(&self) -> Option<Vec<oneshot::Receiver<()>>> {
         let inner = self.lock();

@@ -25,8 +25,8 @@ use crate::merging::Histories;
 pub enum Merged {
     /// What was offered is in it, now or since before.
     Taken,
-    /// What was offered lost to a change that was made here, and is listed as a conflict; or it is of
-    /// a node that does not say where its state comes from.
+    /// What was offered lost to a change that was made here, and is listed as a conflict; or it was
+    /// answered to nobody; or it is of a node that does not say where its state comes from.
     Kept,
 }
 
@@ -200,7 +200,7 @@ impl Inner {
         key: &SessionKey,
         stored: &Stored,
         offered: Epoch,
-        Histories { ours, theirs }: &Histories,
+        Histories { ours, theirs, is_unconfirmed }: &Histories,
     ) -> Result<Decision, MergeError> {
         let epoch = self.served_since(offered)?;
         if epoch < stored.data.version.epoch {
@@ -230,6 +230,10 @@ impl Inner {
         Ok(match (verdict, here) {
             (Verdict::Keep, _) => Decision::Done(Merged::Taken),
             (Verdict::Take, _) => Decision::Take,
+            // What was answered to nobody may have been asked for again, and be in what is here.
+            (Verdict::Both, Some(_)) if *is_unconfirmed && ancestor.is_some() => {
+                Decision::Done(Merged::Kept)
+            }
             // A change is worth more than a deletion.
             (Verdict::Both, Some(here)) if here.is_tombstone() => Decision::Take,
             (Verdict::Both, _) if stored.is_tombstone() => Decision::Done(Merged::Taken),

@@ -85,6 +85,8 @@ pub(crate) enum Record<'a> {
         SessionPast,
         #[serde(borrow)] Option<WindowRecord<'a>>,
     ),
+    /// Of what follows, whoever took the shard over has all that was answered.
+    Unconfirmed,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,13 +195,14 @@ impl<'a> Record<'a> {
             | Self::Changed(..)
             | Self::Trimmed { .. }
             | Self::ShardPast { .. }
-            | Self::Whole(..) => false,
+            | Self::Whole(..)
+            | Self::Unconfirmed => false,
         }
     }
 
     fn key(&self) -> Option<&'a [u8]> {
         match self {
-            Self::Shard { .. } | Self::ShardPast { .. } => None,
+            Self::Shard { .. } | Self::ShardPast { .. } | Self::Unconfirmed => None,
             Self::Session(SessionRecord { key, .. })
             | Self::Whole(SessionRecord { key, .. }, ..)
             | Self::Windowed(SessionRecord { key, .. }, _)
@@ -223,7 +226,7 @@ impl<'a> Record<'a> {
             }
             Self::ShardPast { seq, .. } => Self::Shard { seq },
             // It counts as a change all the same.
-            Self::Trimmed { .. } => Self::Shard { seq: 0 },
+            Self::Trimmed { .. } | Self::Unconfirmed => Self::Shard { seq: 0 },
             Self::Shard { .. } | Self::Session(_) | Self::Gone { .. } | Self::Touched { .. } => {
                 self
             }
@@ -458,6 +461,7 @@ mod tests {
             trimmed(),
             Record::ShardPast { seq: 5, floor_ms: 7, lineage: vec![session().version] },
             whole(),
+            Record::Unconfirmed,
         ] {
             assert_eq!(Record::decode(&record.encode()), Ok(record));
         }
@@ -552,6 +556,7 @@ mod tests {
         let touched = Record::Touched { key: b"bob", left_micros: 300 };
         assert_eq!(hex(&touched.encode()), "010303626f62ac02");
         assert_eq!(hex(&trimmed().encode()), "020603626f620102ac02");
+        assert_eq!(hex(&Record::Unconfirmed.encode()), "0209");
         let lineage = vec![Version { seq: 10, ..session().version }];
         let past = Record::ShardPast { seq: 10, floor_ms: 300, lineage };
         assert_eq!(hex(&past.encode()), "02070aac020103090a");

@@ -177,7 +177,7 @@ impl Pen {
                 self.put_here(core, at, session.key(), sessions);
             }
             Ok(Record::Trimmed { key, .. }) => self.put_here(core, at, key, sessions),
-            Ok(Record::Shard { .. } | Record::ShardPast { .. }) | Err(_) => {}
+            Ok(Record::Shard { .. } | Record::ShardPast { .. } | Record::Unconfirmed) | Err(_) => {}
         }
     }
 

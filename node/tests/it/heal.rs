@@ -182,3 +182,29 @@ async fn an_application_makes_one_value_of_two() {
     assert_eq!(read(&heir, "s").await.0.as_deref(), Some("heir+owner"));
     assert_eq!(heir.conflicts(), []);
 }
+
+/// Seen with processes: a node was stopped in the middle of a change, which its router asked for again
+/// elsewhere; when it went on, the counter had both.
+#[tokio::test]
+async fn what_nobody_was_answered_does_not_count_beside_what_was_asked_again() {
+    let (owner, heir) = (host(None), host(None));
+    for name in ["again", "alone"] {
+        add(&owner, name, 100).await;
+    }
+    part(&owner, &heir);
+    for (host, name) in [(&owner, "again"), (&heir, "again"), (&owner, "alone")] {
+        add(host, name, 1).await;
+    }
+    let aside = owner.set_aside(SHARD).unwrap();
+    let mut records = aside.records();
+    let mut merging = heir.merging(ShardEpoch { shard: SHARD, epoch: NEXT });
+    merging.add(&records.next().unwrap()).await.unwrap();
+    let unconfirmed = [2, 9];
+    assert_eq!(merging.add(&unconfirmed).await, Ok(None));
+    for record in records {
+        merging.add(&record).await.unwrap();
+    }
+    assert_eq!(read(&heir, "again").await.1, Some(101));
+    assert_eq!(read(&heir, "alone").await.1, Some(101));
+    assert_eq!(heir.conflicts(), []);
+}
