@@ -350,11 +350,7 @@ impl Handle {
         errand.upload.rewind();
         let stream = match link.open(head, errand.upload.is_empty() && errand.upgrade.is_none()) {
             Ok(stream) => stream,
-            Err(OpenError::Closed(_)) => {
-                // Until then the next attempt would find it again.
-                let _why = link.closed().await;
-                return Outcome::Unsent;
-            }
+            Err(OpenError::Closed(_)) => return Outcome::Unsent,
             Err(OpenError::Full | OpenError::TooMany) => return Outcome::Refused(BUSY),
             Err(OpenError::HeadTooLong) => return Outcome::Problem(head_too_large()),
         };

@@ -253,11 +253,7 @@ impl Inner {
         let fin = errand.upload.is_none() && errand.upgrade.is_none();
         let stream = match link.open(head, fin) {
             Ok(stream) => stream,
-            Err(OpenError::Closed(_)) => {
-                // Until then the next attempt would find it again.
-                let _why = link.closed().await;
-                return Outcome::Event(Event::Unsent);
-            }
+            Err(OpenError::Closed(_)) => return Outcome::Event(Event::Unsent),
             Err(OpenError::Full | OpenError::TooMany) => return Outcome::busy(),
             Err(OpenError::HeadTooLong) => return Outcome::HeadTooLarge,
         };

@@ -1,7 +1,9 @@
 //! The link between two processes, both in this one.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -180,6 +182,33 @@ async fn when_a_link_closes_everything_on_it_ends() {
     assert_eq!(soon(a.closed.recv()).await, Some(CloseReason::Shutdown));
     assert_eq!(soon(b.closed.recv()).await, Some(CloseReason::Shutdown));
     assert!(link.open("head".into(), true).is_err());
+}
+
+/// Notes whether the link was closed when it was woken.
+struct Look {
+    link: Link,
+    found: Mutex<Vec<bool>>,
+}
+
+impl Wake for Look {
+    fn wake(self: Arc<Self>) {
+        self.found.lock().unwrap().push(self.link.is_closed());
+    }
+}
+
+/// Who is woken by it looks for another way at once, and would try the same link again.
+#[tokio::test]
+async fn who_is_told_that_a_link_is_closed_does_not_find_it_open() {
+    let (a, b) = (Process::named("a"), Process::named("b"));
+    let link = soon(a.links.to(b.id, None, b.addr)).await.unwrap();
+    let mut request = link.open("head".into(), true).unwrap();
+    let look = Arc::new(Look { link: link.clone(), found: Mutex::default() });
+    let waker = Waker::from(Arc::clone(&look));
+    let mut next = pin!(request.recv.next());
+    assert!(next.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    link.close(CloseReason::Replaced);
+    assert_eq!(*look.found.lock().unwrap(), [true]);
+    assert!(a.links.open_link(b.id).is_none());
 }
 
 #[tokio::test]

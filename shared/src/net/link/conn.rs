@@ -512,6 +512,8 @@ impl Conn {
             return false;
         }
         state.closed = Some(reason);
+        // Before anybody hears of it: who looks for another link must not find this one again.
+        self.gone.cancel();
         // A head that was not flushed must never be seen by the peer: its sender is told below
         // that it may try elsewhere.
         state.forget_output();
@@ -528,7 +530,6 @@ impl Conn {
         drop(state);
         drop(calls);
         wakers.into_iter().for_each(Waker::wake);
-        self.gone.cancel();
         true
     }
 
