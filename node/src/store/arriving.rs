@@ -61,18 +61,8 @@ impl Arriving {
                 let stored = self.derive(core, stored);
                 self.put(core, stored)?;
             }
-            Record::Whole(session, past, window) => {
-                let mut stored = past.complete(session.into_stored(core.now()))?;
-                core.see_stamp(stored.data.written);
-                if let Some(window) = window {
-                    stored.set_window(window.into_window(core.now()));
-                }
-                self.put(core, stored)?;
-            }
-            Record::Windowed(session, window) => {
-                let mut stored = session.into_stored(core.now());
-                stored.set_window(window.into_window(core.now()));
-                self.put(core, stored)?;
+            whole @ Record::Whole(..) => {
+                self.put(core, whole.into_stored(core, Duration::ZERO)?)?;
             }
             Record::Changed(session, change) => self.change(core, session, change)?,
             Record::Trimmed { key, recent_gone, keyed_gone, floor_ms } => {
@@ -107,28 +97,7 @@ impl Arriving {
         record: &[u8],
         age: Duration,
     ) -> Result<(), RecordError> {
-        let (mut session, past, window) = match Record::decode(record)? {
-            Record::Session(session) => (session, None, None),
-            Record::Windowed(session, window) => (session, None, Some(window)),
-            Record::Whole(session, past, window) => (session, Some(past), window),
-            Record::Shard { .. }
-            | Record::ShardPast { .. }
-            | Record::Unconfirmed
-            | Record::Gone { .. }
-            | Record::Touched { .. }
-            | Record::Changed(..)
-            | Record::Trimmed { .. } => return Err(RecordError::Malformed),
-        };
-        session.age(age);
-        let mut stored = session.into_stored(core.now());
-        if let Some(past) = past {
-            stored = past.complete(stored)?;
-            core.see_stamp(stored.data.written);
-        }
-        if let Some(mut window) = window {
-            window.age(age);
-            stored.set_window(window.into_window(core.now()));
-        }
+        let stored = Record::decode(record)?.into_stored(core, age)?;
         self.put(core, stored)
     }
 

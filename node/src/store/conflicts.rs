@@ -7,7 +7,7 @@ use bytes::Bytes;
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use stead_shared::id::{SessionKey, ShardId, Version};
 
-use crate::logic::heal::Written;
+use super::data::Data;
 
 /// Most conflicts that are kept.
 const CONFLICTS_MAX: usize = 1_000;
@@ -34,6 +34,19 @@ pub struct Conflict {
 }
 
 impl Conflict {
+    /// The change `kept` of a session stayed, and the value of `loser` did not.
+    pub(super) fn of(key: &SessionKey, shard: ShardId, kept: Version, loser: &Data) -> Self {
+        Self {
+            key: key.clone(),
+            shard,
+            kept,
+            lost: loser.value_version,
+            lost_written_micros: loser.written.0,
+            value: loser.value.as_deref().map_or_else(Bytes::new, Bytes::copy_from_slice),
+            schema: loser.schema(),
+        }
+    }
+
     fn size(&self) -> usize {
         self.key.as_bytes().len() + self.value.len()
     }
@@ -94,15 +107,6 @@ impl Conflicts {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.list.iter().cloned().collect()
     }
-}
-
-/// What a value was that did not stay.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Loser {
-    pub(crate) version: Version,
-    pub(crate) written: Written,
-    pub(crate) value: Bytes,
-    pub(crate) schema: Option<u32>,
 }
 
 #[cfg(test)]

@@ -4,21 +4,21 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use stead_shared::id::{Epoch, SessionKey, Version};
 use stead_shared::refusal::Refusal;
 use stead_shared::time::Time;
 
-use super::conflicts::{Conflict, Loser};
+use super::conflicts::Conflict;
 use super::data::{Counter, Data, Footprint, Stored};
 use super::inner::Inner;
 use super::record::RecordError;
 use super::shard::Shard;
 use crate::logic::gate::Gate;
 use crate::logic::heal::lineage::Lineage;
-use crate::logic::heal::{self, Merge, Verdict, compare, counter, last_writer};
+use crate::logic::heal::{
+    self, Decision, Histories, Merge, Side, Verdict, compare, counter, last_writer,
+};
 use crate::logic::window::Window;
-use crate::merging::Histories;
 
 /// What became of a session that was offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,13 +57,17 @@ impl From<Refusal> for MergeError {
     }
 }
 
-/// What is to be done with an offered session.
-enum Decision {
-    /// Nothing: it counts as this.
-    Done(Merged),
-    Take,
-    /// With the last change that both have.
-    Both(Option<Version>),
+/// What became of a session, where nothing has to be done for it.
+fn merged(decision: Decision) -> Option<Merged> {
+    match decision {
+        Decision::Keep => Some(Merged::Taken),
+        Decision::Lose => Some(Merged::Kept),
+        Decision::Take | Decision::Merge => None,
+    }
+}
+
+fn side(stored: &Stored) -> Side {
+    Side { version: stored.data.version, is_tombstone: stored.is_tombstone() }
 }
 
 impl Shard {
@@ -86,7 +90,7 @@ impl Shard {
     }
 
     /// All of another history is in this one.
-    pub(crate) fn is_healed(&self) {
+    pub(crate) fn end_healing(&self) {
         self.lock().healed = None;
     }
 
@@ -102,10 +106,7 @@ impl Shard {
         stored: &Stored,
         (offered, histories): (Epoch, &Histories),
     ) -> Result<Option<Merged>, MergeError> {
-        Ok(match self.lock().decide(key, stored, offered, histories)? {
-            Decision::Done(merged) => Some(merged),
-            Decision::Take | Decision::Both(..) => None,
-        })
+        self.lock().decide(key, stored, offered, histories).map(merged)
     }
 
     /// Takes what is new of an offered session in. The caller has its turn.
@@ -117,7 +118,10 @@ impl Shard {
     ) -> Result<Merged, MergeError> {
         let mut inner = self.lock();
         let decision = inner.decide(key, &stored, offered, histories)?;
-        if !matches!(decision, Decision::Done(_)) && self.core.refuses_changes() {
+        if let Some(merged) = merged(decision) {
+            return Ok(merged);
+        }
+        if self.core.refuses_changes() {
             return Err(MergeError::Busy);
         }
         let here = inner.sessions.at_rest(key.as_bytes());
@@ -127,19 +131,18 @@ impl Shard {
         let mut loser = None;
         let mut seq = stored.data.version.seq;
         match (decision, here) {
-            (Decision::Done(merged), _) => return Ok(merged),
-            (Decision::Take, None) | (Decision::Both(..), None) => {}
-            (Decision::Take, Some(here)) => {
+            (_, None) => {}
+            (Decision::Keep | Decision::Lose | Decision::Take, Some(here)) => {
                 let window = unite(here.data.window(), stored.data.window(), self.core.now());
                 stored.set_window(window);
             }
-            (Decision::Both(ancestor), Some(here)) => {
+            (Decision::Merge, Some(here)) => {
                 seq = seq.max(here.data.version.seq);
                 let window = unite(here.data.window(), stored.data.window(), self.core.now());
                 let merge = self.core.config.merge.as_deref();
                 let epoch = inner.served_since(offered)?;
                 let version = Version { epoch, seq: 1 + seq.max(inner.seq) };
-                let sides = Sides { ancestor, histories, merge, version };
+                let sides = Sides { histories, merge, version };
                 loser = sides.merge(&here.data, &mut stored.data);
                 stored.data.version = version;
                 stored.expires = stored.expires.max(here.expires);
@@ -165,13 +168,8 @@ impl Shard {
         inner.tell_arrival(&self.core, prev, key);
         inner.note_healed(key, &histories.theirs);
         drop(inner);
-        let Some(Loser { version: lost, written, value, schema }) = loser else {
-            return Ok(Merged::Taken);
-        };
-        let (key, shard) = (key.clone(), self.id());
-        let lost_written_micros = written.0;
-        let conflict = Conflict { key, shard, kept, lost, lost_written_micros, value, schema };
-        self.core.conflicts.add(conflict);
+        let Some(loser) = loser else { return Ok(Merged::Taken) };
+        self.core.conflicts.add(Conflict::of(key, self.id(), kept, &loser));
         Ok(Merged::Kept)
     }
 }
@@ -200,51 +198,26 @@ impl Inner {
         key: &SessionKey,
         stored: &Stored,
         offered: Epoch,
-        Histories { ours, theirs, is_unconfirmed }: &Histories,
+        histories: &Histories,
     ) -> Result<Decision, MergeError> {
-        let epoch = self.served_since(offered)?;
-        if epoch < stored.data.version.epoch {
+        let served = self.served_since(offered)?;
+        if served < stored.data.version.epoch {
             // Our own changes would seem older than this one.
             return Err(RecordError::Malformed.into());
         }
-        let here = self.sessions.at_rest(key.as_bytes());
-        if *theirs == Lineage::EMPTY {
-            let Some(here) = here else { return Ok(Decision::Take) };
-            let (own, version) = (here.data.version, stored.data.version);
-            // Who served that epoch changed it after this: it has not been changed here since.
-            let goes_on = own.epoch == version.epoch && own.seq < version.seq && own.epoch < epoch;
-            return Ok(match own == version {
-                true => Decision::Done(Merged::Taken),
-                false if goes_on => Decision::Take,
-                false => Decision::Done(Merged::Kept),
-            });
-        }
         if let Some((tip, keys)) = self.healed.as_deref()
-            && Some(tip) == theirs.ends().last()
+            && Some(tip) == histories.theirs.ends().last()
             && keys.contains(key)
         {
-            return Ok(Decision::Done(Merged::Taken));
+            return Ok(Decision::Keep);
         }
-        let ancestor = ours.ancestor(theirs);
-        let verdict = compare(here.map(|here| here.data.version), stored.data.version, ancestor);
-        Ok(match (verdict, here) {
-            (Verdict::Keep, _) => Decision::Done(Merged::Taken),
-            (Verdict::Take, _) => Decision::Take,
-            // What was answered to nobody may have been asked for again, and be in what is here.
-            (Verdict::Both, Some(_)) if *is_unconfirmed && ancestor.is_some() => {
-                Decision::Done(Merged::Kept)
-            }
-            // A change is worth more than a deletion.
-            (Verdict::Both, Some(here)) if here.is_tombstone() => Decision::Take,
-            (Verdict::Both, _) if stored.is_tombstone() => Decision::Done(Merged::Taken),
-            (Verdict::Both, _) => Decision::Both(ancestor),
-        })
+        let here = self.sessions.at_rest(key.as_bytes()).map(side);
+        Ok(heal::decide(served, here, side(stored), histories))
     }
 }
 
 /// Two histories of a shard.
 struct Sides<'a> {
-    ancestor: Option<Version>,
     histories: &'a Histories,
     merge: Option<&'a dyn Merge>,
     /// The change that it is to merge them.
@@ -253,7 +226,7 @@ struct Sides<'a> {
 
 impl Sides<'_> {
     /// Makes of `theirs` what both are together. Gives the value that did not stay, if there is one.
-    fn merge(&self, ours: &Data, theirs: &mut Data) -> Option<Loser> {
+    fn merge(&self, ours: &Data, theirs: &mut Data) -> Option<Data> {
         let loser = self.merge_value(ours, theirs);
         theirs.set_counters(self.merge_counters(ours, theirs));
         if theirs.written <= ours.written {
@@ -265,14 +238,15 @@ impl Sides<'_> {
         loser
     }
 
-    fn merge_value(&self, ours: &Data, theirs: &mut Data) -> Option<Loser> {
+    fn merge_value(&self, ours: &Data, theirs: &mut Data) -> Option<Data> {
         let (Some(our_value), Some(their_value)) = (&ours.value, &theirs.value) else {
             if ours.value.is_some() {
                 theirs.take_value(ours);
             }
             return None;
         };
-        let verdict = compare(Some(ours.value_version), theirs.value_version, self.ancestor);
+        let verdict =
+            compare(Some(ours.value_version), theirs.value_version, self.histories.ancestor);
         if verdict == Verdict::Keep
             || (our_value == their_value && ours.schema() == theirs.schema())
         {
@@ -299,9 +273,9 @@ impl Sides<'_> {
                 theirs.value_version = self.version;
                 None
             }
-            heal::Merged::Theirs => Some(loser(ours)),
+            heal::Merged::Theirs => Some(ours.clone()),
             heal::Merged::Ours => {
-                let loser = loser(theirs);
+                let loser = theirs.clone();
                 theirs.take_value(ours);
                 Some(loser)
             }
@@ -321,15 +295,6 @@ impl Sides<'_> {
             (name, parts)
         });
         merged.filter_map(|(name, parts)| Counter::of(name, parts)).collect()
-    }
-}
-
-fn loser(data: &Data) -> Loser {
-    Loser {
-        version: data.value_version,
-        written: data.written,
-        value: data.value.as_deref().map_or_else(Bytes::new, Bytes::copy_from_slice),
-        schema: data.schema(),
     }
 }
 

@@ -12,6 +12,7 @@ use stead_shared::id::{KEY_BYTES_MAX, Version};
 use stead_shared::time::Time;
 use stead_shared::wire::link::ONCE_SINCE;
 
+use super::core::Core;
 use super::data::{Counter, Data, Stored, Timer};
 use super::inner::Past;
 use crate::logic::heal::Written;
@@ -61,9 +62,6 @@ pub(crate) enum Record<'a> {
         key: &'a [u8],
         left_micros: u64,
     },
-    /// A session with its window, or a tombstone: there is nothing in that but its window. It
-    /// replaces what came before under its key.
-    Windowed(#[serde(borrow)] SessionRecord<'a>, #[serde(borrow)] WindowRecord<'a>),
     /// A session that was changed, or is a tombstone now, and what that did to its window.
     Changed(#[serde(borrow)] SessionRecord<'a>, #[serde(borrow)] WindowChange<'a>),
     /// Entries of a session's window are of no use any more, the oldest first. A tombstone ends
@@ -191,8 +189,7 @@ impl<'a> Record<'a> {
             Self::Shard { .. } | Self::Session(_) | Self::Gone { .. } | Self::Touched { .. } => {
                 true
             }
-            Self::Windowed(..)
-            | Self::Changed(..)
+            Self::Changed(..)
             | Self::Trimmed { .. }
             | Self::ShardPast { .. }
             | Self::Whole(..)
@@ -205,7 +202,6 @@ impl<'a> Record<'a> {
             Self::Shard { .. } | Self::ShardPast { .. } | Self::Unconfirmed => None,
             Self::Session(SessionRecord { key, .. })
             | Self::Whole(SessionRecord { key, .. }, ..)
-            | Self::Windowed(SessionRecord { key, .. }, _)
             | Self::Changed(SessionRecord { key, .. }, _)
             | Self::Gone { key }
             | Self::Touched { key, .. }
@@ -213,17 +209,43 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// The session that this record has all of, as if it had been made `age` ago.
+    ///
+    /// # Errors
+    /// When it is a record of something else, or one that cannot be.
+    pub(crate) fn into_stored(self, core: &Core, age: Duration) -> Result<Stored, RecordError> {
+        let (mut session, past, window) = match self {
+            Self::Session(session) => (session, None, None),
+            Self::Whole(session, past, window) => (session, Some(past), window),
+            Self::Shard { .. }
+            | Self::ShardPast { .. }
+            | Self::Unconfirmed
+            | Self::Gone { .. }
+            | Self::Touched { .. }
+            | Self::Changed(..)
+            | Self::Trimmed { .. } => return Err(RecordError::Malformed),
+        };
+        let now = core.now();
+        session.age(age);
+        let mut stored = session.into_stored(now);
+        if let Some(past) = past {
+            stored = past.complete(stored)?;
+            core.see_stamp(stored.data.written);
+        }
+        if let Some(mut window) = window {
+            window.age(age);
+            stored.set_window(window.into_window(now));
+        }
+        Ok(stored)
+    }
+
     /// What of it a process is told that does not know windows.
     pub(crate) fn plain(self) -> Self {
         match self {
-            Self::Windowed(session, _) | Self::Changed(session, _) | Self::Whole(session, ..)
-                if session.is_nothing() =>
-            {
+            Self::Changed(session, _) | Self::Whole(session, ..) if session.is_nothing() => {
                 Self::Gone { key: session.key }
             }
-            Self::Windowed(session, _) | Self::Changed(session, _) | Self::Whole(session, ..) => {
-                Self::Session(session)
-            }
+            Self::Changed(session, _) | Self::Whole(session, ..) => Self::Session(session),
             Self::ShardPast { seq, .. } => Self::Shard { seq },
             // It counts as a change all the same.
             Self::Trimmed { .. } | Self::Unconfirmed => Self::Shard { seq: 0 },
@@ -417,10 +439,6 @@ mod tests {
         WindowChange::of(Trim { recent: 1, keyed: 0 }, Some(entry), Time::ZERO)
     }
 
-    fn windowed() -> Record<'static> {
-        Record::Windowed(session(), window())
-    }
-
     fn whole() -> Record<'static> {
         let epoch = |counter| Epoch { counter, node: NodeId(9) };
         let parts = vec![
@@ -456,7 +474,6 @@ mod tests {
             Record::Session(session()),
             Record::Gone { key: b"bob" },
             Record::Touched { key: b"bob", left_micros: 1 << 40 },
-            windowed(),
             changed(),
             trimmed(),
             Record::ShardPast { seq: 5, floor_ms: 7, lineage: vec![session().version] },
@@ -483,9 +500,7 @@ mod tests {
             SessionRecord { value, counters, timers, ..session() }
         };
         for (record, plain) in [
-            (windowed(), Record::Session(session())),
             (changed(), Record::Session(session())),
-            (Record::Windowed(nothing(), window()), Record::Gone { key: b"alice" }),
             (Record::Changed(nothing(), change()), Record::Gone { key: b"alice" }),
             (trimmed(), Record::Shard { seq: 0 }),
             (
@@ -520,7 +535,7 @@ mod tests {
         assert_eq!(Record::decode(&bytes), Err(RecordError::Malformed));
         bytes[0] = 3;
         assert_eq!(Record::decode(&bytes), Err(RecordError::Format(3)));
-        for (format, record) in [(2, Record::Shard { seq: 5 }), (1, windowed())] {
+        for (format, record) in [(2, Record::Shard { seq: 5 }), (1, whole())] {
             let mut bytes = record.encode().to_vec();
             bytes[0] = format;
             assert_eq!(Record::decode(&bytes), Err(RecordError::Malformed), "{format}");
@@ -555,19 +570,18 @@ mod tests {
         assert_eq!(hex(&Record::Gone { key: b"bob" }.encode()), "010203626f62");
         let touched = Record::Touched { key: b"bob", left_micros: 300 };
         assert_eq!(hex(&touched.encode()), "010303626f62ac02");
-        assert_eq!(hex(&trimmed().encode()), "020603626f620102ac02");
-        assert_eq!(hex(&Record::Unconfirmed.encode()), "0209");
+        assert_eq!(hex(&trimmed().encode()), "020503626f620102ac02");
+        assert_eq!(hex(&Record::Unconfirmed.encode()), "0208");
         let lineage = vec![Version { seq: 10, ..session().version }];
         let past = Record::ShardPast { seq: 10, floor_ms: 300, lineage };
-        assert_eq!(hex(&past.encode()), "02070aac020103090a");
+        assert_eq!(hex(&past.encode()), "02060aac020103090a");
         let past = "4d01020109130103090600";
         let window = &format!("01{WINDOW}");
         let plain = &hex(&Record::Session(session()).encode())[4..];
-        assert_eq!(hex(&whole().encode()), format!("0208{plain}{past}{window}"));
+        assert_eq!(hex(&whole().encode()), format!("0207{plain}{past}{window}"));
         let plain = Record::Session(session()).encode();
         let session = hex(&plain)[4..].to_owned();
-        assert_eq!(hex(&windowed().encode()), format!("0204{session}{WINDOW}"));
-        assert_eq!(hex(&changed().encode()), format!("0205{session}{CHANGE}"));
+        assert_eq!(hex(&changed().encode()), format!("0204{session}{CHANGE}"));
     }
 
     fn hex(bytes: &[u8]) -> String {
@@ -584,7 +598,7 @@ mod tests {
                 let now = Time::from_micros(u64::MAX - 5);
                 match Record::decode(&framed) {
                     Ok(Record::Session(session)) => drop(session.into_stored(now)),
-                    Ok(Record::Windowed(_, window)) => drop(window.into_window(now)),
+                    Ok(Record::Whole(_, _, Some(window))) => drop(window.into_window(now)),
                     Ok(Record::Changed(_, change)) => drop(change.into_parts(now)),
                     Ok(_) | Err(_) => {}
                 }

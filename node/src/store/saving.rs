@@ -169,10 +169,7 @@ impl Pen {
                 }
             }
             Ok(
-                Record::Session(session)
-                | Record::Windowed(session, _)
-                | Record::Changed(session, _)
-                | Record::Whole(session, ..),
+                Record::Session(session) | Record::Changed(session, _) | Record::Whole(session, ..),
             ) => {
                 self.put_here(core, at, session.key(), sessions);
             }

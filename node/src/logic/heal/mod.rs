@@ -17,9 +17,94 @@ pub mod lineage;
 
 use std::fmt;
 
-use stead_shared::id::Version;
+use stead_shared::id::{Epoch, Version};
 
-use self::lineage::is_common;
+use self::lineage::{Lineage, is_common};
+
+/// Where two states of a shard come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Histories {
+    /// Through what the state here came.
+    pub ours: Lineage,
+    /// Through what the other one came; empty where its process does not say it.
+    pub theirs: Lineage,
+    /// The last change that both have.
+    pub ancestor: Option<Version>,
+    /// What theirs has beyond where they parted was answered to nobody.
+    pub is_unconfirmed: bool,
+}
+
+impl Histories {
+    /// Nothing was said about them.
+    pub const UNKNOWN: Self = Self {
+        ours: Lineage::EMPTY,
+        theirs: Lineage::EMPTY,
+        ancestor: None,
+        is_unconfirmed: false,
+    };
+
+    /// Of these two.
+    #[must_use]
+    pub fn new(ours: Lineage, theirs: Lineage) -> Self {
+        let ancestor = ours.ancestor(&theirs);
+        Self { ours, theirs, ancestor, is_unconfirmed: false }
+    }
+}
+
+/// A session, or what is left of one, as one side has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Side {
+    /// Its last change.
+    pub version: Version,
+    /// It does not exist any more; only what it has answered does.
+    pub is_tombstone: bool,
+}
+
+/// What is to be done with a session that another history has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing: all that counts of it is here.
+    Keep,
+    /// Nothing: it lost to what is here.
+    Lose,
+    /// It comes in place of what is here.
+    Take,
+    /// One is made of both.
+    Merge,
+}
+
+/// What is to be done with `theirs` in a shard that is served in the epoch `served`.
+#[must_use]
+pub fn decide(served: Epoch, here: Option<Side>, theirs: Side, histories: &Histories) -> Decision {
+    let version_here = here.map(|here| here.version);
+    if histories.theirs == Lineage::EMPTY {
+        return decide_alone(served, version_here, theirs.version);
+    }
+    match (compare(version_here, theirs.version, histories.ancestor), here) {
+        (Verdict::Keep, _) => Decision::Keep,
+        (Verdict::Take, _) => Decision::Take,
+        // What was answered to nobody may have been asked for again, and be in what is here.
+        (Verdict::Both, Some(_)) if histories.is_unconfirmed && histories.ancestor.is_some() => {
+            Decision::Lose
+        }
+        // A change is worth more than a deletion.
+        (Verdict::Both, Some(here)) if here.is_tombstone => Decision::Take,
+        (Verdict::Both, _) if theirs.is_tombstone => Decision::Keep,
+        (Verdict::Both, _) => Decision::Merge,
+    }
+}
+
+/// The same where nobody says what the session came through.
+fn decide_alone(served: Epoch, here: Option<Version>, theirs: Version) -> Decision {
+    let Some(here) = here else { return Decision::Take };
+    // Who served that epoch changed it after this: it has not been changed here since.
+    let goes_on = here.epoch == theirs.epoch && here.seq < theirs.seq && here.epoch < served;
+    match here == theirs {
+        true => Decision::Keep,
+        false if goes_on => Decision::Take,
+        false => Decision::Lose,
+    }
+}
 
 /// What is to happen to a session that another history has, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +205,43 @@ mod tests {
         assert_eq!(compare(Some(at(5, 1)), at(5, 2), None), Verdict::Take);
         assert_eq!(compare(Some(at(5, 2)), at(5, 1), None), Verdict::Keep);
         assert_eq!(compare(None, at(5, 1), None), Verdict::Take);
+    }
+
+    #[test]
+    fn what_becomes_of_an_offered_session() {
+        let lineage = |ends: &[Version]| Lineage::of(ends.to_vec()).unwrap();
+        let ours = lineage(&[at(5, 100), at(7, 300)]);
+        let parted = Histories::new(ours, lineage(&[at(5, 100), at(6, 200)]));
+        assert_eq!(parted.ancestor, Some(at(5, 100)));
+        let unconfirmed = Histories { is_unconfirmed: true, ..parted.clone() };
+        let unknown = Histories::UNKNOWN;
+        let apart = Histories::new(lineage(&[at(7, 300)]), lineage(&[at(6, 200)]));
+        let strangers = Histories { is_unconfirmed: true, ..apart.clone() };
+        let live = |version| Some(Side { version, is_tombstone: false });
+        let dead = |version| Some(Side { version, is_tombstone: true });
+        let (old, here, there) = (at(5, 90), at(7, 250), at(6, 150));
+        for (histories, ours, theirs, wanted) in [
+            (&parted, live(here), live(old), Decision::Keep),
+            (&parted, live(old), live(there), Decision::Take),
+            (&parted, None, live(there), Decision::Take),
+            (&parted, None, live(old), Decision::Keep),
+            (&parted, live(here), live(there), Decision::Merge),
+            (&parted, dead(here), live(there), Decision::Take),
+            (&parted, live(here), dead(there), Decision::Keep),
+            (&parted, dead(here), dead(there), Decision::Take),
+            (&unconfirmed, live(here), live(there), Decision::Lose),
+            (&unconfirmed, live(old), live(there), Decision::Take),
+            (&strangers, live(here), live(there), Decision::Merge),
+            (&apart, live(here), live(there), Decision::Merge),
+            (&unknown, None, live(there), Decision::Take),
+            (&unknown, live(there), live(there), Decision::Keep),
+            (&unknown, live(at(6, 140)), live(there), Decision::Take),
+            (&unknown, live(here), live(there), Decision::Lose),
+            (&unknown, live(at(7, 240)), live(here), Decision::Lose),
+        ] {
+            let decision = decide(here.epoch, ours, theirs.unwrap(), histories);
+            assert_eq!(decision, wanted, "{histories:?} {ours:?} {theirs:?}");
+        }
     }
 
     #[test]
