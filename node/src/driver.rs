@@ -690,7 +690,8 @@ impl Driver {
                 );
             }
             Note::Minority { is_minority, stops, settled, ready } => {
-                self.log_minority(*is_minority, *stops, (*settled, *ready));
+                self.count_moves(state);
+                log_minority(*is_minority, *stops, (*settled, *ready));
             }
             Note::Recovered { n_shards } => {
                 tracing::info!(n_shards, "shards are served from disk");
@@ -716,28 +717,6 @@ impl Driver {
         }
     }
 
-    fn log_minority(&self, is_minority: bool, stops: bool, (settled, ready): (usize, usize)) {
-        self.progress.send_modify(|progress| {
-            (progress.minority, progress.settled) = (is_minority, (settled, ready));
-        });
-        match (is_minority, stops) {
-            (true, true) => tracing::warn!(
-                settled,
-                ready,
-                "cut off with the smaller part of the cluster: nothing is answered until enough \
-                 nodes are heard again; `stead members forget NAME` counts one no more that is gone \
-                 for ever"
-            ),
-            (true, false) => tracing::warn!(
-                settled,
-                ready,
-                "cut off with the smaller part of the cluster: this node serves on, and what both \
-                 sides change is merged later"
-            ),
-            (false, _) => tracing::info!(settled, ready, "with most of the cluster again"),
-        }
-    }
-
     fn publish(&self, state: &mut State) {
         if !std::mem::take(&mut state.publish) {
             return;
@@ -756,5 +735,24 @@ impl Driver {
             progress.n_owned = n_owned;
             progress.pending = pending;
         });
+    }
+}
+
+fn log_minority(is_minority: bool, stops: bool, (settled, ready): (usize, usize)) {
+    match (is_minority, stops) {
+        (true, true) => tracing::warn!(
+            settled,
+            ready,
+            "cut off with the smaller part of the cluster: nothing is answered until enough \
+             nodes are heard again; `stead members forget NAME` counts one no more that is gone \
+             for ever"
+        ),
+        (true, false) => tracing::warn!(
+            settled,
+            ready,
+            "cut off with the smaller part of the cluster: this node serves on, and what both \
+             sides change is merged later"
+        ),
+        (false, _) => tracing::info!(settled, ready, "with most of the cluster again"),
     }
 }

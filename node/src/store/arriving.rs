@@ -114,7 +114,7 @@ impl Arriving {
         let is_written = old.is_none_or(|old| old.value_version != stored.data.value_version);
         stored.data.written = match old {
             Some(old) if !is_written => old.written,
-            Some(_) | None => core.stamp(),
+            Some(_) | None => core.stamp(core.now()),
         };
         if let Some(old) = old.filter(|old| !old.counters().is_empty()) {
             let epoch = stored.data.version.epoch;

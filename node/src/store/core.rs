@@ -187,9 +187,9 @@ impl Core {
         self.unix_origin.store(origin, Ordering::Relaxed);
     }
 
-    /// The time of a change, above every one that was given or seen here.
-    pub(crate) fn stamp(&self) -> Written {
-        let unix = self.unix_origin.load(Ordering::Relaxed) + self.now().as_micros();
+    /// The time of a change at `now`, above every one that was given or seen here.
+    pub(crate) fn stamp(&self, now: Time) -> Written {
+        let unix = self.unix_origin.load(Ordering::Relaxed) + now.as_micros();
         let next = |last: u64| Some(unix.max(last.saturating_add(1)));
         let last = self.stamp.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         Written(next(last.unwrap_or_else(|last| last)).unwrap_or(unix))

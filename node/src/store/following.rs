@@ -235,6 +235,9 @@ impl Inner {
     /// Tells the followers that the shard goes on counting at its number.
     pub(super) fn tell_seq(&mut self, core: &Core, prev: u64) {
         self.save_gate();
+        if self.followers.is_none() {
+            return;
+        }
         let past = self.past();
         let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
             return;

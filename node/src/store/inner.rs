@@ -332,7 +332,7 @@ impl Inner {
         let rest = bound.rest;
         let prev = self.next_seq(0);
         let version = Version { epoch, seq: self.seq };
-        let written = core.stamp();
+        let written = core.stamp(now);
         if was_deleted {
             self.tell_deleted(key);
             core.forget_unreadable(shard.id(), Some(key));
