@@ -25,6 +25,7 @@ pub(crate) struct Metrics {
     replayed_status: Counter,
     pub(crate) replays_unknown: Counter,
     pub(crate) answers_forgotten: Counter,
+    pub(crate) executed_twice: Counter,
     unreadable_newer: Counter,
     unreadable_undecodable: Counter,
     refused_not_owner: Counter,
@@ -58,6 +59,7 @@ impl Metrics {
             replayed_whole: replayed("whole"),
             replayed_status: replayed("status-only"),
             answers_forgotten: counter!("stead_answers_forgotten_total"),
+            executed_twice: counter!("stead_requests_executed_twice_total"),
             replays_unknown: counter!("stead_replays_unknown_total"),
             unreadable_newer: unreadable("newer"),
             unreadable_undecodable: unreadable("undecodable"),
@@ -128,6 +130,10 @@ fn describe() {
     describe_counter!(
         "stead_answers_forgotten_total",
         "Sessions whose answers were not kept for want of memory"
+    );
+    describe_counter!(
+        "stead_requests_executed_twice_total",
+        "Requests that both sides of a cut had executed, and that counters count once"
     );
     describe_counter!(
         "stead_replays_unknown_total",

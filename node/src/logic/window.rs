@@ -27,6 +27,8 @@ use stead_shared::id::{Epoch, NodeId, RequestId, Version};
 use stead_shared::rules::Rules;
 use stead_shared::time::Time;
 
+use crate::logic::heal::counter::Part;
+
 /// Most answers that a session keeps by the ids of their requests. A client that waits for each
 /// answer has one request under way: so many may share a session when its owner dies.
 pub const RECENT_MAX: usize = 128;
@@ -46,6 +48,10 @@ pub const KEY_BYTES_MAX: usize = 255;
 
 /// What an entry costs beside its texts.
 const ENTRY_OVERHEAD: usize = 128;
+/// What it costs that an entry added to counters, beside the counters.
+const ADDED_OVERHEAD: usize = 112;
+/// What it costs that an entry added to one counter, beside its name.
+const COUNTER_OVERHEAD: usize = 40;
 /// What a window costs beside its entries.
 const WINDOW_OVERHEAD: usize = 128;
 
@@ -129,6 +135,18 @@ pub struct Entry {
     pub expires: Time,
     /// What it was answered.
     pub answer: Kept,
+    /// What it added to counters; none where that is nothing.
+    pub added: Option<Box<Added>>,
+}
+
+/// What a request added to the counters of its session, and how often that counts: see
+/// [`twice`](crate::logic::heal::twice).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Added {
+    /// Names, and what was added each time.
+    pub counters: Vec<(Box<str>, i64)>,
+    /// 1 in the epoch that it was executed in; in sum, 1.
+    pub counts: Vec<Part>,
 }
 
 impl Entry {
@@ -137,7 +155,7 @@ impl Entry {
     pub fn new(asked: Asked, answer: Kept, now: Time) -> Self {
         let Asked { id, attempt: _, first_sent_ms, key } = asked;
         let kept_for = if key.is_some() { KEYED_FOR } else { RECENT_FOR };
-        Self { id, first_sent_ms, key, expires: now + kept_for, answer }
+        Self { id, first_sent_ms, key, expires: now + kept_for, answer, added: None }
     }
 
     /// Bytes that it is counted with.
@@ -145,7 +163,15 @@ impl Entry {
     pub fn size(&self) -> usize {
         let key = self.key.as_ref().map_or(0, |key| key.name.len() + size_of::<Keyed>());
         let content = self.answer.content.as_ref().map_or(0, |content| content.bytes.len());
-        ENTRY_OVERHEAD + key + content
+        let added = self.added.as_ref().map_or(0, |added| added.size());
+        ENTRY_OVERHEAD + key + content + added
+    }
+}
+
+impl Added {
+    fn size(&self) -> usize {
+        let names = self.counters.iter().map(|(name, _)| COUNTER_OVERHEAD + name.len());
+        ADDED_OVERHEAD + names.sum::<usize>()
     }
 }
 
@@ -364,15 +390,22 @@ impl Window {
     }
 
     /// What either of two windows of a session has, within the bounds of one: the floor is the higher
-    /// one.
+    /// one. `in_both` gets each entry of ours that is in the other, too, with that one.
     #[must_use]
-    pub fn united(&self, other: &Self, now: Time) -> Self {
+    pub fn united(
+        &self,
+        other: &Self,
+        now: Time,
+        mut in_both: impl FnMut(&mut Entry, &Entry),
+    ) -> Self {
         let mut window = self.clone();
         window.floor_ms = self.floor_ms.max(other.floor_ms);
         for entry in other.recent().chain(other.keyed()) {
-            let is_here = |it: &Entry| it.id == entry.id && it.key == entry.key;
-            if !window.recent().chain(window.keyed()).any(is_here) {
-                let _ = window.add(entry.clone(), now);
+            let is_here = |it: &&mut Entry| it.id == entry.id && it.key == entry.key;
+            let mut here = window.recent.entries.iter_mut().chain(&mut window.keyed.entries);
+            match here.find(is_here) {
+                Some(here) => in_both(here, entry),
+                None => drop(window.add(entry.clone(), now)),
             }
         }
         window

@@ -246,6 +246,15 @@ impl Data {
         at.ok().and_then(|at| counters.get(at)).map_or_else(Vec::new, Counter::parts)
     }
 
+    /// Adds to a counter that is there, in this epoch.
+    pub(crate) fn add_to(&mut self, name: &str, by: i64, epoch: Epoch) {
+        let Some(counters) = &mut self.counters else { return };
+        let found = Arc::make_mut(counters).iter_mut().find(|counter| &*counter.name == name);
+        if let Some(counter) = found {
+            counter.set(counter.value.wrapping_add(by), epoch);
+        }
+    }
+
     pub(crate) fn counter(&self, name: &str) -> Option<i64> {
         let counters = self.counters();
         let at = counters.binary_search_by(|counter| (*counter.name).cmp(name)).ok()?;

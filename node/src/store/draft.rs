@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stead_shared::id::Version;
+use stead_shared::id::{Epoch, Version};
 use stead_shared::time::Time;
 
 use super::core::{Core, UnreadableReason};
 use super::data::{Counter, Data, Timer, counter_size, timers_size};
 use crate::logic::heal::Written;
+use crate::logic::window::Added;
 use crate::session::StateError;
 
 /// What a turn may do.
@@ -68,6 +69,19 @@ impl Changes {
             && counters.is_empty()
             && timers.is_none()
             && ttl_micros.is_none()
+    }
+
+    /// What they add to the counters of `data`, in `epoch`. Nothing where all that was there goes:
+    /// then no history has it beside another.
+    pub(crate) fn added(&self, data: Option<&Data>, epoch: Epoch) -> Option<Box<Added>> {
+        if self.delete {
+            return None;
+        }
+        let by = |new: &NewCounter| {
+            let old = data.and_then(|data| data.counter(&new.name)).unwrap_or(0);
+            (new.name.clone(), new.value.wrapping_sub(old))
+        };
+        Added::new(self.counters.iter().map(by).collect(), epoch)
     }
 
     /// Makes the changes to `data`, as of `version`, at that time.

@@ -311,6 +311,9 @@ impl Inner {
             return Err(StateError::DiskFull);
         }
         let here = self.sessions.at_rest(key.as_bytes());
+        if let Some(entry) = &mut entry {
+            entry.added = changes.added(here.map(|here| &here.data), epoch);
+        }
         let old = here.map_or(Footprint::NONE, Stored::footprint);
         let known = window(here);
         let answers_max = Window::bound(known, entry.as_ref());

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use stead_shared::id::{Epoch, SessionKey, Version};
 use stead_shared::refusal::Refusal;
-use stead_shared::time::Time;
 
 use super::conflicts::Conflict;
 use super::data::{Counter, Data, Footprint, Stored};
@@ -16,7 +15,7 @@ use super::shard::Shard;
 use crate::logic::gate::Gate;
 use crate::logic::heal::lineage::Lineage;
 use crate::logic::heal::{
-    self, Decision, Histories, Merge, Side, Verdict, compare, counter, last_writer,
+    self, Decision, Histories, Merge, Side, Verdict, compare, counter, last_writer, twice,
 };
 use crate::logic::window::Window;
 
@@ -128,22 +127,27 @@ impl Shard {
         let old = here.map_or(Footprint::NONE, Stored::footprint);
         let old_timer = here.and_then(|here| here.data.earliest_timer());
         let is_activated = here.is_some_and(|here| here.activated);
+        let (windows, now) = (Windows::default(), self.core.now());
         let mut loser = None;
         let mut seq = stored.data.version.seq;
         match (decision, here) {
             (_, None) => {}
             (Decision::Keep | Decision::Lose | Decision::Take, Some(here)) => {
-                let window = unite(here.data.window(), stored.data.window(), self.core.now());
+                let (here, theirs) = (windows.of(&here.data), windows.of(&stored.data));
+                let window = theirs.united(here, now, |_, _| {});
                 stored.set_window(window);
             }
             (Decision::Merge, Some(here)) => {
                 seq = seq.max(here.data.version.seq);
-                let window = unite(here.data.window(), stored.data.window(), self.core.now());
                 let merge = self.core.config.merge.as_deref();
                 let epoch = inner.served_since(offered)?;
                 let version = Version { epoch, seq: 1 + seq.max(inner.seq) };
+                let (ours, theirs) = (windows.of(&here.data), windows.of(&stored.data));
+                let (window, amends, n_twice) = twice::unite(ours, theirs, histories, epoch, now);
+                self.core.metrics.executed_twice.increment(n_twice as u64);
                 let sides = Sides { histories, merge, version };
                 loser = sides.merge(&here.data, &mut stored.data);
+                amends.iter().for_each(|it| stored.data.add_to(&it.name, it.by, epoch));
                 stored.data.version = version;
                 stored.expires = stored.expires.max(here.expires);
                 stored.bytes =
@@ -298,11 +302,14 @@ impl Sides<'_> {
     }
 }
 
-/// All that either has answered lately.
-fn unite(ours: Option<&Window>, theirs: Option<&Window>, now: Time) -> Window {
-    let (ours, theirs) = match (ours, theirs) {
-        (Some(ours), Some(theirs)) => (ours, theirs),
-        (one, other) => return one.or(other).cloned().unwrap_or_default(),
-    };
-    ours.united(theirs, now)
+/// Where a session has no window, an empty one.
+#[derive(Default)]
+struct Windows {
+    empty: Window,
+}
+
+impl Windows {
+    fn of<'a>(&'a self, data: &'a Data) -> &'a Window {
+        data.window().unwrap_or(&self.empty)
+    }
 }

@@ -400,7 +400,7 @@ mod tests {
     use stead_shared::id::{BootId, Epoch, NodeId, RequestId};
 
     use super::*;
-    use crate::logic::window::{Asked, Content, Kept, Keyed, Window};
+    use crate::logic::window::{Added, Asked, Content, Kept, Keyed, Window};
 
     fn session() -> SessionRecord<'static> {
         let version = Version { epoch: Epoch { counter: 3, node: NodeId(9) }, seq: 17 };
@@ -425,7 +425,9 @@ mod tests {
         let content = Content::new(b"head", b"body");
         let version = Version { epoch: Epoch { counter: 3, node: NodeId(9) }, seq: 17 };
         let answer = Kept { status: 200, version, has_etag: true, content };
-        Entry::new(asked, answer, Time::ZERO)
+        let counters = name.map(|name| (name.into(), 5)).into_iter().collect();
+        let added = Added::new(counters, version.epoch);
+        Entry { added, ..Entry::new(asked, answer, Time::ZERO) }
     }
 
     /// What is in it lives as long as the process.
@@ -555,9 +557,10 @@ mod tests {
         }
     }
 
-    const WINDOW: &str = "c80101010701ac0200808ece1cc8010309110101046865616404626f6479\
-                          01010702ac0201036b65790980c0ddeec102c8010309110101046865616404626f6479";
-    const CHANGE: &str = "010001010703ac0200808ece1cc8010309110101046865616404626f6479";
+    const WINDOW: &str = "c80101010701ac0200808ece1cc8010309110101046865616404626f647900\
+                          01010702ac0201036b65790980c0ddeec102c8010309110101046865616404626f6479\
+                          0101036b65790a0103090200";
+    const CHANGE: &str = "010001010703ac0200808ece1cc8010309110101046865616404626f647900";
 
     #[test]
     fn the_bytes_of_the_format_never_change() {

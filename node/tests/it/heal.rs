@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use stead_node::logic::heal;
-use stead_node::{Host, HostConfig, Merged};
+use stead_node::{Host, HostConfig, Merged, RequestMeta};
 use stead_shared::control::ShardEpoch;
-use stead_shared::id::{Epoch, NodeId};
+use stead_shared::id::{BootId, Epoch, NodeId, RequestId};
 
-use crate::common::{EPOCH, SHARD, host_with, key};
+use crate::common::{EPOCH, SHARD, host_with, key, meta, post};
 
 /// The epoch of the one that took over.
 const NEXT: Epoch = Epoch { counter: EPOCH.counter + 1, node: NodeId(77) };
@@ -38,11 +38,16 @@ async fn read(host: &Host, name: &str) -> (Option<String>, Option<i64>) {
 
 /// An owner that goes on, and a host that serves a copy of what the owner has now.
 fn part(owner: &Host, heir: &Host) {
+    take_over(owner, heir, NEXT);
+}
+
+/// The heir serves a copy in this epoch.
+fn take_over(owner: &Host, heir: &Host, at: Epoch) {
     let mut incoming = heir.incoming_from(ShardEpoch { shard: SHARD, epoch: EPOCH });
     for record in owner.export(SHARD).unwrap() {
         incoming.add(&record).unwrap();
     }
-    incoming.activate(NEXT);
+    incoming.activate(at);
 }
 
 /// The heir gets what the owner has: number of sessions taken, and lost to the heir's changes.
@@ -97,6 +102,43 @@ async fn what_one_side_changed_counts_and_of_two_values_the_later() {
     lost.sort();
     let wanted = [(key("early"), "heir".to_owned()), (key("late"), "owner".to_owned())];
     assert_eq!(lost, wanted);
+}
+
+/// Adds 1 for a request with this number.
+async fn ask(host: &Host, name: &str, number: u64) {
+    let id = RequestId { boot: BootId(9), counter: number };
+    let meta = RequestMeta { id, attempt: 2, first_sent_ms: 1, ..meta(name) };
+    let _answer = host.serve(meta, post("1")).await.unwrap();
+}
+
+/// Goal: what was repeated across a cut counts once, and nothing else does. Method: the same request,
+/// and one of each side's own, before and after.
+#[tokio::test]
+async fn what_both_sides_executed_counts_once() {
+    let (owner, heir) = (host(None), host(None));
+    ask(&owner, "s", 1).await;
+    part(&owner, &heir);
+    ask(&heir, "s", 1).await;
+    assert_eq!(read(&heir, "s").await.1, Some(1), "answered again");
+    for (host, numbers) in [(&owner, [2, 3]), (&heir, [2, 4])] {
+        for number in numbers {
+            ask(host, "s", number).await;
+        }
+    }
+    let other = host(None);
+    take_over(&owner, &other, Epoch { counter: EPOCH.counter + 1, node: NodeId(55) });
+    meet(&owner, &heir).await;
+    assert_eq!(read(&heir, "s").await.1, Some(4), "1, 2, 3 and 4");
+    // Another one with the same history comes, to one that took over since.
+    let next = host(None);
+    take_over(&heir, &next, Epoch { counter: NEXT.counter + 1, node: NodeId(78) });
+    ask(&next, "s", 5).await;
+    meet(&other, &next).await;
+    assert_eq!(read(&next, "s").await.1, Some(5));
+    for number in 1..=5 {
+        ask(&next, "s", number).await;
+    }
+    assert_eq!(read(&next, "s").await.1, Some(5), "all are answered again");
 }
 
 #[tokio::test]

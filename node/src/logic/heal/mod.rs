@@ -7,13 +7,14 @@
 //! |---|---|
 //! | on neither side, or here alone | what is here |
 //! | there alone | what is there |
-//! | on both | value: the resolver says, by default the last writer; counters: what both sides added |
+//! | on both | value: the resolver says, by default the last writer; counters: what both sides added, what one request added on both once ([`twice`]) |
 //!
 //! A session that is missing on one side and was changed on the other stays: a change is worth
 //! more than a deletion, which leaves no trace.
 
 pub mod counter;
 pub mod lineage;
+pub mod twice;
 
 use std::fmt;
 

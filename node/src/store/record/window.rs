@@ -7,7 +7,8 @@ use stead_shared::time::Time;
 use std::time::Duration;
 
 use super::{as_bytes, micros_left};
-use crate::logic::window::{Content, Entry, Kept, Keyed, Trim, Window};
+use crate::logic::heal::counter::{self, Part};
+use crate::logic::window::{Added, Content, Entry, Kept, Keyed, Trim, Window};
 
 /// All of a session's window.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +43,15 @@ pub(crate) struct EntryRecord<'a> {
     has_etag: bool,
     #[serde(borrow)]
     content: Option<ContentRecord<'a>>,
+    #[serde(borrow)]
+    added: Option<AddedRecord<'a>>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct AddedRecord<'a> {
+    #[serde(borrow)]
+    counters: Vec<(&'a str, i64)>,
+    counts: Vec<Part>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,7 +108,7 @@ impl<'a> WindowChange<'a> {
 
 impl<'a> EntryRecord<'a> {
     fn of(entry: &'a Entry, now: Time) -> Self {
-        let Entry { id, first_sent_ms, key, expires, answer } = entry;
+        let Entry { id, first_sent_ms, key, expires, answer, added } = entry;
         let key = key.as_deref();
         let content = answer.content.as_ref();
         Self {
@@ -110,6 +120,7 @@ impl<'a> EntryRecord<'a> {
             version: answer.version,
             has_etag: answer.has_etag,
             content: content.map(|it| ContentRecord { head: it.head(), body: it.body() }),
+            added: added.as_deref().map(AddedRecord::of),
         }
     }
 
@@ -130,6 +141,21 @@ impl<'a> EntryRecord<'a> {
             key: self.key.map(named),
             expires: now + Duration::from_micros(self.left_micros),
             answer,
+            added: self.added.and_then(AddedRecord::into_added),
         }
+    }
+}
+
+impl<'a> AddedRecord<'a> {
+    fn of(added: &'a Added) -> Self {
+        let counters = added.counters.iter().map(|(name, by)| (&**name, *by));
+        Self { counters: counters.collect(), counts: added.counts.clone() }
+    }
+
+    /// None where it cannot be: what was added counts as it is then.
+    fn into_added(self) -> Option<Box<Added>> {
+        let counts = counter::checked(self.counts)?;
+        let counters = self.counters.into_iter().map(|(name, by)| (name.into(), by));
+        Some(Box::new(Added { counters: counters.collect(), counts }))
     }
 }
