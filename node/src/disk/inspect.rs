@@ -18,6 +18,9 @@ const CUT: &str = "journal.cut";
 const KEYSPACES: &str = "keyspaces";
 /// The file that the database locks.
 const LOCK: &str = "lock";
+/// The file that it writes when all else is made but keyspaces, and how long that is.
+const MARK: &str = "version";
+const MARK_BYTES: u64 = 4;
 
 /// Looks and cuts, with the database's own lock held: nobody else writes these files meanwhile.
 ///
@@ -35,6 +38,10 @@ pub(super) fn inspect(dir: &Path) -> Result<(), StoreError> {
         Err(TryLockError::WouldBlock) => return Err(StoreError::Locked),
         Err(TryLockError::Error(error)) => return Err(error.into()),
     }
+    if is_half_made(dir)? {
+        clear(dir)?;
+        return Ok(lock.unlock()?);
+    }
     for keyspace in std::fs::read_dir(dir.join(KEYSPACES))? {
         check_list(&keyspace?.path())?;
     }
@@ -48,6 +55,46 @@ pub(super) fn inspect(dir: &Path) -> Result<(), StoreError> {
         }
     }
     Ok(lock.unlock()?)
+}
+
+/// Whether a start ended while it made the database, which does not go on with what it finds of that:
+/// nothing was ever written to it.
+fn is_half_made(dir: &Path) -> io::Result<bool> {
+    let mark = or_none(std::fs::metadata(dir.join(MARK)))?;
+    if mark.is_some_and(|mark| MARK_BYTES <= mark.len()) {
+        return Ok(false);
+    }
+    for keyspace in or_none(std::fs::read_dir(dir.join(KEYSPACES)))?.into_iter().flatten() {
+        if keyspace?.path().join("current").try_exists()? {
+            return Ok(false);
+        }
+    }
+    for path in journals(dir)? {
+        let found = check(&std::fs::read(path)?, None);
+        if 0 < found.batches || found.garbage {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn or_none<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes what was made of a database.
+fn clear(dir: &Path) -> io::Result<()> {
+    tracing::info!(dir = %dir.display(), "a start ended while it made the database: made anew");
+    or_none(std::fs::remove_dir_all(dir.join(KEYSPACES)))?;
+    for path in journals(dir)? {
+        std::fs::remove_file(path)?;
+    }
+    or_none(std::fs::remove_file(dir.join(MARK)))?;
+    Ok(())
 }
 
 /// `current` names the newest list and has its checksum: number u64, xxh3 u128, kind u8.

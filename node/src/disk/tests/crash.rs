@@ -97,6 +97,45 @@ async fn a_killed_process_loses_nothing_that_was_confirmed() {
     }
 }
 
+/// Goal: a first start that ended before the database was made is made up for by the next one. Method:
+/// its files and folders one after the other, in the order in which the database makes them.
+#[tokio::test]
+async fn a_database_that_was_not_made_to_its_end_is_made_anew() {
+    let steps: [(&str, Option<&[u8]>); 9] = [
+        ("lock", Some(b"")),
+        ("keyspaces", None),
+        ("0.jnl", Some(b"")),
+        ("0.jnl", Some(&[0; 4096])),
+        ("version", Some(b"")),
+        ("version", Some(b"FJL")),
+        ("version", Some(b"FJL\x03")),
+        ("keyspaces/0", None),
+        ("keyspaces/0/tables", None),
+    ];
+    for n_done in 1..=steps.len() {
+        let scratch = Scratch::new("half-made");
+        let state = scratch.0.join("state");
+        std::fs::create_dir_all(&state).unwrap();
+        identity::check(&state, "n1", ClusterId::of_name("test")).unwrap();
+        for (name, content) in &steps[..n_done] {
+            match content {
+                Some(content) => std::fs::write(state.join(name), content).unwrap(),
+                None => std::fs::create_dir(state.join(name)).unwrap(),
+            }
+        }
+        // Twice: what one start has made the other must be able to use.
+        for seq in 1..=2 {
+            let (disk, recovered) = Disk::open(scratch.config())
+                .unwrap_or_else(|error| panic!("after {:?}: {error}", steps[n_done - 1]));
+            let found = recovered.shards.iter().map(|shard| shard.sessions).sum::<u64>();
+            assert_eq!(found, seq - 1, "after {:?}", steps[n_done - 1]);
+            disk.meta(ShardId(1), owned(seq));
+            disk.wait(put(&disk, 1, seq, &format!("key{seq}"), "record")).await.unwrap();
+            disk.close().await.unwrap();
+        }
+    }
+}
+
 /// Writes until the disk refuses, and tells what was confirmed before.
 async fn write_to_the_limit(config: DiskConfig) {
     let (disk, _) = Disk::open(config).unwrap();
