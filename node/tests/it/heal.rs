@@ -43,7 +43,12 @@ fn part(owner: &Host, heir: &Host) {
 
 /// The heir serves a copy in this epoch.
 fn take_over(owner: &Host, heir: &Host, at: Epoch) {
-    let mut incoming = heir.incoming_from(ShardEpoch { shard: SHARD, epoch: EPOCH });
+    take_over_from(owner, EPOCH, heir, at);
+}
+
+/// The same where the owner serves the shard in the epoch `from`.
+fn take_over_from(owner: &Host, from: Epoch, heir: &Host, at: Epoch) {
+    let mut incoming = heir.incoming_from(ShardEpoch { shard: SHARD, epoch: from });
     for record in owner.export(SHARD).unwrap() {
         incoming.add(&record).unwrap();
     }
@@ -225,6 +230,41 @@ async fn an_application_makes_one_value_of_two() {
     assert_eq!(heir.conflicts(), []);
 }
 
+/// Offers what `owner` has to `heir`, which has all of it that was answered, as the owner believes.
+async fn offer_unconfirmed(owner: &Host, heir: &Host, at: Epoch) {
+    let aside = owner.set_aside(SHARD).unwrap();
+    let mut records = aside.records();
+    let mut merging = heir.merging(ShardEpoch { shard: SHARD, epoch: at });
+    merging.add(&records.next().unwrap()).await.unwrap();
+    let unconfirmed = [2, 8];
+    assert_eq!(merging.add(&unconfirmed).await, Ok(None));
+    for record in records {
+        merging.add(&record).await.unwrap();
+    }
+}
+
+/// Seen with processes: both sides of a cut had gone on with a shard, and when it healed a node followed
+/// one side and took over from that when it took its owner for dead. The owner of the other side, which
+/// it was a copy of, too, thought that it had all that had been answered there.
+#[tokio::test]
+async fn who_took_over_from_another_history_has_not_what_was_answered_in_this_one() {
+    let at = |counter, node| Epoch { counter: EPOCH.counter + counter, node: NodeId(node) };
+    // The side that the owner of before is on goes on in its epoch.
+    for goes_on in [true, false] {
+        let [before, other, there, heir] = [(); 4].map(|()| host(None));
+        add(&before, "s", 1).await;
+        take_over(&before, &there, at(1, 72));
+        take_over(&before, &other, at(1, 71));
+        let here = if goes_on { before } else { other };
+        add(&here, "s", 7).await;
+        add(&there, "s", 70).await;
+        take_over_from(&there, at(1, 72), &heir, at(2, 73));
+        add(&heir, "s", 700).await;
+        offer_unconfirmed(&here, &heir, at(2, 73)).await;
+        assert_eq!(read(&heir, "s").await.1, Some(778), "{goes_on}");
+    }
+}
+
 /// Seen with processes: a node was stopped in the middle of a change, which its router asked for again
 /// elsewhere; when it went on, the counter had both.
 #[tokio::test]
@@ -237,15 +277,7 @@ async fn what_nobody_was_answered_does_not_count_beside_what_was_asked_again() {
     for (host, name) in [(&owner, "again"), (&heir, "again"), (&owner, "alone")] {
         add(host, name, 1).await;
     }
-    let aside = owner.set_aside(SHARD).unwrap();
-    let mut records = aside.records();
-    let mut merging = heir.merging(ShardEpoch { shard: SHARD, epoch: NEXT });
-    merging.add(&records.next().unwrap()).await.unwrap();
-    let unconfirmed = [2, 8];
-    assert_eq!(merging.add(&unconfirmed).await, Ok(None));
-    for record in records {
-        merging.add(&record).await.unwrap();
-    }
+    offer_unconfirmed(&owner, &heir, NEXT).await;
     assert_eq!(read(&heir, "again").await.1, Some(101));
     assert_eq!(read(&heir, "alone").await.1, Some(101));
     assert_eq!(heir.conflicts(), []);

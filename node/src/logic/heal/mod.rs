@@ -31,7 +31,8 @@ pub struct Histories {
     pub theirs: Lineage,
     /// The last change that both have.
     pub ancestor: Option<Version>,
-    /// What theirs has beyond where they parted was answered to nobody.
+    /// Whoever serves the shard now has all that was answered in theirs, if it took over from a copy of
+    /// it.
     pub is_unconfirmed: bool,
 }
 
@@ -49,6 +50,15 @@ impl Histories {
     pub fn new(ours: Lineage, theirs: Lineage) -> Self {
         let ancestor = ours.ancestor(&theirs);
         Self { ours, theirs, ancestor, is_unconfirmed: false }
+    }
+
+    /// Whether what theirs has beyond where they parted was answered to nobody: ours took over from a
+    /// copy of it, in the epoch after its last one. A member that answers wait for may also have
+    /// followed somebody else before it took over, while a cut healed.
+    fn lacks_only_what_was_not_answered(&self, served: Epoch) -> bool {
+        let Some(Version { epoch, .. }) = self.ancestor else { return false };
+        let is_last = self.theirs.ends().last().is_some_and(|end| end.epoch == epoch);
+        self.is_unconfirmed && is_last && self.ours.end_of(epoch.next(served.node)).is_some()
     }
 }
 
@@ -85,7 +95,7 @@ pub fn decide(served: Epoch, here: Option<Side>, theirs: Side, histories: &Histo
         (Verdict::Keep, _) => Decision::Keep,
         (Verdict::Take, _) => Decision::Take,
         // What was answered to nobody may have been asked for again, and be in what is here.
-        (Verdict::Both, Some(_)) if histories.is_unconfirmed && histories.ancestor.is_some() => {
+        (Verdict::Both, Some(_)) if histories.lacks_only_what_was_not_answered(served) => {
             Decision::Lose
         }
         // A change is worth more than a deletion.
@@ -214,7 +224,16 @@ mod tests {
         let ours = lineage(&[at(5, 100), at(7, 300)]);
         let parted = Histories::new(ours, lineage(&[at(5, 100), at(6, 200)]));
         assert_eq!(parted.ancestor, Some(at(5, 100)));
-        let unconfirmed = Histories { is_unconfirmed: true, ..parted.clone() };
+        let unconfirmed = |ours: &[Version], theirs: &[Version]| {
+            let is_unconfirmed = true;
+            Histories { is_unconfirmed, ..Histories::new(lineage(ours), lineage(theirs)) }
+        };
+        // Who takes over from a copy does so in the next epoch, and which is its own.
+        let heir = unconfirmed(&[at(5, 100), at(6, 300)], &[at(5, 200)]);
+        let heirs_heir = unconfirmed(&[at(5, 100), at(6, 250), at(7, 300)], &[at(5, 200)]);
+        let somebody = Version { epoch: Epoch { counter: 6, node: NodeId(2) }, seq: 250 };
+        let elsewhere = unconfirmed(&[at(5, 100), somebody, at(7, 300)], &[at(5, 200)]);
+        let later = unconfirmed(&[at(5, 100), at(7, 300)], &[at(5, 100), at(6, 200)]);
         let unknown = Histories::UNKNOWN;
         let apart = Histories::new(lineage(&[at(7, 300)]), lineage(&[at(6, 200)]));
         let strangers = Histories { is_unconfirmed: true, ..apart.clone() };
@@ -230,8 +249,11 @@ mod tests {
             (&parted, dead(here), live(there), Decision::Take),
             (&parted, live(here), dead(there), Decision::Keep),
             (&parted, dead(here), dead(there), Decision::Take),
-            (&unconfirmed, live(here), live(there), Decision::Lose),
-            (&unconfirmed, live(old), live(there), Decision::Take),
+            (&heir, live(here), live(at(5, 150)), Decision::Lose),
+            (&heir, live(old), live(at(5, 150)), Decision::Take),
+            (&heirs_heir, live(here), live(at(5, 150)), Decision::Lose),
+            (&elsewhere, live(here), live(at(5, 150)), Decision::Merge),
+            (&later, live(here), live(there), Decision::Merge),
             (&strangers, live(here), live(there), Decision::Merge),
             (&apart, live(here), live(there), Decision::Merge),
             (&unknown, None, live(there), Decision::Take),
