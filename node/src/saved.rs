@@ -207,18 +207,23 @@ fn kept_of(
         Some(_) | None => return Ok(None),
     };
     match read(core, saving.disk(), found.shard)? {
-        Ok(mut arrived) if arrived.sessions().n_records() as u64 == found.sessions => {
+        Ok(mut arrived) if n_rows(&arrived) == found.sessions => {
             arrived.set_seq(at.seq);
             let kept = KeptShard { at, arrived, damaged: None };
             Ok(Some((kept, Saved { at, kind, sealed })))
         }
         Ok(arrived) => {
-            let n = arrived.sessions().n_records();
+            let n = n_rows(&arrived);
             arrived.forget(core);
-            damaged(format!("{n} of {} sessions were read", found.sessions))
+            damaged(format!("{n} of {} rows were read", found.sessions))
         }
         Err(why) => damaged(why),
     }
+}
+
+/// How many rows of the disk it was read from.
+fn n_rows(arrived: &Arriving) -> u64 {
+    arrived.sessions().n_records() as u64 + u64::from(arrived.has_past())
 }
 
 /// Reads all sessions of a shard; the inner error says why they cannot be read.
@@ -316,7 +321,7 @@ impl Incoming {
                     pen
                 }
             };
-            pen.meta(meta(true));
+            pen.meta(meta(true), self.arrived().past());
             self.set_pen(Some(pen));
         }
         if saving.is_awaited() { saving.settled().await.map_err(|_| NotSaved) } else { Ok(()) }
@@ -351,3 +356,6 @@ pub(crate) async fn save_all(copy: &mut BTreeMap<ShardId, Incoming>) -> Result<(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,8 +85,10 @@ impl Copy {
     /// Writes whom it follows and where it ends.
     fn save_state(&mut self, core: &Core, shard: ShardId) {
         let meta = meta_of(&self.state);
-        if let Some(pen) = self.pen(core, shard) {
-            pen.meta(meta);
+        if self.pen(core, shard).is_some()
+            && let Self { pen: Some(pen), arriving, .. } = self
+        {
+            pen.meta(meta, arriving.past());
         }
     }
 
@@ -98,9 +100,17 @@ impl Copy {
         }
         let Self { pen: Some(pen), arriving, .. } = self else { return };
         pen.follow(core, state.at, record, arriving.sessions());
-        let record = Record::decode(record);
-        if matches!(record, Ok(Record::Shard { .. } | Record::ShardPast { .. })) {
-            pen.meta(meta_of(&state));
+        let moves = |record: &Record<'_>| match record {
+            Record::Shard { .. } | Record::ShardPast { .. } | Record::Trimmed { .. } => true,
+            Record::Session(_)
+            | Record::Whole(..)
+            | Record::Changed(..)
+            | Record::Gone { .. }
+            | Record::Touched { .. }
+            | Record::Unconfirmed => false,
+        };
+        if Record::decode(record).is_ok_and(|record| moves(&record)) {
+            pen.meta(meta_of(&state), arriving.past());
         }
     }
 
@@ -110,7 +120,10 @@ impl Copy {
         let is_current = self.pen.as_ref().is_some_and(|pen| pen.is_current());
         if !saving.disk().has_room() {
             if let Some(mut pen) = self.pen.take() {
-                pen.meta(ShardMeta { complete: false, ..meta_of(&self.state) });
+                pen.meta(
+                    ShardMeta { complete: false, ..meta_of(&self.state) },
+                    self.arriving.past(),
+                );
             }
             return None;
         }
@@ -118,7 +131,7 @@ impl Copy {
             let begun = ShardMeta { complete: false, ..meta_of(&self.state) };
             let mut pen = core.begin_on_disk(shard, begun)?;
             pen.put_all(core, self.state.at, self.arriving.sessions());
-            pen.meta(meta_of(&self.state));
+            pen.meta(meta_of(&self.state), self.arriving.past());
             self.pen = Some(pen);
         }
         self.pen.as_deref_mut()

@@ -70,10 +70,8 @@ impl Arriving {
                 self.past.floor_ms = self.past.floor_ms.max(floor_ms);
             }
             Record::ShardPast { seq, floor_ms, lineage } => {
-                let lineage = Lineage::of(lineage).ok_or(RecordError::Malformed)?;
                 self.seq = self.seq.max(seq);
-                self.past.floor_ms = self.past.floor_ms.max(floor_ms);
-                self.past.lineage = lineage;
+                self.set_past(floor_ms, lineage)?;
             }
             Record::Unconfirmed => {}
             Record::Gone { key } => self.remove(core, key),
@@ -87,7 +85,7 @@ impl Arriving {
         Ok(())
     }
 
-    /// Takes a session in that was written to disk `age` ago.
+    /// Takes a row in that was written to disk `age` ago: a session, or the shard's past.
     ///
     /// # Errors
     /// As [`add`](Self::add).
@@ -97,8 +95,26 @@ impl Arriving {
         record: &[u8],
         age: Duration,
     ) -> Result<(), RecordError> {
-        let stored = Record::decode(record)?.into_stored(core, age)?;
-        self.put(core, stored)
+        match Record::decode(record)? {
+            Record::ShardPast { seq: _, floor_ms, lineage } => self.set_past(floor_ms, lineage),
+            session => self.put(core, session.into_stored(core, age)?),
+        }
+    }
+
+    /// What was in it before, but in the epoch that it comes from.
+    pub(crate) fn past(&self) -> &Past {
+        &self.past
+    }
+
+    /// Whether anything was.
+    pub(crate) fn has_past(&self) -> bool {
+        self.past != Past::default()
+    }
+
+    fn set_past(&mut self, floor_ms: u64, lineage: Vec<Version>) -> Result<(), RecordError> {
+        self.past.lineage = Lineage::of(lineage).ok_or(RecordError::Malformed)?;
+        self.past.floor_ms = self.past.floor_ms.max(floor_ms);
+        Ok(())
     }
 
     /// It was served in an epoch up to here, and is in another one from now on.

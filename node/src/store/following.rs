@@ -221,6 +221,7 @@ impl Inner {
     /// Tells the followers that entries of a session's window have left.
     pub(super) fn tell_trim(&mut self, core: &Core, prev: u64, key: &SessionKey, trim: Trim) {
         self.save(core, key);
+        self.save_past();
         let floor_ms = self.floor_ms();
         let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
             return;

@@ -134,7 +134,7 @@ pub(super) struct Inner {
     /// it began here, or has changed since.
     pub(super) origin: Option<Epoch>,
     /// What is left of what was here before.
-    past: Option<Box<Past>>,
+    pub(super) past: Option<Box<Past>>,
     /// The end of another history that is being merged, and the sessions of it that have been.
     pub(super) healed: Option<Box<(Version, HashSet<SessionKey>)>>,
     /// Who is told of every change.

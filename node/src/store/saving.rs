@@ -17,12 +17,15 @@ use stead_shared::id::{SessionKey, ShardId, Version};
 use super::core::Core;
 use super::draft::Access;
 use super::following::record;
-use super::inner::Inner;
+use super::inner::{Inner, Past};
 use super::record::Record;
 use super::sessions::Sessions;
 use super::shard::Shard;
 use crate::disk::{Disk, DiskFailed, Role, ShardMeta};
 use crate::logic::gate::Gate;
+
+/// Under which a shard's past is written: no session has this key.
+const PAST_KEY: &[u8] = &[];
 
 /// The writer of a shard whose state from the start is kept.
 const KEPT: u64 = 0;
@@ -109,7 +112,7 @@ impl Saving {
     }
 
     fn pen(self: &Arc<Self>, shard: ShardId, id: u64) -> Box<Pen> {
-        Box::new(Pen { saving: Arc::clone(self), shard, id, last: 0 })
+        Box::new(Pen { saving: Arc::clone(self), shard, id, last: 0, past: Past::default() })
     }
 
     fn note(&self, position: u64) -> u64 {
@@ -126,6 +129,8 @@ pub(crate) struct Pen {
     id: u64,
     /// Where its last change is in the disk's queue.
     last: u64,
+    /// What it has written of the shard's past.
+    past: Past,
 }
 
 impl Pen {
@@ -143,9 +148,19 @@ impl Pen {
         Some(position)
     }
 
-    pub(crate) fn meta(&mut self, meta: ShardMeta) {
+    /// Writes what the shard is, and what it has of what was in it before.
+    pub(crate) fn meta(&mut self, meta: ShardMeta, past: &Past) {
+        self.past(meta.at, past);
         let shard = self.shard;
         self.last = self.write(|disk| disk.meta(shard, meta)).unwrap_or(self.last);
+    }
+
+    /// Writes what the shard has of what was in it before, unless that is written.
+    fn past(&mut self, at: Version, past: &Past) {
+        if self.past != *past {
+            self.past = past.clone();
+            self.put(at, PAST_KEY, Record::of_shard(at.seq, past.clone()).encode());
+        }
     }
 
     pub(crate) fn put(&mut self, at: Version, key: &[u8], record: Bytes) {
@@ -264,8 +279,19 @@ impl Inner {
             Gate::Sealed(epoch) => (Role::Sealed, epoch),
             Gate::Gone => return,
         };
-        if let Some(pen) = &mut self.pen {
-            pen.meta(ShardMeta { at: Version { epoch, seq: self.seq }, role, complete: true });
+        let Some(pen) = &mut self.pen else { return };
+        let meta = ShardMeta { at: Version { epoch, seq: self.seq }, role, complete: true };
+        match &self.past {
+            Some(past) => pen.meta(meta, past),
+            None => pen.meta(meta, &Past::default()),
+        }
+    }
+
+    /// Writes how far back the windows that have ended reach.
+    pub(super) fn save_past(&mut self) {
+        let (Some(pen), Some(past)) = (&mut self.pen, &self.past) else { return };
+        if let Some(epoch) = self.gate.epoch() {
+            pen.past(Version { epoch, seq: self.seq }, past);
         }
     }
 }

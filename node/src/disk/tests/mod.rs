@@ -13,10 +13,10 @@ use stead_shared::id::{BootId, Epoch, NodeBoot, NodeId};
 use super::*;
 
 /// A directory of its own for each test, in memory where there is such a place.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let memory = Path::new("/dev/shm");
@@ -31,7 +31,7 @@ impl Scratch {
         config(&self.0)
     }
 
-    fn open(&self) -> (Disk, Recovered) {
+    pub(crate) fn open(&self) -> (Disk, Recovered) {
         Disk::open(self.config()).unwrap()
     }
 }
