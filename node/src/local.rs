@@ -2,10 +2,11 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
-use stead_shared::config::OnMinority;
+use stead_shared::config::{NodeConfig, OnMinority};
 use stead_shared::id::{NodeId, Version};
 use stead_shared::net::admin::{
-    ConflictReport, ConflictsReport, DrainReport, Local, MajorityReport, MovesReport, Readiness,
+    ConflictReport, ConflictsReport, DrainReport, Local, MajorityReport, Mode, MovesReport,
+    PromisesReport, Readiness,
 };
 
 use crate::Conflict;
@@ -62,6 +63,11 @@ impl Local for Handle {
         let (settled, ready) = progress.settled;
         let on_minority = self.inner.config.on_minority;
         Some(MajorityReport { on_minority, settled, ready, is_minority: progress.minority })
+    }
+
+    fn promises(&self) -> Option<PromisesReport> {
+        let NodeConfig { ack, replicas, min_copies, .. } = self.inner.config;
+        Some(PromisesReport { mode: Mode::Available, ack, replicas, min_copies })
     }
 
     fn conflicts(&self) -> ConflictsReport {

@@ -232,6 +232,7 @@ mod tests {
                 members_digest: "0123456789abcdef".into(),
                 members,
                 majority: None,
+                promises: None,
             },
             shards: ShardsReport {
                 shards: 8,

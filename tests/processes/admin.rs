@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use http::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use stead_shared::id::Epoch;
 
 use crate::client::{self, count, get, get_json};
@@ -28,8 +28,13 @@ async fn every_member_answers_as_documented() {
     for admin in admins {
         let members: Value = get_json(admin, "/v1/members").await.unwrap();
         let mut fields = BTreeSet::from(["members", "members_digest"]);
-        // A router is on no side.
-        fields.extend((admin != cluster.router.admin).then_some("majority"));
+        // A router is on no side, and keeps nothing.
+        if admin != cluster.router.admin {
+            fields.extend(["majority", "promises"]);
+            let promises =
+                json!({"mode": "available", "ack": "replica", "replicas": 1, "min_copies": 1});
+            assert_eq!(members["promises"], promises);
+        }
         assert_eq!(keys(&members), fields);
         digests.insert(members["members_digest"].as_str().unwrap().to_owned());
         let fields = "name role state weight zone gossip http admin boot_id version";

@@ -221,7 +221,12 @@ mod tests {
         ];
         let by_node = BTreeMap::from([("n1".to_owned(), 5), ("n2".to_owned(), 2)]);
         let status = Status {
-            members: MembersReport { members_digest: String::new(), members, majority: None },
+            members: MembersReport {
+                members_digest: String::new(),
+                members,
+                majority: None,
+                promises: None,
+            },
             shards: ShardsReport { shards: 8, by_node, unowned: 1, ..ShardsReport::default() },
             moves: None,
         };

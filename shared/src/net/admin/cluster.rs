@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::{
     AdminSource, ClusterMoves, ConflictsReport, DrainError, DrainReport, ForgetError, ForgetReport,
     Later, MajorityReport, MembersReport, MovesReport, PinReport, PinsReport, PlaceError,
-    Readiness, ShardsReport, WhereReport, placing,
+    PromisesReport, Readiness, ShardsReport, WhereReport, placing,
 };
 use crate::control::kind;
 use crate::hash::ShardCount;
@@ -39,6 +39,10 @@ pub trait Local: Send + Sync + 'static {
     }
     /// How much of the cluster it is with; none where nothing is owned.
     fn majority(&self) -> Option<MajorityReport> {
+        None
+    }
+    /// What it promises of its shards; none where nothing is owned.
+    fn promises(&self) -> Option<PromisesReport> {
         None
     }
     /// Counts a node no more. False when it counts none: it owns nothing.
@@ -185,7 +189,8 @@ impl AdminSource for ClusterAdmin {
     fn members(&self) -> MembersReport {
         let digest = (self.view)().map_or(0, |view| view.members_digest);
         let majority = self.local.majority();
-        MembersReport { majority, ..MembersReport::of(&self.members.borrow(), digest) }
+        let promises = self.local.promises();
+        MembersReport { majority, promises, ..MembersReport::of(&self.members.borrow(), digest) }
     }
 
     fn conflicts(&self) -> ConflictsReport {

@@ -39,8 +39,8 @@ pub use cluster::{ClusterAdmin, Local, shard_count_of, shards_report, where_repo
 pub use placing::{PlaceError, pins_report};
 pub use report::{
     ClusterMoves, ConflictReport, ConflictsReport, DrainReport, DrainState, ForgetReport,
-    MajorityReport, MemberReport, MembersReport, MovesReport, PendingMoves, PinReport, PinsReport,
-    Problem, ShardsReport, WhereReport,
+    MajorityReport, MemberReport, MembersReport, Mode, MovesReport, PendingMoves, PinReport,
+    PinsReport, Problem, PromisesReport, ShardsReport, WhereReport,
 };
 pub use serve::serve;
 

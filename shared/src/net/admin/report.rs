@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::OnMinority;
+use crate::config::{AckPolicy, OnMinority};
 use crate::member::{Members, Role};
 use crate::pins::PinKind;
 
@@ -19,6 +19,9 @@ pub struct MembersReport {
     /// Whether this process is on the smaller side of a cut; none at a router.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub majority: Option<MajorityReport>,
+    /// What the node that was asked promises of its shards; none of one that owns nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promises: Option<PromisesReport>,
 }
 
 /// How much of the cluster a node is with.
@@ -32,6 +35,27 @@ pub struct MajorityReport {
     pub ready: usize,
     /// Whether they are too few.
     pub is_minority: bool,
+}
+
+/// What a node promises of its shards: see `docs/guide/promises.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromisesReport {
+    /// Who decides which nodes are dead.
+    pub mode: Mode,
+    /// What must know of a change before its answer goes out.
+    pub ack: AckPolicy,
+    /// Copies that each shard is to have on other nodes.
+    pub replicas: u8,
+    /// Copies, the owner's among them, below which changes are refused.
+    pub min_copies: u8,
+}
+
+/// Who decides which nodes are dead, and so who owns what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Gossip: every node that is reached serves, on both sides of a cut.
+    Available,
 }
 
 /// `GET /v1/conflicts`.
@@ -102,7 +126,7 @@ impl MembersReport {
         let mut list: Vec<MemberReport> = members.list.iter().map(MemberReport::of).collect();
         list.sort_by(|a, b| a.name.cmp(&b.name));
         let members_digest = format!("{members_digest:016x}");
-        Self { members_digest, members: list, majority: None }
+        Self { members_digest, members: list, majority: None, promises: None }
     }
 }
 

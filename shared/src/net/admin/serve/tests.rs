@@ -27,7 +27,12 @@ impl AdminSource for Fixed {
     }
 
     fn members(&self) -> MembersReport {
-        MembersReport { members_digest: format!("{:016x}", 7), members: vec![], majority: None }
+        MembersReport {
+            members_digest: format!("{:016x}", 7),
+            members: vec![],
+            majority: None,
+            promises: None,
+        }
     }
 
     fn conflicts(&self) -> ConflictsReport {
