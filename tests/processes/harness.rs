@@ -17,6 +17,9 @@ use crate::netns::Host;
 
 /// For everything that should take a second, on a machine that does ten other things.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
+/// How long a cluster may take to be where placement wants it: after several deaths nothing moves for
+/// balance for 30 s.
+const SETTLED: Duration = Duration::from_secs(75);
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(20);
 /// Lines of a log that a failing test prints.
@@ -77,6 +80,8 @@ pub(crate) fn fresh_dir() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    // Of an earlier process with this id.
+    let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).unwrap();
     dir
 }
@@ -417,7 +422,7 @@ impl Cluster {
         let running = |node: &&Member| is_running(node.proc.pid());
         admins.extend(self.nodes.iter().filter(running).map(|node| node.admin));
         for admin in admins {
-            eventually("a settled cluster", SOON, || settled(admin, n)).await;
+            eventually("a settled cluster", SETTLED, || settled(admin, n)).await;
         }
     }
 }
