@@ -189,7 +189,7 @@ async fn a_cluster_that_was_stopped_node_by_node_starts_with_its_sessions() {
 }
 
 /// A node alone that keeps its sessions in `data`.
-fn alone(dir: &Path, name: &str, data: &Path, more: &[&str]) -> Member {
+pub(crate) fn alone(dir: &Path, name: &str, data: &Path, more: &[&str]) -> Member {
     let data = data.display().to_string();
     let options = [&["--data-dir", &data, "--ack", "memory+disk"], more].concat();
     node(dir, name, free_addr(), "", 64, &options)

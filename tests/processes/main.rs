@@ -11,9 +11,12 @@
 )]
 
 mod admin;
+mod ballast;
+mod chance;
 mod cli;
 mod client;
 mod counting;
+mod crashes;
 mod demo;
 mod disk;
 mod failures;

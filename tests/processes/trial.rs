@@ -102,11 +102,15 @@ pub(crate) struct Trial {
 impl Trial {
     /// `n` nodes, without state but the judge's.
     pub(crate) async fn start(n: usize) -> Self {
-        let size = Size::asked_for();
-        Self::load(size, Cluster::planned(Plan::of(n, size.shards)).await).await
+        Self::planned(Plan::of(n, Size::asked_for().shards)).await
     }
 
-    /// The same, whose nodes keep their sessions on disk and answer as `ack` says.
+    /// The same as planned.
+    pub(crate) async fn planned(plan: Plan) -> Self {
+        Self::load(Size::asked_for(), Cluster::planned(plan).await).await
+    }
+
+    /// `n` nodes that keep their sessions on disk and answer as `ack` says.
     pub(crate) async fn start_with_disks(n: usize, ack: &str) -> Self {
         let size = Size::asked_for();
         let mut plan = Plan { disks: true, ..Plan::of(n, size.shards) };
@@ -119,7 +123,7 @@ impl Trial {
         Self::planned_heavy(Plan::of(n, Size::asked_for().shards)).await
     }
 
-    /// The same as planned.
+    /// What is planned, with so much state that moves last.
     pub(crate) async fn planned_heavy(mut plan: Plan) -> Self {
         let size = Size::asked_for();
         plan.node_options.extend(["--handoff-rate".to_owned(), size.handoff_rate.to_owned()]);
