@@ -191,10 +191,13 @@ impl Board {
         phase.requests += 1;
         match verdict {
             Verdict::Failed => phase.failed += 1,
-            Verdict::Counted { right, out_for } => {
+            Verdict::Counted { right, moved, out_for } => {
                 phase.wrong += u64::from(!right);
                 phase.outage = phase.outage.max(*out_for);
                 phase.took(now - due);
+                if *moved {
+                    phase.moved_after(*out_for);
+                }
                 self.succeeded[i] = Some(due);
             }
         }

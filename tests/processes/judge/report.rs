@@ -30,11 +30,17 @@ pub(crate) struct Phase {
     pub(crate) gap: Duration,
     /// Of requests that did not fail, in microseconds since they were due.
     latencies: Histogram<u64>,
+    /// How long sessions had to wait for their first success from another node, in microseconds.
+    moved: Histogram<u64>,
+}
+
+fn histogram() -> Histogram<u64> {
+    let made = Histogram::new_with_bounds(1, LATENCY_MAX.as_micros() as u64, 3);
+    made.expect("the bounds are in order")
 }
 
 impl Phase {
     pub(super) fn new(name: &str) -> Self {
-        let latencies = Histogram::new_with_bounds(1, LATENCY_MAX.as_micros() as u64, 3);
         Self {
             name: name.to_owned(),
             since: Instant::now(),
@@ -43,12 +49,17 @@ impl Phase {
             wrong: 0,
             outage: Duration::ZERO,
             gap: Duration::ZERO,
-            latencies: latencies.expect("the bounds are in order"),
+            latencies: histogram(),
+            moved: histogram(),
         }
     }
 
     pub(super) fn took(&mut self, latency: Duration) {
         self.latencies.saturating_record(latency.as_micros() as u64);
+    }
+
+    pub(super) fn moved_after(&mut self, outage: Duration) {
+        self.moved.saturating_record(outage.as_micros() as u64);
     }
 
     /// The latency that a part `quantile` of the requests did not exceed.
@@ -109,6 +120,17 @@ impl Report {
         found.unwrap_or_else(|| panic!("no phase {name}"))
     }
 
+    /// How long sessions that another node answered had waited for that, in the phases of this name:
+    /// their number, the median and the longest.
+    pub(crate) fn moved(&self, name: &str) -> (u64, Duration, Duration) {
+        let mut all = histogram();
+        for phase in self.phases.iter().filter(|phase| phase.name == name) {
+            all.add(&phase.moved).expect("the bounds are the same");
+        }
+        let at = |quantile| Duration::from_micros(all.value_at_quantile(quantile));
+        (all.len(), at(0.5), at(1.0))
+    }
+
     /// Longest that a session had to wait for a success, in any phase.
     pub(crate) fn outage(&self) -> Duration {
         self.phases.iter().map(|phase| phase.outage).max().unwrap_or_default()
@@ -124,6 +146,12 @@ impl Report {
     #[track_caller]
     pub(crate) fn assert_values(&self, what: &str) {
         self.assert_no_trouble(what, |trouble| !trouble.is_failure());
+    }
+
+    /// No value was left out: nothing counted twice. Requests may have failed, and values been lost.
+    #[track_caller]
+    pub(crate) fn assert_nothing_doubled(&self, what: &str) {
+        self.assert_no_trouble(what, Trouble::is_doubled);
     }
 
     /// What the kill of `node` does not excuse did not happen.

@@ -50,10 +50,11 @@ pub(crate) enum TroubleKind {
 
 /// What became of a request.
 pub(super) enum Verdict {
-    /// There is a value, which is right or not, after the session had been without one for
-    /// `out_for`.
+    /// There is a value, which is right or not, from the node of the last one or not, after the session
+    /// had been without one for `out_for`.
     Counted {
         right: bool,
+        moved: bool,
         out_for: Duration,
     },
     Failed,
@@ -78,6 +79,10 @@ impl Trouble {
 
     pub(crate) fn is_failure(&self) -> bool {
         matches!(self.kind, TroubleKind::Failed(_))
+    }
+
+    pub(crate) fn is_doubled(&self) -> bool {
+        matches!(self.kind, TroubleKind::Lost)
     }
 
     pub(crate) fn is_restart(&self) -> bool {
@@ -164,10 +169,11 @@ impl Session {
         };
         let before = self.seen.replace(seen.clone());
         let right = wrong.is_none();
+        let moved = before.as_ref().is_some_and(|before| before.node != seen.node);
         if let Some(kind) = wrong {
             self.trouble(now - begun, kind, before, Some(seen));
         }
-        Verdict::Counted { right, out_for: now - waits_since }
+        Verdict::Counted { right, moved, out_for: now - waits_since }
     }
 
     fn failed(&mut self, failure: Failure, now: Instant, begun: Instant) -> Verdict {
