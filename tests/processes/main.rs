@@ -32,4 +32,5 @@ mod netns;
 mod partition;
 mod pins;
 mod refusals;
+mod tally;
 mod trial;

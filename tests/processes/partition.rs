@@ -11,8 +11,10 @@ use tokio::time::Instant;
 
 use crate::client::{Connection, get_json, once};
 use crate::counting::sessions;
-use crate::harness::{Cluster, Plan, SOON, Site, eventually, fresh_dir, keys};
+use crate::harness::{Cluster, Plan, Site, eventually, fresh_dir, keys};
 use crate::netns::{self, Host, Net};
+use crate::tally::Tally;
+use crate::trial::Size;
 
 const SHARDS: u32 = 64;
 const N_COUNTERS: usize = 60;
@@ -23,41 +25,21 @@ const TAKEN_OVER: Duration = Duration::from_secs(60);
 /// What every value is before the cut.
 const COMMON: &str = "common";
 const COMMON_BASE64: &str = "Y29tbW9u";
+/// How long a cut lasts at full size.
+const CUT: Duration = Duration::from_secs(30);
+/// How long it takes until one node has each shard, from when everybody hears everybody.
+const ONE_OWNER: Duration = Duration::from_secs(10);
+/// How long what both sides have may take to meet.
 const HEALED: Duration = Duration::from_secs(60);
-
-/// What clients were told of a counter.
-#[derive(Clone, Copy, Debug, Default)]
-struct Told {
-    counted: i64,
-    unknown: i64,
-}
 
 struct Trial {
     cluster: Cluster,
-    counters: BTreeMap<String, Told>,
+    counters: Tally,
 }
 
 impl Trial {
     fn at(&self, node: usize) -> (SocketAddr, SocketAddr) {
         (self.cluster.nodes[node].http, self.cluster.nodes[node].admin)
-    }
-
-    /// Adds one to every counter by way of this node. Number of those that were answered.
-    async fn count_all(&mut self, node: usize) -> usize {
-        let (http, _) = self.at(node);
-        let mut n_counted = 0;
-        for (session, told) in &mut self.counters {
-            let path = format!("/sessions/{session}/counters/visits");
-            match once(http, Method::POST, &path).await {
-                Ok(answer) if answer.status.is_success() => {
-                    told.counted += 1;
-                    n_counted += 1;
-                }
-                Ok(answer) if !answer.header("stead-refusal").is_empty() => {}
-                Ok(_) | Err(_) => told.unknown += 1,
-            }
-        }
-        n_counted
     }
 
     /// Waits until all shards have owners among these nodes, as each of them sees it, and every
@@ -72,10 +54,7 @@ impl Trial {
             })
             .await;
         }
-        let begun = Instant::now();
-        while self.count_all(side[0]).await < N_COUNTERS {
-            assert!(begun.elapsed() < SOON, "counters are not answered on the side of {side:?}");
-        }
+        self.counters.until_answered(self.at(side[0]).0).await;
     }
 }
 
@@ -97,6 +76,8 @@ async fn what_both_sides_of_a_cut_changed_is_there_after_it_or_listed() {
         eprintln!("SKIPPED what_both_sides_of_a_cut_changed_is_there_after_it_or_listed: {why}");
         return;
     }
+    let size = Size::asked_for();
+    let lasts = if size.full { CUT } else { Duration::ZERO };
     let net = Net::new();
     let hosts: [Host; 6] = std::array::from_fn(|_| net.host());
     let (few, many) = hosts.split_at(2);
@@ -106,31 +87,33 @@ async fn what_both_sides_of_a_cut_changed_is_there_after_it_or_listed() {
     plan.options = vec!["--cluster-key-file".to_owned(), keys(&fresh_dir(), "keys.toml")];
     let cluster = Cluster::planned_alone(plan).await;
     cluster.settled(5).await;
-    let counters = sessions("c", N_COUNTERS).into_iter();
-    let counters = counters.map(|session| (session, Told::default())).collect();
+    let counters = Tally::new("c", N_COUNTERS);
     let mut trial = Trial { cluster, counters };
     let values = sessions("v", N_VALUES);
     for session in &values {
         put(trial.at(0).0, session, COMMON.to_owned()).await;
     }
-    assert_eq!(trial.count_all(0).await, N_COUNTERS);
+    trial.counters.until_answered(trial.at(0).0).await;
 
+    let cut = Instant::now();
     for one in few {
         for other in many {
             net.cut(one, other);
         }
     }
     assert!(!net.reaches(&few[0], &many[0]) && net.reaches(&few[0], &few[1]), "the cut cuts");
+    let (here, there) = (trial.at(1).0, trial.at(3).0);
     // Who is on the other side is found out while there is load.
     for _ in 0..3 {
-        trial.count_all(0).await;
-        trial.count_all(4).await;
+        trial.counters.count_all(trial.at(0).0).await;
+        trial.counters.count_all(trial.at(4).0).await;
     }
     trial.split(&[0, 1]).await;
     trial.split(&[2, 3, 4]).await;
-    for _ in 0..3 {
-        assert_eq!(trial.count_all(1).await, N_COUNTERS);
-        assert_eq!(trial.count_all(3).await, N_COUNTERS);
+    let mut n_rounds = 0;
+    while n_rounds < 3 || cut.elapsed() < lasts {
+        assert!(trial.counters.count_all(here).await && trial.counters.count_all(there).await);
+        n_rounds += 1;
     }
     // A third of the values changes here, a third there, the rest on both sides.
     let mut wanted = BTreeMap::new();
@@ -151,9 +134,9 @@ async fn what_both_sides_of_a_cut_changed_is_there_after_it_or_listed() {
 
     net.heal();
     let healed = Instant::now();
-    let keys: Vec<String> = trial.counters.keys().cloned().chain(values.clone()).collect();
+    let keys: Vec<String> = trial.counters.sessions().chain(&values).cloned().collect();
     let admins: Vec<SocketAddr> = (0..5).map(|node| trial.at(node).1).collect();
-    eventually("one owner of each shard", HEALED, || async {
+    eventually("one owner of each shard", size.within(ONE_OWNER), || async {
         for key in &keys {
             let mut owners = BTreeSet::new();
             for admin in &admins {
@@ -169,18 +152,7 @@ async fn what_both_sides_of_a_cut_changed_is_there_after_it_or_listed() {
     .await;
     println!("one owner of each shard {:.1} s after the heal", healed.elapsed().as_secs_f64());
     let http = trial.at(2).0;
-    eventually("all that both sides counted", HEALED, || async {
-        for (session, told) in &trial.counters {
-            let path = format!("/sessions/{session}/counters/visits");
-            let seen = once(http, Method::GET, &path).await?.success()?.counter()?;
-            let most = told.counted + told.unknown;
-            if !(told.counted..=most).contains(&seen) {
-                return Err(format!("{session}: {seen}, told {told:?}"));
-            }
-        }
-        Ok(())
-    })
-    .await;
+    trial.counters.is_whole(http, HEALED).await;
     println!("all counters are whole {:.1} s after the heal", healed.elapsed().as_secs_f64());
     eventually("the values that were written last", HEALED, || async {
         for (session, wanted) in &wanted {
@@ -201,7 +173,6 @@ async fn what_both_sides_of_a_cut_changed_is_there_after_it_or_listed() {
         }
     }
     assert_eq!(listed, lost, "conflicts");
-    let unknown: i64 = trial.counters.values().map(|told| told.unknown).sum();
-    let counted: i64 = trial.counters.values().map(|told| told.counted).sum();
+    let (counted, unknown) = trial.counters.told();
     println!("{counted} counted, {unknown} unknown, {} conflicts", listed.len());
 }
