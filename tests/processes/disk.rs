@@ -13,7 +13,7 @@ use crate::client::{self, Connection};
 use crate::harness::{
     Cluster, Member, Plan, SOON, eventually, free_addr, fresh_dir, node, ready, signal,
 };
-use crate::trial::{PATIENCE, Trial, counted_by_nodes};
+use crate::trial::{PATIENCE, Size, Trial, counted_by_nodes};
 
 /// Kills all nodes before any of them can notice that another is gone, and starts them again.
 async fn kill_all(trial: &mut Trial, names: &[&str]) {
@@ -28,9 +28,9 @@ async fn kill_all(trial: &mut Trial, names: &[&str]) {
     }
 }
 
-#[tokio::test]
-async fn all_nodes_killed_at_once_lose_nothing() {
-    let mut trial = Trial::start_with_disks(3, "replica+disk").await;
+async fn all_are_killed_at_once(what: &str, options: &[&str]) {
+    let plan = Plan { shards: Size::asked_for().shards, ..on_disk(options) };
+    let mut trial = Trial::planned(plan).await;
     trial.cluster.settled(3).await;
     let rounds = if trial.size.full { 10 } else { 2 };
     for _ in 0..rounds {
@@ -41,8 +41,18 @@ async fn all_nodes_killed_at_once_lose_nothing() {
         trial.judge.seconds(1.0, PATIENCE).await;
     }
     assert_eq!(counted_by_nodes(&trial.cluster, "stead_shards_lost_total").await, 0);
-    let (_cluster, report) = trial.end("all killed").await;
-    report.assert_values("all killed");
+    let (_cluster, report) = trial.end(what).await;
+    report.assert_values(what);
+}
+
+#[tokio::test]
+async fn all_nodes_killed_at_once_lose_nothing() {
+    all_are_killed_at_once("all killed", &COPIED).await;
+}
+
+#[tokio::test]
+async fn all_nodes_without_copies_killed_at_once_lose_nothing() {
+    all_are_killed_at_once("all killed, no copies", &DISK_ALONE).await;
 }
 
 /// Counts with an idempotency key. The value, and whether it was told before.
@@ -56,9 +66,7 @@ async fn count_keyed(cluster: &Cluster, session: &str) -> Result<(i64, bool), St
 
 #[tokio::test]
 async fn all_nodes_killed_at_once_remember_what_they_answered() {
-    let mut plan = Plan { disks: true, ..Plan::of(3, 64) };
-    plan.node_options.extend(["--ack", "replica+disk"].map(str::to_owned));
-    let mut cluster = Cluster::planned(plan).await;
+    let mut cluster = Cluster::planned(on_disk(&COPIED)).await;
     cluster.settled(3).await;
     let names: Vec<String> = (0..40).map(|i| format!("asked-{i}")).collect();
     for name in &names {
@@ -79,7 +87,8 @@ async fn all_nodes_killed_at_once_remember_what_they_answered() {
 
 #[tokio::test]
 async fn one_node_killed_and_started_again_loses_nothing() {
-    let mut trial = Trial::start_with_disks(3, "replica+disk").await;
+    let plan = Plan { shards: Size::asked_for().shards, ..on_disk(&COPIED) };
+    let mut trial = Trial::planned(plan).await;
     trial.cluster.settled(3).await;
     for name in ["n2", "n3"] {
         trial.judge.phase("killed");
@@ -93,25 +102,43 @@ async fn one_node_killed_and_started_again_loses_nothing() {
     report.assert_values("one killed");
 }
 
-async fn put(addr: std::net::SocketAddr, name: &str, value: &str) -> Result<(), String> {
+pub(crate) async fn put(addr: std::net::SocketAddr, name: &str, value: &str) -> Result<(), String> {
     let body = Bytes::copy_from_slice(value.as_bytes());
     let path = format!("/sessions/{name}");
     let answer = Connection::open(addr).await?.send_body(Method::PUT, &path, body).await?;
     answer.success().map(drop)
 }
 
-async fn value(addr: std::net::SocketAddr, name: &str) -> Result<String, String> {
+pub(crate) async fn value(addr: std::net::SocketAddr, name: &str) -> Result<String, String> {
     let answer = client::get(addr, &format!("/sessions/{name}")).await?.success()?;
     Ok(String::from_utf8_lossy(&answer.body).into_owned())
 }
 
+/// Waits until each session has its name as value.
+pub(crate) async fn is_there(cluster: &Cluster, names: &[String]) {
+    for name in names {
+        eventually("the session", PATIENCE, || async {
+            let found = value(cluster.front(), name).await?;
+            if found == *name { Ok(()) } else { Err(format!("{name}: {found}")) }
+        })
+        .await;
+    }
+}
+
+/// Three nodes that answer a change when it is on disk, as these options say.
+fn on_disk(options: &[&str]) -> Plan {
+    let node_options = options.iter().map(|word| (*word).to_owned()).collect();
+    Plan { disks: true, node_options, ..Plan::of(3, 64) }
+}
+
+const COPIED: [&str; 2] = ["--ack", "replica+disk"];
+const DISK_ALONE: [&str; 4] = ["--ack", "memory+disk", "--replicas", "0"];
+
 /// Without copies others begin the shards of a dead node empty. It has them on disk, and gives them
-/// to whoever serves them when it is back; what was deleted meanwhile elsewhere stays deleted.
+/// to whoever serves them when it is back.
 #[tokio::test]
 async fn a_node_without_copies_elsewhere_brings_its_sessions_back() {
-    let mut plan = Plan { disks: true, ..Plan::of(3, 64) };
-    plan.node_options.extend(["--ack", "memory+disk", "--replicas", "0"].map(str::to_owned));
-    let mut cluster = Cluster::planned(plan).await;
+    let mut cluster = Cluster::planned(on_disk(&DISK_ALONE)).await;
     let names: Vec<String> = (0..120).map(|i| format!("kept-{i}")).collect();
     for name in &names {
         put(cluster.front(), name, name).await.unwrap();
@@ -126,20 +153,57 @@ async fn a_node_without_copies_elsewhere_brings_its_sessions_back() {
     assert!(0 < n_missing, "n2 had sessions");
     cluster.start_again("n2");
     cluster.settled(3).await;
+    is_there(&cluster, &names).await;
+}
+
+/// Of two histories of a session the newer value stays, and counters have what both added. One that
+/// is only on the node's disk comes back, whatever was deleted of it elsewhere: who began empty knows
+/// nothing of it.
+#[tokio::test]
+async fn what_was_written_while_a_node_without_copies_was_away_meets_what_it_has() {
+    let mut cluster = Cluster::planned(on_disk(&DISK_ALONE)).await;
+    let names: Vec<String> = (0..120).map(|i| format!("met-{i}")).collect();
     for name in &names {
-        eventually("the session", PATIENCE, || async {
-            let found = value(cluster.front(), name).await?;
-            if found == *name { Ok(()) } else { Err(format!("{name}: {found}")) }
+        put(cluster.front(), name, name).await.unwrap();
+        client::count(cluster.front(), name).await.unwrap();
+    }
+    signal(cluster.node("n2").proc.pid(), "KILL");
+    cluster.node("n2").proc.ended(PATIENCE).await;
+    cluster.settled(2).await;
+    let mut missing = Vec::new();
+    for name in &names {
+        if value(cluster.front(), name).await.is_err() {
+            missing.push(name.clone());
+        }
+    }
+    assert!(6 < missing.len(), "n2 had sessions");
+    let (written, deleted) = missing.split_at(missing.len() / 2);
+    for name in written {
+        put(cluster.front(), name, "new").await.unwrap();
+        assert_eq!(client::count(cluster.front(), name).await.unwrap().counter(), Ok(1));
+    }
+    for name in deleted {
+        let path = format!("/sessions/{name}");
+        put(cluster.front(), name, "new").await.unwrap();
+        client::once(cluster.front(), Method::DELETE, &path).await.unwrap().success().unwrap();
+    }
+    cluster.start_again("n2");
+    cluster.settled(3).await;
+    is_there(&cluster, deleted).await;
+    for name in written {
+        let path = format!("/sessions/{name}/counters/visits");
+        eventually("both histories", PATIENCE, || async {
+            let found = client::get(cluster.front(), &path).await?.success()?.counter()?;
+            if found == 2 { Ok(()) } else { Err(format!("{name}: {found}")) }
         })
         .await;
+        assert_eq!(value(cluster.front(), name).await.as_deref(), Ok("new"), "{name}");
     }
 }
 
 #[tokio::test]
 async fn what_was_deleted_while_a_node_was_away_stays_deleted() {
-    let mut plan = Plan { disks: true, ..Plan::of(3, 64) };
-    plan.node_options.extend(["--ack", "replica+disk"].map(str::to_owned));
-    let mut cluster = Cluster::planned(plan).await;
+    let mut cluster = Cluster::planned(on_disk(&COPIED)).await;
     let names: Vec<String> = (0..60).map(|i| format!("gone-{i}")).collect();
     for name in &names {
         put(cluster.front(), name, name).await.unwrap();
@@ -160,11 +224,8 @@ async fn what_was_deleted_while_a_node_was_away_stays_deleted() {
 }
 
 /// The last one has everything: those that start with it wait for it, and begin nothing empty.
-#[tokio::test]
-async fn a_cluster_that_was_stopped_node_by_node_starts_with_its_sessions() {
-    let mut plan = Plan { disks: true, ..Plan::of(3, 64) };
-    plan.node_options.extend(["--ack", "replica+disk"].map(str::to_owned));
-    let mut cluster = Cluster::planned(plan).await;
+async fn are_stopped_node_by_node(options: &[&str]) {
+    let mut cluster = Cluster::planned(on_disk(options)).await;
     let names: Vec<String> = (0..60).map(|i| format!("stopped-{i}")).collect();
     for name in &names {
         put(cluster.front(), name, name).await.unwrap();
@@ -178,14 +239,18 @@ async fn a_cluster_that_was_stopped_node_by_node_starts_with_its_sessions() {
     for name in nodes {
         cluster.start_again(name);
     }
-    for name in &names {
-        eventually("the session", PATIENCE, || async {
-            let found = value(cluster.front(), name).await?;
-            if found == *name { Ok(()) } else { Err(format!("{name}: {found}")) }
-        })
-        .await;
-    }
+    is_there(&cluster, &names).await;
     cluster.settled(3).await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_was_stopped_node_by_node_starts_with_its_sessions() {
+    are_stopped_node_by_node(&COPIED).await;
+}
+
+#[tokio::test]
+async fn a_cluster_without_copies_that_was_stopped_node_by_node_starts_with_its_sessions() {
+    are_stopped_node_by_node(&DISK_ALONE).await;
 }
 
 /// A node alone that keeps its sessions in `data`.
@@ -314,9 +379,7 @@ async fn damaged_shards_of_a_node_alone_are_refused_and_named() {
 
 #[tokio::test]
 async fn damaged_shards_are_taken_from_another_node() {
-    let mut plan = Plan { disks: true, ..Plan::of(3, 64) };
-    plan.node_options.extend(["--ack", "replica+disk"].map(str::to_owned));
-    let mut cluster = Cluster::planned(plan).await;
+    let mut cluster = Cluster::planned(on_disk(&COPIED)).await;
     let names: Vec<String> = (0..60).map(|i| format!("s{i}")).collect();
     for name in &names {
         put(cluster.front(), name, &format!("value-of-{name}.")).await.unwrap();

@@ -31,6 +31,7 @@ mod moves;
 mod netns;
 mod partition;
 mod pins;
+mod promises;
 mod refusals;
 mod tally;
 mod trial;

@@ -110,14 +110,6 @@ impl Trial {
         Self::load(Size::asked_for(), Cluster::planned(plan).await).await
     }
 
-    /// `n` nodes that keep their sessions on disk and answer as `ack` says.
-    pub(crate) async fn start_with_disks(n: usize, ack: &str) -> Self {
-        let size = Size::asked_for();
-        let mut plan = Plan { disks: true, ..Plan::of(n, size.shards) };
-        plan.node_options.extend(["--ack", ack].map(str::to_owned));
-        Self::load(size, Cluster::planned(plan).await).await
-    }
-
     /// `n` nodes with so much state that moves last.
     pub(crate) async fn start_heavy(n: usize) -> Self {
         Self::planned_heavy(Plan::of(n, Size::asked_for().shards)).await
