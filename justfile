@@ -33,6 +33,11 @@ bench:
 proxy *ARGS:
     benches/proxy/run {{ARGS}}
 
+# A counter in a session beside one in Redis: CPU per request, everything on one core. Debian: wrk,
+# nginx-light, redis-server.
+redis *ARGS:
+    benches/redis/run {{ARGS}}
+
 # Live moves under a judge, at the size and with the bounds they are measured by. SCENARIO: join,
 # drain, restart, target, source_paused, source_frozen, cut (root, benches/setup) or all; none runs
 # every one.
@@ -52,6 +57,11 @@ copy *ARGS:
 # back: [DIR [WRITERS [SECONDS [ROUNDS [SESSIONS]]]]].
 disk *ARGS:
     cargo run --release --example disk_writers -- {{ARGS}}
+
+# How long a node takes that starts with a million sessions on disk.
+restart *ARGS:
+    cargo build --release --bin stead
+    benches/restart.py {{ARGS}}
 
 # How long sessions pause when their shard moves under load, and what a move costs in memory.
 pause *ARGS:
