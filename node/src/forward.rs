@@ -307,7 +307,7 @@ impl Handle {
         let (body, lender) = upload.lend();
         let request = Request::from_parts(errand.head(), body);
         let meta = errand.meta.clone();
-        let serving = self.inner.host.serve(meta, request);
+        let serving = std::pin::pin!(self.inner.host.serve(meta, request));
         match in_turn(&mut errand.turn, serving).await {
             Ok((meta, response)) => Outcome::Answer(meta, response),
             Err(refusal) => {

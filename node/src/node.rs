@@ -234,7 +234,8 @@ impl Hooks for NodeHooks {
         let Some(server) = self.server.get().cloned() else { return };
         match stream.kind() {
             ConnectionKind::Main => {
-                tokio::spawn(server.answer(stream));
+                // In a box, because a task moves what it runs a few times.
+                tokio::spawn(Box::pin(server.answer(stream)));
             }
             ConnectionKind::Bulk => self.receive(server.host, stream),
         }

@@ -4,7 +4,7 @@
 //! at the same time. It waits then, with those that this node took in itself, in one queue (R9).
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -84,23 +84,23 @@ impl Server {
         }
         if meta.upgrade {
             drop(turn);
-            self.answer_upgrade(meta, parts, recv, send).await;
+            Box::pin(self.answer_upgrade(meta, parts, recv, send)).await;
             return;
         }
         let shard = meta.shard;
         let served = if fin {
             let request = Request::from_parts(parts, Body::empty());
-            let serving = self.host.serve_in(here, meta, request, || ());
+            let mut serving = pin!(self.host.serve_in(here, meta, request, || ()));
             // A client that goes away before its turn takes the request out of the queue.
             tokio::select! {
                 biased;
-                served = in_turn(&mut turn, serving) => served,
+                served = in_turn(&mut turn, serving.as_mut()) => served,
                 _ = send.cancelled() => return,
             }
         } else {
             let body = LinkBody::new(recv, announced(&parts.headers));
             let request = Request::from_parts(parts, Body::new(body));
-            let serving = self.host.serve_in(here, meta, request, || send.accepted());
+            let serving = pin!(self.host.serve_in(here, meta, request, || send.accepted()));
             in_turn(&mut turn, serving).await
         };
         match served {
@@ -243,9 +243,8 @@ async fn respond(
 /// keeps the turn, for coming back.
 pub(crate) async fn in_turn<T>(
     turn: &mut Option<Turn>,
-    serving: impl Future<Output = Result<T, Refusal>>,
+    mut serving: Pin<&mut impl Future<Output = Result<T, Refusal>>>,
 ) -> Result<T, Refusal> {
-    let mut serving = pin!(serving);
     if turn.is_none() {
         return serving.await;
     }

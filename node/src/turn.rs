@@ -100,13 +100,16 @@ pub(crate) async fn say_goodbye<S: Service>(service: &S, session: &Session, why:
 async fn answer<S: Service>(service: &S, begun: &mut Begun, request: Request<Body>) -> Outcome {
     let session = begun.session.clone();
     let activate = begun.activate;
-    let called = async {
+    // Not named: what is named and moved is kept twice.
+    let Ok(response) = AssertUnwindSafe(async {
         if activate {
             service.activated(&session).await;
         }
         service.call(session.clone(), request).await
-    };
-    let Ok(response) = AssertUnwindSafe(called).catch_unwind().await else {
+    })
+    .catch_unwind()
+    .await
+    else {
         begun.core().metrics.turn_panics.increment(1);
         begun.session.end();
         tracing::error!(session = ?begun.session, "the service panicked, its turn is discarded");
@@ -134,15 +137,17 @@ async fn fire_timers<S: Service>(service: &S, begun: &mut Begun) {
     }
     begun.core().metrics.timers_fired.increment(events.len() as u64);
     let (session, activate) = (begun.session.clone(), begun.activate);
-    let called = async {
+    let is_whole = AssertUnwindSafe(async {
         if activate {
             service.activated(&session).await;
         }
         for event in events {
             service.timer(session.clone(), Bytes::from_owner(event)).await;
         }
-    };
-    let is_whole = AssertUnwindSafe(called).catch_unwind().await.is_ok();
+    })
+    .catch_unwind()
+    .await
+    .is_ok();
     begun.activate = false;
     if is_whole && begun.commit().is_ok() {
         return;
