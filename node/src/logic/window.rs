@@ -46,6 +46,9 @@ pub const KEYED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// Most bytes of an idempotency key.
 pub const KEY_BYTES_MAX: usize = 255;
 
+/// From how many entries on a window has the marks of their ids.
+const MARKED_MIN: usize = 16;
+
 /// What an entry costs beside its texts.
 const ENTRY_OVERHEAD: usize = 128;
 /// What it costs that an entry added to counters, beside the counters.
@@ -209,8 +212,29 @@ impl Trim {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Window {
     recent: List,
+    /// Of `recent`, while that is long.
+    marks: Option<Box<Marks>>,
     keyed: List,
     floor_ms: u64,
+}
+
+/// A part of each id, in order. Those of a whole window are in a few cache lines, its entries in a
+/// hundred, and every request is looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Marks(VecDeque<u32>);
+
+impl Marks {
+    fn of<'a>(entries: impl Iterator<Item = &'a Entry>) -> Box<Self> {
+        Box::new(Self(entries.map(|entry| Self::mark(entry.id)).collect()))
+    }
+
+    fn mark(id: Option<RequestId>) -> u32 {
+        id.map_or(0, |id| id.counter as u32)
+    }
+
+    fn may_have(&self, id: RequestId) -> bool {
+        self.0.contains(&Self::mark(Some(id)))
+    }
 }
 
 /// In the order in which the requests were applied, which is also that in which they expire.
@@ -276,7 +300,7 @@ impl Window {
         keyed: impl IntoIterator<Item = Entry>,
     ) -> Self {
         let mut window = Self { floor_ms, ..Self::default() };
-        recent.into_iter().for_each(|entry| window.recent.push(entry));
+        recent.into_iter().for_each(|entry| window.push_recent(entry));
         keyed.into_iter().for_each(|entry| window.keyed.push(entry));
         window
     }
@@ -368,9 +392,37 @@ impl Window {
             return Some(if is_same { Met::Replay(&entry.answer) } else { Met::OtherRequest });
         }
         let id = asked.id?;
+        Some(Met::Replay(&self.find_recent(id)?.answer))
+    }
+
+    fn find_recent(&self, id: RequestId) -> Option<&Entry> {
+        if self.marks.as_ref().is_some_and(|marks| !marks.may_have(id)) {
+            return None;
+        }
         // Those that come again were here a moment ago.
-        let entry = self.recent.entries.iter().rev().find(|entry| entry.id == Some(id))?;
-        Some(Met::Replay(&entry.answer))
+        self.recent.entries.iter().rev().find(|entry| entry.id == Some(id))
+    }
+
+    fn push_recent(&mut self, entry: Entry) {
+        if let Some(marks) = &mut self.marks {
+            marks.0.push_back(Marks::mark(entry.id));
+        }
+        self.recent.push(entry);
+        if self.marks.is_none() && MARKED_MIN <= self.recent.entries.len() {
+            self.marks = Some(Marks::of(self.recent()));
+        }
+    }
+
+    fn pop_recent(&mut self, n: u32) -> u64 {
+        let floor_ms = self.recent.pop(n);
+        let n_left = self.recent.entries.len();
+        if n_left < MARKED_MIN {
+            self.marks = None;
+        }
+        if let Some(marks) = &mut self.marks {
+            marks.0.drain(..marks.0.len() - n_left);
+        }
+        floor_ms
     }
 
     /// Puts an entry in at `now`. Gives how many others left before it came.
@@ -419,11 +471,11 @@ impl Window {
 
     /// Does what the owner of the session did: `trim` leave, then `entry` comes.
     pub fn follow(&mut self, trim: Trim, entry: Option<Entry>) {
-        let floor_ms = self.recent.pop(trim.recent).max(self.keyed.pop(trim.keyed));
+        let floor_ms = self.pop_recent(trim.recent).max(self.keyed.pop(trim.keyed));
         self.floor_ms = self.floor_ms.max(floor_ms);
         match entry {
             Some(entry) if entry.key.is_some() => self.keyed.push(entry),
-            Some(entry) => self.recent.push(entry),
+            Some(entry) => self.push_recent(entry),
             None => {}
         }
     }

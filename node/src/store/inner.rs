@@ -317,8 +317,6 @@ impl Inner {
         let old = here.map_or(Footprint::NONE, Stored::footprint);
         let known = window(here);
         let answers_max = Window::bound(known, entry.as_ref());
-        let newest_ms =
-            known.map_or(0, Window::newest_ms).max(entry.as_ref().map_or(0, |it| it.first_sent_ms));
         let mut bound = Bound::new(key, size, answers_max);
         let mut is_forgetful = false;
         if core.resize(old, bound.footprint).is_err() {
@@ -329,8 +327,10 @@ impl Inner {
                 core.metrics.memory_full.increment(1);
                 return Err(StateError::MemoryFull);
             }
-            entry = None;
-            self.forget_answers(core, newest_ms);
+            let known = window(self.sessions.at_rest(key.as_bytes()));
+            let newest_ms = known.map_or(0, Window::newest_ms);
+            let sent_ms = entry.take().map_or(0, |entry| entry.first_sent_ms);
+            self.forget_answers(core, newest_ms.max(sent_ms));
         }
         let rest = bound.rest;
         let prev = self.next_seq(0);

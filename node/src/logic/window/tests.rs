@@ -55,6 +55,24 @@ fn what_was_applied_is_answered_again_whatever_its_attempt() {
     assert_eq!(Window::meet(Some(&window), 9, &asked(1, 2, 5), &off), Met::Run);
 }
 
+/// Two routers count alike.
+#[test]
+fn ids_with_the_same_mark_are_told_apart() {
+    let of_boot = |boot, counter| {
+        let id = Some(RequestId { boot: BootId(boot), counter });
+        Asked { id, ..asked(counter, 1, 5) }
+    };
+    let mut window = Window::default();
+    for counter in 0..RECENT_MAX as u64 + 9 {
+        let _ = add(&mut window, of_boot(1, counter), counter, NOW);
+        assert_eq!(answer(&window, &of_boot(1, counter)), Some(counter));
+        assert_eq!(meet(&window, &of_boot(2, counter)), Met::Run);
+        assert_eq!(meet(&window, &of_boot(1, counter + (1 << 32))), Met::Run);
+    }
+    assert_eq!(meet(&window, &of_boot(1, 8)), Met::Run, "it was pushed out");
+    assert_eq!(answer(&window, &of_boot(1, 9)), Some(9));
+}
+
 #[test]
 fn what_may_have_been_here_is_not_run_again() {
     let mut window = Window::default();
@@ -187,6 +205,8 @@ proptest! {
             prop_assert_eq!(&window, &copy);
             prop_assert!(window.recent.entries.len() <= RECENT_MAX);
             prop_assert!(window.keyed.entries.len() <= KEYED_MAX);
+            let is_long = MARKED_MIN <= window.recent().len();
+            prop_assert_eq!(&window.marks, &is_long.then(|| Marks::of(window.recent())));
             for list in [&window.recent, &window.keyed] {
                 let bytes: usize = list.entries.iter().map(Entry::size).sum();
                 prop_assert_eq!(list.bytes, bytes);
