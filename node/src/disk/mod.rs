@@ -19,6 +19,7 @@
 
 mod batch;
 mod committer;
+mod herald;
 mod identity;
 mod inspect;
 mod metrics;
@@ -42,6 +43,7 @@ use stead_shared::net::disk::unix_micros;
 use stead_shared::net::watch;
 use tokio::time::Instant;
 
+use self::herald::Herald;
 use self::queue::{Op, Shared};
 pub use crate::logic::durable::{Damage, Role, ShardMeta};
 use crate::logic::durable::{decode_session, split_key};
@@ -198,6 +200,7 @@ pub struct Disk {
 
 struct Handle {
     shared: Arc<Shared>,
+    herald: Option<Herald>,
 }
 
 impl Drop for Handle {
@@ -267,7 +270,8 @@ impl Disk {
     /// [`DiskError`] when the directory is not this node's, or cannot be used.
     pub fn open(config: DiskConfig) -> Result<(Self, Recovered), DiskError> {
         let (shared, recovered) = open::open(config)?;
-        Ok((Self { handle: Arc::new(Handle { shared }) }, recovered))
+        let herald = Herald::start(shared.progress.subscribe());
+        Ok((Self { handle: Arc::new(Handle { shared, herald }) }, recovered))
     }
 
     /// Keeps `record` as the session's newest. Gives the change's position.
@@ -310,11 +314,12 @@ impl Disk {
     /// # Errors
     /// [`DiskFailed`], at once, while the disk fails.
     pub async fn wait(&self, position: u64) -> Result<(), DiskFailed> {
-        let shared = &self.handle.shared;
-        let mut progress = shared.progress.subscribe();
-        if !shared.sync && progress.borrow().synced < position {
+        let Handle { shared, herald } = &*self.handle;
+        if !shared.sync && shared.progress.borrow().synced < position {
             shared.want(position);
         }
+        let mut heard = herald.as_ref().map(Herald::listen);
+        let mut progress = shared.progress.subscribe();
         loop {
             let now = *progress.borrow_and_update();
             if now.synced >= position {
@@ -323,7 +328,11 @@ impl Disk {
             if let Some(failed) = now.failed {
                 return Err(failed);
             }
-            if progress.changed().await.is_err() {
+            if let Some(told) = &mut heard {
+                if told.changed().await.is_err() {
+                    heard = None;
+                }
+            } else if progress.changed().await.is_err() {
                 return Err(DiskFailed::Closed { complete: false });
             }
         }

@@ -147,7 +147,12 @@ fn as_bytes_if_any<S: Serializer>(bytes: &Option<&[u8]>, to: S) -> Result<S::Ok,
 
 impl<'a> Record<'a> {
     pub(crate) fn encode(&self) -> Bytes {
-        let mut bytes = Vec::new();
+        self.encode_about(0)
+    }
+
+    /// The same of a record that is about so long.
+    pub(crate) fn encode_about(&self, length: u64) -> Bytes {
+        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
         self.encode_to(&mut bytes);
         bytes.into()
     }

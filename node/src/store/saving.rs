@@ -197,7 +197,7 @@ impl Pen {
     fn put_here(&mut self, core: &Core, at: Version, key: &[u8], sessions: &Sessions) {
         let Some(stored) = sessions.at_rest(key) else { return self.remove(at, key) };
         let record = Record::of(&stored.key, &stored.data, stored.expires, core.now());
-        self.put(at, key, record.encode());
+        self.put(at, key, record.encode_about(stored.record_bytes()));
     }
 
     /// Writes all sessions. What was there before is to have been forgotten.
@@ -205,7 +205,7 @@ impl Pen {
         let now = core.now();
         for stored in sessions.iter() {
             let record = Record::of(&stored.key, &stored.data, stored.expires, now);
-            self.put(at, &stored.key, record.encode());
+            self.put(at, &stored.key, record.encode_about(stored.record_bytes()));
         }
     }
 
@@ -258,7 +258,9 @@ impl Inner {
         let (Some(pen), Some(epoch)) = (&mut self.pen, self.gate.epoch()) else { return };
         let (at, key) = (Version { epoch, seq: self.seq }, key.as_bytes());
         match self.sessions.at_rest(key) {
-            Some(stored) => pen.put(at, key, record(core, stored).encode()),
+            Some(stored) => {
+                pen.put(at, key, record(core, stored).encode_about(stored.record_bytes()));
+            }
             None => pen.remove(at, key),
         }
     }
