@@ -47,6 +47,10 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: u64 = 8 << 20;
 
+/// What is not longer goes out in one piece: putting it together is cheaper than having the system
+/// do so.
+const FLAT_BYTES_MAX: usize = 1024;
+
 /// No limit.
 const NEVER: u64 = u64::MAX;
 
@@ -473,7 +477,16 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.stream().poll_write_vectored(cx, slices)
+        let mut flat = [0; FLAT_BYTES_MAX];
+        let mut length = 0;
+        for slice in slices {
+            let Some(room) = flat.get_mut(length..length + slice.len()) else {
+                return self.stream().poll_write_vectored(cx, slices);
+            };
+            room.copy_from_slice(slice);
+            length += slice.len();
+        }
+        self.stream().poll_write(cx, &flat[..length])
     }
 
     fn is_write_vectored(&self) -> bool {
