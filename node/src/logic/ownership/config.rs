@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// The share of each shard in the pause between two looks at all of them.
+const LOOK_PER_SHARD: Duration = Duration::from_micros(2);
+
 /// Settings of the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct OwnershipConfig {
@@ -17,7 +20,8 @@ pub struct OwnershipConfig {
     pub balance_quiet: Duration,
     /// How long a shard that moved for balance stays where it is (R10).
     pub balance_stay: Duration,
-    /// The shortest time between two looks at all shards. Each takes a moment where there are many.
+    /// The shortest time between two looks at all shards: 10 ms, and longer where there are many, for
+    /// they take most of a core otherwise while copies are filled and each claim is a reason to look.
     pub recheck_every: Duration,
     /// How long a silent owner's shards wait before they are claimed empty.
     pub orphan_grace: Duration,
@@ -52,7 +56,7 @@ impl OwnershipConfig {
             join_max: Duration::from_secs(30),
             balance_quiet: Duration::from_secs(1),
             balance_stay: Duration::from_secs(10),
-            recheck_every: Duration::from_millis(10),
+            recheck_every: Duration::from_millis(10).max(LOOK_PER_SHARD * n_shards),
             orphan_grace: Duration::from_secs(10),
             batch_shards_max: 256,
             batch_bytes_max: 4 << 20,

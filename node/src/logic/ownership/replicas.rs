@@ -14,9 +14,9 @@ use stead_shared::claims::{CLAIM_REPLICAS_MAX, Replicas};
 
 use super::*;
 
-/// Shards that are filled at one replica at a time: enough to keep its stream busy where they are
-/// small.
-const FILLS_MAX: usize = 512;
+/// Shards that are filled at one replica at a time: enough to keep its stream busy from one look at
+/// all shards to the next where they are small.
+const FILLS_MAX: usize = 2048;
 /// How often members are asked whether they know of a replica that has left a claim.
 const SEE_EVERY: Duration = Duration::from_millis(100);
 /// How long a replica that did not acknowledge is left alone.
