@@ -7,7 +7,8 @@
 1. One node without a router. Its resident memory is read, then `--sessions` sessions are created
    by `PUT /sessions/{id}` with `--value-bytes` bytes each, then it is read again. The difference,
    divided by their number, is what an idle session costs with everything: value, key, index,
-   timers, the allocator's own.
+   timers, the allocator's own, and the window with the answer to its request. That is over after a
+   minute: it is read once more then. The same with a fiftieth of the sessions and full windows.
 2. An empty cluster of `--shards` shards: the resident memory of one node alone, and of each of
    three nodes once they share the shards.
 
@@ -16,17 +17,22 @@ are pages of its binary.
 """
 
 import argparse
+import concurrent.futures
 import json
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
 
 DEADLINE = 120
+# Answers that a session keeps, and how long: a few seconds more, for whoever looks for them.
+WINDOW_MAX = 128
+# A session was created, or changed.
+PUT = (b"HTTP/1.1 201", b"HTTP/1.1 204")
+WINDOWS_FOR = 75
 
 
 def free_port():
@@ -37,12 +43,12 @@ def free_port():
 
 
 class Node:
-    def __init__(self, stead, folder, name, shards, join=None):
+    def __init__(self, stead, folder, name, shards, join=None, flags=()):
         self.name = name
         self.gossip, self.http, self.admin = (f"127.0.0.1:{free_port()}" for _ in range(3))
         command = [stead, "node", "--name", name, "--shards", str(shards), "--exit-with-parent"]
         command += ["--gossip", self.gossip, "--http", self.http, "--admin", self.admin]
-        command += ["--join", join] if join else []
+        command += [*(["--join", join] if join else []), *flags]
         log = open(f"{folder}/{name}.log", "w")
         # Its standard input is a pipe of ours: it ends with us.
         self.process = subprocess.Popen(
@@ -52,6 +58,11 @@ class Node:
     def ask(self, path):
         with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=5) as answer:
             return answer.read()
+
+    def metrics(self, prefix):
+        lines = self.ask("/metrics").decode().splitlines()
+        named = (line.split() for line in lines if line.startswith(prefix))
+        return {name: float(value) for name, value in named}
 
     def is_settled(self, n_nodes):
         try:
@@ -93,16 +104,32 @@ def settle(nodes):
         time.sleep(0.1)
 
 
+def put_all(node, sessions, key_bytes, value, n_threads=4):
+    """Creates sessions over a few connections, one of each at a time; gives their number."""
+    share = sessions // n_threads
+    with concurrent.futures.ThreadPoolExecutor(n_threads) as pool:
+        writers = [
+            pool.submit(put, node, i * share, share, key_bytes, value) for i in range(n_threads)
+        ]
+        for writer in writers:
+            writer.result()
+    return share * n_threads
+
+
 def put(node, first, count, key_bytes, value):
-    """Creates sessions over one connection, a hundred requests at a time."""
+    """Creates sessions over one connection, a hundred requests at a time; `value` of each number."""
     host, port = node.http.split(":")
     with socket.create_connection((host, int(port))) as connection:
         rest = b""
         for start in range(first, first + count, 100):
             numbers = range(start, min(start + 100, first + count))
             head = "PUT /sessions/{} HTTP/1.1\r\nhost: s\r\ncontent-length: {}\r\n\r\n"
-            heads = (head.format(str(n).zfill(key_bytes), len(value)).encode() for n in numbers)
-            connection.sendall(b"".join(head + value for head in heads))
+            values = [value(n) for n in numbers]
+            heads = (
+                head.format(str(n).zfill(key_bytes), len(its)).encode()
+                for n, its in zip(numbers, values)
+            )
+            connection.sendall(b"".join(head + its for head, its in zip(heads, values)))
             answered = 0
             while answered < len(numbers):
                 data = connection.recv(65536)
@@ -111,42 +138,36 @@ def put(node, first, count, key_bytes, value):
                 rest += data
                 answers = rest.split(b"\r\n\r\n")
                 rest = answers.pop()
-                bad = [answer for answer in answers if not answer.startswith(b"HTTP/1.1 201")]
+                bad = [answer for answer in answers if answer[:12] not in PUT]
                 if bad:
                     sys.exit(f"not created: {bad[0]}")
                 answered += len(answers)
 
 
-def per_session(options, folder):
-    node = Node(options.stead, folder, "alone", options.shards)
+def per_session(options, folder, sessions, requests):
+    node = Node(options.stead, folder, "alone", options.shards, flags=["--memory-max", "8GiB"])
     settle([node])
     before = node.memory()
-    n_threads = 4
-    share = options.sessions // n_threads
     value = b"v" * options.value_bytes
-    writers = [
-        threading.Thread(target=put, args=(node, i * share, share, options.key_bytes, value))
-        for i in range(n_threads)
-    ]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    metrics = node.ask("/metrics").decode()
-    counted = {
-        line.split()[0]: float(line.split()[1])
-        for line in metrics.splitlines()
-        if line.startswith("stead_session")
-    }
-    n = share * n_threads
+    print(f"one node, {options.shards} shards, empty: {mib(before)}")
+    for _ in range(requests):
+        n = put_all(node, sessions, options.key_bytes, lambda _: value)
+    size = f"keys of {options.key_bytes} and values of {len(value)} bytes"
+    print(f"with {n} sessions, {size}, {requests} requests each: {mib(node.memory())}")
+    tell(node, before, n, "with their windows of answers")
+    # Nobody can ask for them any more, and the memory is looked at when it stands still.
+    time.sleep(WINDOWS_FOR)
+    tell(node, before, n, "when these are over")
+    node.stop()
+
+
+def tell(node, before, n, when):
+    counted = node.metrics("stead_session")
     if counted["stead_sessions"] != n:
         sys.exit(f"{n} sessions were created and {counted['stead_sessions']} are there")
-    after = node.memory()
-    print(f"one node, {options.shards} shards, empty: {mib(before)}")
-    print(f"with {n} sessions, keys of {options.key_bytes} and values of {len(value)} bytes: {mib(after)}")
-    print(f"  per session: {(after[0] - before[0]) / n:.0f} bytes"
-          f" (counted by the node: {counted['stead_session_bytes'] / n:.0f})")
-    node.stop()
+    now = node.memory()
+    print(f"  per session, {when}: {(now[0] - before[0]) / n:.0f} bytes"
+          f" (counted by the node: {counted['stead_session_bytes'] / n:.0f})", flush=True)
 
 
 def empty(options, folder):
@@ -179,7 +200,8 @@ def main():
     options = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.only != "empty":
-            per_session(options, folder)
+            per_session(options, folder, options.sessions, 1)
+            per_session(options, folder, options.sessions // 50, WINDOW_MAX)
         if options.only != "sessions":
             empty(options, folder)
 
