@@ -274,6 +274,13 @@ async fn who_is_sent_here_before_the_grant_waits_for_it_as_for_news() {
     handle.inner.host.drop_shard(shard);
     let to_come = epoch.next(epoch.node);
     let place = |hint| handle.place(&handle.view(), shard, hint);
+    // A node is ready a moment before its first claims are published.
+    let waits = async {
+        while handle.view().live_claim(shard).is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(waits).await;
     assert_eq!(place(None), Place::Here(epoch));
     assert_eq!(place(Some(epoch)), Place::Here(epoch));
     assert_eq!(place(Some(to_come)), Place::Nowhere);
