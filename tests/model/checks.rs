@@ -6,8 +6,9 @@ use stateright::Property;
 
 use super::cluster::Exploration;
 use super::members::NODES;
-use super::node::Entry;
+use super::node::{Entry, Node, SHARD};
 use super::recovery::heals;
+use super::scenario::{Budget, Scenario};
 use super::state::{Flaw, Letter, State};
 
 /// I1, as long as whoever is taken for dead is dead.
@@ -22,6 +23,14 @@ pub(crate) const PROMISES: &str = "no gate opens in an epoch that was sealed or 
 pub(crate) const NOTHING_LOST: &str = "an open gate has every acknowledged change";
 /// I4, whatever is believed.
 pub(crate) const NOTHING_GONE: &str = "every acknowledged change is somewhere";
+/// R6 and R12.
+pub(crate) const COPIED_FIRST: &str = "a change is acknowledged when every copy has it";
+/// R5 and R13, as long as whoever is taken for dead is dead.
+pub(crate) const NO_STALE_COPY: &str = "no copy is served that its owner did not count on";
+/// Where there are copies, and none is let go because it is silent: whatever is believed.
+pub(crate) const NEWEST_HAS_ALL: &str = "the newest open gate has every acknowledged change";
+/// R13.
+pub(crate) const KEEPS_A_COPY: &str = "a claim with a copy has one while nobody dies or is silent";
 /// I5.
 pub(crate) const HEALS: &str = "one node serves soon after the last fault";
 
@@ -29,13 +38,25 @@ pub(crate) const HANDED_OFF: &str = "a handoff completes";
 pub(crate) const ABORTED: &str = "a sealed shard is taken back";
 pub(crate) const TAKEN_OVER: &str = "a dead owner's shard is claimed";
 pub(crate) const TWO_GATES: &str = "two gates are open after a false death";
+pub(crate) const PROMOTED: &str = "a dead owner's shard is served from a copy";
 
 /// Not a property of the cluster: enough states have been seen.
 pub(crate) const ENOUGH: &str = "enough states";
 
 /// All that must never fail.
-pub(crate) const ALWAYS: [&str; 7] =
-    [ONE_GATE, NO_LATE_ANSWER, ONE_ENTRY, PROMISES, NOTHING_LOST, NOTHING_GONE, HEALS];
+pub(crate) const ALWAYS: [&str; 11] = [
+    ONE_GATE,
+    NO_LATE_ANSWER,
+    ONE_ENTRY,
+    PROMISES,
+    NOTHING_LOST,
+    NOTHING_GONE,
+    COPIED_FIRST,
+    NO_STALE_COPY,
+    NEWEST_HAS_ALL,
+    KEEPS_A_COPY,
+    HEALS,
+];
 
 pub(crate) fn properties() -> Vec<Property<Exploration>> {
     vec![
@@ -47,11 +68,23 @@ pub(crate) fn properties() -> Vec<Property<Exploration>> {
             state.history.slandered || nothing_lost(state)
         }),
         Property::always(NOTHING_GONE, |_, state| owed(state).all(|entry| is_kept(state, entry))),
+        Property::always(COPIED_FIRST, |_, state| !has(state, Flaw::UncopiedAcknowledgement)),
+        Property::always(NO_STALE_COPY, |_, state| {
+            !has(state, Flaw::StaleCopy) && !has(state, Flaw::NothingToOpen)
+        }),
+        Property::always(NEWEST_HAS_ALL, |model: &Exploration, state| {
+            let Budget { silences, .. } = model.scenario.budget;
+            model.scenario.replicas == 0 || silences > 0 || newest_has_all(state)
+        }),
+        Property::always(KEEPS_A_COPY, |model: &Exploration, state| {
+            keeps_a_copy(&model.scenario, state)
+        }),
         Property::always(HEALS, |model, state| heals(&model.scenario, state, &model.well)),
         Property::sometimes(HANDED_OFF, |_, state| handed_off(state)),
         Property::sometimes(ABORTED, |_, state| opened_at(state, 0).is_some_and(|c| c > 1)),
         Property::sometimes(TAKEN_OVER, |_, state| taken_over(state)),
         Property::sometimes(TWO_GATES, |_, state| open(state) > 1),
+        Property::sometimes(PROMOTED, |_, state: &State| state.history.promoted),
         Property::sometimes(ENOUGH, |model: &Exploration, _| {
             model.states_max <= 1 + model.n_checked.fetch_add(1, Ordering::Relaxed)
         }),
@@ -79,10 +112,26 @@ pub(crate) fn nothing_lost(state: &State) -> bool {
         .all(|(_, node)| owed(state).all(|entry| node.entries().contains(entry)))
 }
 
+/// By the word of whoever serves.
+fn keeps_a_copy(scenario: &Scenario, state: &State) -> bool {
+    let history = &state.history;
+    let is_calm = !history.killed && !history.slandered;
+    let is_silent = state.left.silences < scenario.budget.silences;
+    let is_named = |node: &Node| !node.machine.replicas(SHARD).is_empty();
+    let applies = state.first_named.is_some() && is_calm && !is_silent;
+    !applies || state.running().filter(|(_, node)| node.is_open()).all(|(_, node)| is_named(node))
+}
+
+fn newest_has_all(state: &State) -> bool {
+    let open = state.running().filter(|(_, node)| node.is_open());
+    let newest = open.max_by_key(|(_, node)| node.gate.as_ref().map(|gate| gate.epoch));
+    newest.is_none_or(|(_, node)| owed(state).all(|entry| node.entries().contains(entry)))
+}
+
 fn is_kept(state: &State, entry: &Entry) -> bool {
     let travels = |letter: &Letter| match letter {
-        Letter::Copy { entries: Some(entries), .. } => entries.contains(entry),
-        Letter::Copy { entries: None, .. }
+        Letter::Copy { state: Some(state), .. } => state.entries.contains(entry),
+        Letter::Copy { state: None, .. }
         | Letter::Control { .. }
         | Letter::ClaimsWanted { .. }
         | Letter::Quiet { .. }

@@ -12,8 +12,9 @@ use stead_shared::id::{BootId, NodeBoot};
 use stead_shared::member::MemberState;
 
 use super::checks;
-use super::members::{NODES, id_of};
-use super::node::{LONG, SHORT, Shared};
+use super::kept::Report;
+use super::members::{NODES, id_of, index_of};
+use super::node::{LONG, Node, SHORT, Shared};
 use super::scenario::Scenario;
 use super::state::{Letter, State, pairs};
 
@@ -42,6 +43,18 @@ pub(crate) enum Step {
     TooHot { node: usize, handoff: HandoffId },
     /// The stream of a copy breaks.
     Break { node: usize, handoff: HandoffId },
+    /// A fill goes one step on.
+    Fill { from: usize, to: NodeBoot },
+    /// The next item for a copy arrives.
+    Carry { owner: NodeBoot, to: usize },
+    /// What a copy has taken in reaches its owner.
+    Acknowledge { from: usize, owner: NodeBoot },
+    /// The connection to a copy is cut, and there is another one.
+    Cut { from: usize, to: NodeBoot },
+    /// An owner waits too long for a copy.
+    Silence { node: usize, to: NodeBoot },
+    /// A node's machine learns what has become of copies.
+    Report(usize),
     /// Placement changes its mind.
     Move,
     /// A node is told to leave.
@@ -82,6 +95,33 @@ impl Scenario {
             if node.drained {
                 steps.push(Step::Leave(i));
             }
+            self.copy_steps(state, (i, node), steps);
+        }
+        for &(owner, to) in state.last_words.keys() {
+            steps.push(Step::Carry { owner, to });
+        }
+    }
+
+    fn copy_steps(&self, state: &State, (i, node): (usize, &Node), steps: &mut Vec<Step>) {
+        for (&to, feed) in &node.feeds.by_node {
+            if feed.is_filling() {
+                steps.push(Step::Fill { from: i, to });
+            }
+            if !feed.flying.is_empty() {
+                steps.push(Step::Carry { owner: node.me, to: index_of(to.node) });
+            }
+            if state.left.cuts > 0 && feed.waits() {
+                steps.push(Step::Cut { from: i, to });
+            }
+            if state.left.silences > 0 && feed.waits() {
+                steps.push(Step::Silence { node: i, to });
+            }
+        }
+        for &owner in node.intake.acks.keys() {
+            steps.push(Step::Acknowledge { from: i, owner });
+        }
+        if !node.reports.is_empty() {
+            steps.push(Step::Report(i));
         }
     }
 
@@ -123,7 +163,7 @@ impl Scenario {
         state.start(self, i, me, (view, state.views.len() - 1));
         for peer in (0..NODES).map(|peer| view.who(peer)).filter(|peer| peer.node != me.node) {
             if view.is_live(peer) {
-                state.feed(self, i, Duration::ZERO, Event::Connected { peer, protocol: 2 });
+                state.feed(self, i, Duration::ZERO, self.connected(peer));
             }
         }
     }
@@ -170,6 +210,18 @@ impl Scenario {
                 state.left.breaks -= 1;
                 state.break_stream(node, handoff);
             }
+            Step::Fill { from, to } => state.edit(from, |node| node.fill_step(to)),
+            Step::Carry { owner, to } => state.carry(self, owner, to),
+            Step::Acknowledge { from, owner } => state.acknowledge(from, owner),
+            Step::Cut { from, to } => {
+                state.left.cuts -= 1;
+                state.cut(self, from, to);
+            }
+            Step::Silence { node, to } => {
+                state.left.silences -= 1;
+                state.edit(node, |node| node.reports.push_back(Report::Silent(to)));
+            }
+            Step::Report(i) => state.report(self, i),
             Step::Move => {
                 state.left.moves -= 1;
                 let mut view = state.view();
@@ -213,6 +265,8 @@ pub(crate) struct Exploration {
     pub(crate) scenario: Scenario,
     pub(crate) states_max: usize,
     pub(crate) n_checked: AtomicUsize,
+    /// Looks at this property alone.
+    pub(crate) only: Option<&'static str>,
     /// States from which the cluster is known to recover.
     pub(crate) well: Mutex<HashSet<u64>>,
 }
@@ -227,14 +281,7 @@ impl Model for Exploration {
 
     fn actions(&self, state: &State, steps: &mut Vec<Step>) {
         for letter in state.letters.values() {
-            let waits = match **letter {
-                Letter::Quiet { node, .. } => state.node(node).is_some_and(|node| node.has_turn()),
-                Letter::Control { .. }
-                | Letter::ClaimsWanted { .. }
-                | Letter::Copy { .. }
-                | Letter::Broken { .. } => false,
-            };
-            if !waits {
+            if state.is_due(letter) {
                 steps.push(Step::Deliver(letter.clone()));
             }
             if state.left.repeats > 0 && matches!(**letter, Letter::Control { .. }) {
@@ -262,6 +309,7 @@ impl Model for Exploration {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        checks::properties()
+        let is_asked = |name| self.only.is_none_or(|only| only == name);
+        checks::properties().into_iter().filter(|it| is_asked(it.name)).collect()
     }
 }

@@ -25,10 +25,11 @@ pub(crate) struct Explored {
 fn checker(
     scenario: Scenario,
     states_max: usize,
-    until: BTreeSet<&'static str>,
+    only: Option<&'static str>,
 ) -> CheckerBuilder<Exploration> {
     let (n_checked, well) = (AtomicUsize::new(0), Mutex::default());
-    Exploration { scenario, states_max, n_checked, well }
+    let until = only.map_or_else(|| ALWAYS.into_iter().chain([ENOUGH]).collect(), |it| [it].into());
+    Exploration { scenario, states_max, n_checked, only, well }
         .checker()
         .finish_when(HasDiscoveries::AnyOf(until))
 }
@@ -36,10 +37,9 @@ fn checker(
 /// Explores breadth first until something fails that never may, `states_max` states have been
 /// checked or none is left, and prints how far that was.
 pub(crate) fn explore(scenario: Scenario, states_max: usize) -> Explored {
-    let until = ALWAYS.into_iter().chain([ENOUGH]).collect();
     let threads = std::thread::available_parallelism().map_or(1, Into::into);
     let started = tokio::time::Instant::now();
-    let checker = checker(scenario, states_max, until).threads(threads).spawn_bfs().join();
+    let checker = checker(scenario, states_max, None).threads(threads).spawn_bfs().join();
     let found: BTreeSet<&'static str> = checker.discoveries().into_keys().collect();
     let violated: Vec<&'static str> =
         ALWAYS.into_iter().filter(|name| found.contains(name)).collect();
@@ -64,7 +64,7 @@ pub(crate) fn counterexample(scenario: Scenario, name: &'static str) -> Option<S
     let mut shortest = None;
     let mut depth_max = usize::MAX;
     loop {
-        let checker = checker(scenario, usize::MAX, BTreeSet::from([name]))
+        let checker = checker(scenario, usize::MAX, Some(name))
             .target_max_depth(depth_max)
             .spawn_bfs()
             .join();

@@ -1,4 +1,4 @@
-//! The handoff and the takeover, explored state by state.
+//! The handoff, the takeover and copies that follow, explored state by state.
 //!
 //! Three nodes and one shard. Each node is a production machine
 //! ([`Ownership`](stead_node::logic::ownership::Ownership)) in a shell of the model's own: a gate,
@@ -15,6 +15,18 @@
 //! - Placement changes its mind, nodes leave, die, start again, are taken for dead though they
 //!   live, streams break, changes come too fast for a copy: as often as the [`scenario`] says.
 //!
+//! Where a scenario wants copies that follow, they are the production
+//! [`Outbox`](stead_node::logic::replication::Outbox) and
+//! [`CopyState`](stead_node::logic::replication::CopyState) in [`feed`] and [`kept`]:
+//!
+//! - A turn that has ended is acknowledged once all copies have its change.
+//! - Items and acknowledgements arrive in the order of their connection, late, or never. A
+//!   connection is cut with all that is on it, and what was not acknowledged is sent again. What a
+//!   process has sent may arrive after its death.
+//! - A fill goes on in steps, and changes come between them.
+//! - What becomes of copies reaches the machine later, in order.
+//! - A copy that is waited for is found silent: as often as the scenario says.
+//!
 //! # Time
 //!
 //! A clock would make every state new. Each machine's stands still while it handles messages; time
@@ -29,14 +41,19 @@
 //!
 //! See [`checks`]. Those of I1 and of reads are asked for only while nobody was taken for dead
 //! that lives. I5 is asked of every state by a run from it ([`recovery`]): all that is on its way
-//! is lost, nothing goes wrong any more, and soon the node that placement wants serves.
+//! is lost, nothing goes wrong any more, and soon the node that placement wants serves, with the
+//! copies that are wanted and nothing left to be answered.
+//!
+//! A change goes down with its owner only where nobody else was counted on who has it: one death at
+//! a time loses nothing that was acknowledged with a copy.
 //!
 //! # What this does not show
 //!
-//! More shards than one, and so batches; forming; routers; what becomes of sessions that a node
-//! with a lower claim gives up (kept aside here; merging has tests of its own); targets that take
-//! no copies while a shard serves. Counts are bounded, as each scenario says: a run that would
-//! begin one handoff more ends there.
+//! More shards than one, and so batches, and streams that several shards share; more copies than
+//! one; memory and disks that are full, and what comes back from a disk; forming; routers; what
+//! becomes of sessions that a node with a lower claim gives up (kept aside here; merging has tests
+//! of its own); targets that take no copies while a shard serves. Counts are bounded, as each
+//! scenario says: a run that would begin one handoff more ends there.
 //!
 //! `STATES=1000000 cargo test --release --test model -- --nocapture` explores further than the
 //! gate does.
@@ -45,6 +62,8 @@
 mod checks;
 mod cluster;
 mod explore;
+mod feed;
+mod kept;
 mod members;
 mod node;
 mod recovery;
@@ -55,11 +74,14 @@ mod trace;
 use stead_shared::rules::Rules;
 
 use checks::{
-    ABORTED, HANDED_OFF, HEALS, NO_LATE_ANSWER, NOTHING_LOST, ONE_GATE, PROMISES, TAKEN_OVER,
-    TWO_GATES,
+    ABORTED, COPIED_FIRST, HANDED_OFF, HEALS, NO_LATE_ANSWER, NO_STALE_COPY, NOTHING_LOST,
+    ONE_GATE, PROMISES, PROMOTED, TAKEN_OVER, TWO_GATES,
 };
 use explore::{counterexample, explore};
-use scenario::{DEATH, DEATH_IN_MOVE, DRAIN, MOVE, MOVES, SLANDER, SLANDER_IN_MOVE, Scenario};
+use scenario::{
+    COPY, COPY_SLANDER, DEATH, DEATH_IN_MOVE, DRAIN, MOVE, MOVES, OTHER_COPY, SILENT_COPY, SLANDER,
+    SLANDER_IN_MOVE, Scenario,
+};
 
 /// How many states of each scenario to check, at most.
 fn states_max() -> usize {
@@ -114,6 +136,40 @@ fn deaths_are_safe_and_end_well() {
 fn false_deaths_are_noticed_and_end_well() {
     check(SLANDER, &[TWO_GATES]);
     check(SLANDER_IN_MOVE, &[]);
+}
+
+#[test]
+fn a_dead_owner_is_followed_by_its_copy_with_nothing_lost() {
+    check(COPY, &[PROMOTED]);
+}
+
+#[test]
+fn an_owner_that_was_taken_for_dead_answers_nothing_that_its_copy_lacks() {
+    check(COPY_SLANDER, &[]);
+}
+
+/// R5.
+#[test]
+fn a_copy_that_asks_nobody_serves_though_another_one_is_counted_on() {
+    must_fail(OTHER_COPY, |rules| rules.takeover_asks = false, NO_STALE_COPY);
+}
+
+/// R6.
+#[test]
+fn a_copy_that_takes_anything_in_acknowledges_what_it_does_not_have() {
+    must_fail(COPY_SLANDER, |rules| rules.appends_follow = false, COPIED_FIRST);
+}
+
+/// R12.
+#[test]
+fn an_entry_that_is_not_sent_again_is_acknowledged_where_no_copy_has_it() {
+    must_fail(COPY, |rules| rules.entries_stay = false, COPIED_FIRST);
+}
+
+/// R13.
+#[test]
+fn a_copy_whose_leaving_nobody_knows_of_serves_without_what_came_after() {
+    must_fail(SILENT_COPY, |rules| rules.set_is_known_first = false, NO_STALE_COPY);
 }
 
 /// R2.

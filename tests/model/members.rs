@@ -70,12 +70,13 @@ impl View {
         ready.map(|node| 1 << node).sum::<u64>() * 8 + self.preferred as u64
     }
 
-    fn targets(&self) -> Targets {
+    fn targets(&self, replicas: u8) -> Targets {
         let one = ShardCount::new(1).expect("a power of two");
         let node =
             |node: usize| PlacementNode { id: id_of(node), leaving: false, weight: 1, zone: 0 };
         let ready = (0..NODES).filter(|node| self.nodes[*node].1 == MemberState::Ready);
         let mut input = PlacementInput::of_nodes(one, ready.map(node).collect());
+        input.replicas = replicas;
         input.pins = self
             .target()
             .map(|target| Pin { shard: SHARD, node: id_of(target), version: 1 })
@@ -111,15 +112,15 @@ impl View {
     }
 
     /// The news of it for one node.
-    pub(crate) fn event(&self, me: NodeBoot) -> Event {
+    pub(crate) fn event(&self, me: NodeBoot, replicas: u8) -> Event {
         Event::Members {
             members: self.members(me),
-            targets: Arc::new(self.targets()),
+            targets: self.target_table(replicas),
             digest: self.digest(),
         }
     }
 
-    pub(crate) fn target_table(&self) -> Arc<Targets> {
-        Arc::new(self.targets())
+    pub(crate) fn target_table(&self, replicas: u8) -> Arc<Targets> {
+        Arc::new(self.targets(replicas))
     }
 }

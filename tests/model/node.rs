@@ -1,6 +1,6 @@
 //! One process: the production machine, and the little of the shell around it that matters.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
@@ -8,10 +8,14 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use stead_node::logic::ownership::{Action, Event, Ownership};
-use stead_shared::control::HandoffId;
-use stead_shared::id::{Epoch, NodeBoot, ShardId};
+use stead_shared::claims::Replicas;
+use stead_shared::control::{HandoffId, ShardEpoch};
+use stead_shared::id::{Epoch, NodeBoot, ShardId, Version};
 use stead_shared::time::Time;
 use xxhash_rust::xxh3::Xxh3;
+
+use super::feed::{Feeds, Follow};
+use super::kept::{Intake, Kept, Report};
 
 /// The one shard of the model.
 pub(crate) const SHARD: ShardId = ShardId(0);
@@ -43,6 +47,42 @@ pub(crate) struct Gate {
     pub(crate) open: bool,
     /// A turn was begun while the gate was open, and has yet to commit.
     pub(crate) turn: bool,
+    /// The number of the last change.
+    pub(crate) seq: u64,
+    pub(crate) entries: Vec<Entry>,
+    /// The epoch in which it was served before, until it changes.
+    pub(crate) origin: Option<Epoch>,
+    pub(crate) follows: Vec<Follow>,
+    /// Whom answers wait for, by the machine's last word.
+    pub(crate) told: Replicas,
+}
+
+impl Gate {
+    /// One that is open, over a state that ended at `end`.
+    pub(crate) fn over(at: ShardEpoch, turn: bool, whole: Whole) -> Self {
+        let Whole { end, entries } = whole;
+        Self {
+            epoch: at.epoch,
+            open: true,
+            turn,
+            seq: end.map_or(0, |end| end.seq),
+            entries,
+            origin: end.map(|end| end.epoch),
+            follows: Vec::new(),
+            told: Replicas::NONE,
+        }
+    }
+
+    /// Where the shard is.
+    pub(crate) fn end(&self) -> Version {
+        Version { epoch: self.epoch, seq: self.seq }
+    }
+}
+
+/// The whole state of a shard, and where it ends; an empty one ends nowhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Whole {
+    pub(crate) end: Option<Version>,
     pub(crate) entries: Vec<Entry>,
 }
 
@@ -57,13 +97,20 @@ pub(crate) struct Node {
     pub(crate) seen: usize,
     pub(crate) gate: Option<Gate>,
     /// Copies that have come in whole.
-    pub(crate) copies: BTreeMap<HandoffId, Vec<Entry>>,
+    pub(crate) copies: BTreeMap<HandoffId, Whole>,
     /// Copies that go out, and whose last part has not been sent.
     pub(crate) streams: BTreeMap<HandoffId, NodeBoot>,
     /// The highest epoch that was sealed, until its turns had ended, or granted.
     pub(crate) promised: Option<Epoch>,
     /// What it held of shards that it gave up to another claimant: offered, and kept until merged.
     pub(crate) aside: BTreeSet<Entry>,
+    /// Copies elsewhere that follow the shard here.
+    pub(crate) feeds: Feeds,
+    /// The copy here that follows the shard elsewhere.
+    pub(crate) kept: Option<Kept>,
+    pub(crate) intake: Intake,
+    /// What the machine is yet to be told of copies.
+    pub(crate) reports: VecDeque<Report>,
     pub(crate) drained: bool,
 }
 
@@ -85,6 +132,10 @@ impl Node {
             streams,
             promised: None,
             aside,
+            feeds: Feeds::default(),
+            kept: None,
+            intake: Intake::default(),
+            reports: VecDeque::new(),
             drained: false,
         }
     }
@@ -99,6 +150,19 @@ impl Node {
 
     pub(crate) fn start_time() -> Time {
         NOW
+    }
+
+    /// The whole state of the shard that is served here.
+    pub(crate) fn whole(&self) -> Whole {
+        let end = self.gate.as_ref().map(Gate::end);
+        Whole { end, entries: self.entries().to_vec() }
+    }
+
+    /// Opens the gate again, in another epoch. Gives the one in which the shard was served.
+    pub(crate) fn raise(&mut self, epoch: Epoch) -> Epoch {
+        let Some(gate) = &mut self.gate else { return epoch };
+        gate.open = true;
+        std::mem::replace(&mut gate.epoch, epoch)
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -117,7 +181,8 @@ impl Node {
     pub(crate) fn has(&self, entry: &Entry) -> bool {
         self.entries().contains(entry)
             || self.aside.contains(entry)
-            || self.copies.values().any(|copy| copy.contains(entry))
+            || self.copies.values().any(|copy| copy.entries.contains(entry))
+            || self.kept.as_ref().is_some_and(|copy| copy.entries.contains(entry))
     }
 }
 

@@ -9,7 +9,7 @@ use stead_shared::member::MemberState;
 
 use super::checks::nothing_lost;
 use super::cluster::Step;
-use super::members::NODES;
+use super::members::{NODES, index_of};
 use super::node::{LONG, Node, SHORT, fingerprint};
 use super::scenario::{Budget, Scenario};
 use super::state::{Letter, State, pairs};
@@ -44,11 +44,12 @@ pub(crate) fn recover(
     see: &mut dyn FnMut(&State, Option<&Step>),
 ) -> bool {
     let mut state = lose_everything(scenario, state);
+    compare_claims(scenario, &mut state);
     for round in 0..ROUNDS {
-        if !settle(scenario, &mut state, see) {
+        if !settle(scenario, &mut state, None, see) {
             return false;
         }
-        if is_well(&state) {
+        if is_well(scenario, &state) {
             return true;
         }
         compare_claims(scenario, &mut state);
@@ -80,6 +81,14 @@ fn lose_everything(scenario: &Scenario, state: &State) -> State {
         }
         state.letters.remove(&letter.fingerprint());
     }
+    state.last_words.clear();
+    let streams: Vec<_> = state
+        .running()
+        .flat_map(|(i, node)| node.feeds.by_node.keys().map(move |to| (i, *to)))
+        .collect();
+    for (from, to) in streams {
+        state.cut(scenario, from, to);
+    }
     clear_names(&mut state);
     state.is_beyond = false;
     state
@@ -95,14 +104,16 @@ fn clear_names(state: &mut State) {
     }
 }
 
-/// Everything happens that need not wait; `false` when that does not end.
-fn settle(
+/// Everything happens that need not wait, but nothing reaches `deaf`; `false` when that does not
+/// end.
+pub(crate) fn settle(
     scenario: &Scenario,
     state: &mut State,
+    deaf: Option<usize>,
     see: &mut dyn FnMut(&State, Option<&Step>),
 ) -> bool {
     for _ in 0..STEPS_MAX {
-        let Some(step) = next(state) else { return true };
+        let Some(step) = next(state, deaf) else { return true };
         see(state, Some(&step));
         scenario.take(state, step);
     }
@@ -110,8 +121,9 @@ fn settle(
 }
 
 /// Something that can happen.
-fn next(state: &State) -> Option<Step> {
-    let of_node = state.running().find_map(|(i, node)| {
+fn next(state: &State, deaf: Option<usize>) -> Option<Step> {
+    let hears = |i: usize| deaf != Some(i);
+    let of_node = state.running().filter(|(i, _)| hears(*i)).find_map(|(i, node)| {
         if node.has_turn() {
             Some(Step::Commit(i))
         } else if node.seen + 1 < state.views.len() {
@@ -120,19 +132,51 @@ fn next(state: &State) -> Option<Step> {
             node.drained.then_some(Step::Leave(i))
         }
     });
-    let claims = || state.claims.keys().next().map(|&(from, to)| Step::Claims { from, to });
-    let letter = || state.letters.values().next().cloned().map(Step::Deliver);
+    let claims = || {
+        let &(from, to) = state.claims.keys().find(|(_, to)| hears(*to))?;
+        Some(Step::Claims { from, to })
+    };
+    let letter = || {
+        let mut letters = state.letters.values();
+        let letter = letters.find(|letter| hears(letter.to()) && state.is_due(letter))?;
+        Some(Step::Deliver(letter.clone()))
+    };
     let copied = || {
         let handoffs = |(i, node): (usize, &Node)| {
             node.streams.keys().map(move |id| (i, *id)).collect::<Vec<_>>()
         };
-        let (node, handoff) = state.running().flat_map(handoffs).next()?;
+        // Behind a closed gate it tells nothing new.
+        let mut open = state.running().filter(|(_, node)| node.is_open()).flat_map(handoffs);
+        let (node, handoff) = open.next()?;
         Some(Step::Copied { node, handoff })
     };
-    of_node.or_else(claims).or_else(letter).or_else(copied)
+    let of_copies = || state.running().find_map(|(i, node)| copy_step((i, node), &hears));
+    let last_word = || {
+        let &(owner, to) = state.last_words.keys().find(|(_, to)| hears(*to))?;
+        Some(Step::Carry { owner, to })
+    };
+    of_node.or_else(claims).or_else(letter).or_else(copied).or_else(of_copies).or_else(last_word)
 }
 
-/// What links do now and then: owners tell how far their claims are.
+fn copy_step((i, node): (usize, &Node), hears: &impl Fn(usize) -> bool) -> Option<Step> {
+    if !node.reports.is_empty() {
+        return Some(Step::Report(i));
+    }
+    if let Some(&owner) = node.intake.acks.keys().find(|owner| hears(index_of(owner.node))) {
+        return Some(Step::Acknowledge { from: i, owner });
+    }
+    node.feeds.by_node.iter().filter(|(to, _)| hears(index_of(to.node))).find_map(|(&to, feed)| {
+        if feed.is_filling() {
+            Some(Step::Fill { from: i, to })
+        } else if feed.flying.is_empty() {
+            None
+        } else {
+            Some(Step::Carry { owner: node.me, to: index_of(to.node) })
+        }
+    })
+}
+
+/// What links do when they are there again, and now and then: owners tell how far their claims are.
 fn compare_claims(scenario: &Scenario, state: &mut State) {
     for (from, to) in pairs() {
         let Some(node) = state.node(from) else { continue };
@@ -144,12 +188,17 @@ fn compare_claims(scenario: &Scenario, state: &mut State) {
     }
 }
 
-/// One gate is open, where placement wants it, and nothing is under way.
-fn is_well(state: &State) -> bool {
+/// One gate is open, where placement wants it, with the copies that are wanted, and nothing is
+/// under way.
+fn is_well(scenario: &Scenario, state: &State) -> bool {
     let mut open = state.running().filter(|(_, node)| node.is_open());
-    let (Some((i, _)), None) = (open.next(), open.next()) else { return false };
+    let (Some((i, node)), None) = (open.next(), open.next()) else { return false };
+    let others = state.running().count() - 1;
+    let n_copies = node.gate.as_ref().map_or(0, |gate| gate.told.len());
+    let is_copied = n_copies == others.min(usize::from(scenario.replicas));
+    let is_answered = node.feeds.unacked.is_empty();
     let is_home = state.view().target().is_none_or(|target| target == i);
     let is_calm = state.running().map(|(_, node)| node.machine.n_owned()).sum::<usize>() == 1;
     let is_whole = state.history.slandered || nothing_lost(state);
-    is_home && is_calm && is_whole
+    is_home && is_calm && is_whole && is_copied && is_answered
 }

@@ -1,5 +1,7 @@
 //! What may happen in a run, and how often.
 
+use stead_node::logic::ownership::Event;
+use stead_shared::id::NodeBoot;
 use stead_shared::rules::Rules;
 
 /// How often each thing may yet happen.
@@ -23,6 +25,20 @@ pub(crate) struct Budget {
     pub(crate) repeats: u8,
     /// Claims do not arrive, but later ones do.
     pub(crate) losses: u8,
+    /// The connection to a copy is cut.
+    pub(crate) cuts: u8,
+    /// A copy acknowledges nothing for too long.
+    pub(crate) silences: u8,
+}
+
+/// What the machines have come to before the scenario begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// The first node serves, and every copy is there that is wanted.
+    Settled,
+    /// Who has a copy was taken for dead, and does not know yet that another one is named instead
+    /// of it; nobody else knows yet that it lives.
+    Replaced,
 }
 
 /// A configuration of the model.
@@ -36,7 +52,18 @@ pub(crate) struct Scenario {
     pub(crate) questions: u64,
     /// The highest epoch.
     pub(crate) epochs: u64,
+    /// Copies beside the owner's that are wanted.
+    pub(crate) replicas: u8,
+    pub(crate) start: Start,
     pub(crate) rules: Rules,
+}
+
+impl Scenario {
+    /// A link to somebody is there. Nodes that know nothing of copies are met where there are none.
+    pub(crate) fn connected(&self, peer: NodeBoot) -> Event {
+        let protocol = if self.replicas == 0 { 2 } else { 3 };
+        Event::Connected { peer, protocol }
+    }
 }
 
 const WRITE: Budget = Budget {
@@ -49,6 +76,8 @@ const WRITE: Budget = Budget {
     breaks: 0,
     repeats: 0,
     losses: 0,
+    cuts: 0,
+    silences: 0,
 };
 
 /// The shard moves once for balance, and one message comes twice.
@@ -58,6 +87,8 @@ pub(crate) const MOVE: Scenario = Scenario {
     handoffs: 1,
     questions: 1,
     epochs: 3,
+    replicas: 0,
+    start: Start::Settled,
     rules: Rules::ALL,
 };
 
@@ -68,6 +99,8 @@ pub(crate) const MOVES: Scenario = Scenario {
     handoffs: 2,
     questions: 2,
     epochs: 5,
+    replicas: 0,
+    start: Start::Settled,
     rules: Rules::ALL,
 };
 
@@ -78,6 +111,8 @@ pub(crate) const DRAIN: Scenario = Scenario {
     handoffs: 2,
     questions: 2,
     epochs: 5,
+    replicas: 0,
+    start: Start::Settled,
     rules: Rules::ALL,
 };
 
@@ -88,6 +123,8 @@ pub(crate) const DEATH: Scenario = Scenario {
     handoffs: 2,
     questions: 2,
     epochs: 5,
+    replicas: 0,
+    start: Start::Settled,
     rules: Rules::ALL,
 };
 
@@ -108,3 +145,27 @@ pub(crate) const SLANDER_IN_MOVE: Scenario = Scenario {
     budget: Budget { moves: 1, slanders: 1, ..WRITE },
     ..DEATH
 };
+
+/// An owner with one copy dies; connections to copies are cut.
+pub(crate) const COPY: Scenario = Scenario {
+    name: "copy",
+    budget: Budget { writes: 2, kills: 1, cuts: 1, ..WRITE },
+    replicas: 1,
+    ..DEATH
+};
+
+/// A copy is silent, and leaves the claim.
+pub(crate) const SILENT_COPY: Scenario =
+    Scenario { name: "silent copy", budget: Budget { kills: 1, silences: 1, ..WRITE }, ..COPY };
+
+/// A process dies while the copy that a claim names is another one than somebody who has one knows.
+pub(crate) const OTHER_COPY: Scenario = Scenario {
+    name: "other copy",
+    budget: Budget { kills: 1, ..WRITE },
+    start: Start::Replaced,
+    ..COPY
+};
+
+/// The others take a node for dead that is not, where there are copies.
+pub(crate) const COPY_SLANDER: Scenario =
+    Scenario { name: "false death, a copy", budget: Budget { slanders: 1, ..WRITE }, ..COPY };

@@ -5,9 +5,11 @@ use std::fmt::Write;
 use stateright::Path;
 use stead_shared::claims::ClaimsUpdate;
 use stead_shared::control::{Control, HandoffId, ShardEpoch};
-use stead_shared::id::Epoch;
+use stead_shared::id::{Epoch, NodeBoot};
 
 use super::cluster::Step;
+use super::feed::Item;
+use super::kept::Report;
 use super::members::{NODES, index_of};
 use super::node::{LONG, Node};
 use super::state::{Letter, State};
@@ -32,7 +34,7 @@ impl Trace {
     /// A state, and what happens then.
     pub(crate) fn add(&mut self, state: &State, step: Option<&Step>) {
         for (i, before) in self.before.iter_mut().enumerate() {
-            let now = state.node(i).map_or_else(|| "not running".to_owned(), gate);
+            let now = state.node(i).map_or_else(|| "not running".to_owned(), holds);
             if now != *before {
                 let _ = writeln!(self.text, "{:>8}{}: {now}", "", name(i));
                 *before = now;
@@ -70,6 +72,34 @@ fn epochs(shards: &[ShardEpoch]) -> String {
     shards.iter().map(|at| epoch(at.epoch)).collect::<Vec<_>>().join(" ")
 }
 
+/// What a process has of the shard.
+fn holds(node: &Node) -> String {
+    let mut text = gate(node);
+    if let Some(gate) = node.gate.as_ref().filter(|gate| !gate.told.is_empty()) {
+        let _ = write!(text, ", counts on {}", boots(gate.told.as_slice()));
+    }
+    if !node.feeds.unacked.is_empty() {
+        let _ = write!(text, ", {} to be answered", node.feeds.unacked.len());
+    }
+    if let Some(copy) = &node.kept {
+        let whole = if copy.state.complete { "a" } else { "half a" };
+        let owner = name(index_of(copy.state.owner.node));
+        let at = copy.state.at;
+        let _ = write!(
+            text,
+            "; {whole} copy of {owner}'s at {}/{}: {:?}",
+            epoch(at.epoch),
+            at.seq,
+            copy.entries
+        );
+    }
+    text
+}
+
+fn boots(boots: &[NodeBoot]) -> String {
+    boots.iter().map(|boot| name(index_of(boot.node))).collect::<Vec<_>>().join(" ")
+}
+
 fn gate(node: &Node) -> String {
     match &node.gate {
         None => "no shard".to_owned(),
@@ -98,6 +128,36 @@ fn describe(step: &Step, state: &State) -> String {
         Step::Copied { handoff: id, .. } => format!("the copy of {} nears its end", handoff(*id)),
         Step::TooHot { handoff: id, .. } => format!("the copy of {} is too slow", handoff(*id)),
         Step::Break { handoff: id, .. } => format!("the copy of {} breaks", handoff(*id)),
+        Step::Fill { from, to } => {
+            format!("{} goes on with filling the copy at {}", name(*from), name(index_of(to.node)))
+        }
+        Step::Carry { owner, to } => {
+            let (from, to) = (name(index_of(owner.node)), *to);
+            format!("{from} → {}: {}", name(to), item(state, *owner, to))
+        }
+        Step::Acknowledge { from, owner } => {
+            let ack = state.node(*from).and_then(|node| node.intake.acks.get(owner));
+            let what = ack.map(|ack| format!("{ack:?}")).unwrap_or_default();
+            format!("{} → {}: {what}", name(*from), name(index_of(owner.node)))
+        }
+        Step::Cut { from, to } => {
+            format!(
+                "the connection of {} to the copy at {} is cut",
+                name(*from),
+                name(index_of(to.node))
+            )
+        }
+        Step::Silence { node, to } => {
+            format!(
+                "{} has waited too long for the copy at {}",
+                name(*node),
+                name(index_of(to.node))
+            )
+        }
+        Step::Report(i) => {
+            let report = state.node(*i).and_then(|node| node.reports.front());
+            format!("{} learns: {}", name(*i), report.map(describe_report).unwrap_or_default())
+        }
         Step::Move => "placement wants the shard at the next node".to_owned(),
         Step::Drain(i) => format!("{} is told to leave", name(*i)),
         Step::Leave(i) => format!("{} ends", name(*i)),
@@ -105,6 +165,50 @@ fn describe(step: &Step, state: &State) -> String {
         Step::Restart(i) => format!("{} starts again", name(*i)),
         Step::Slander(i) => format!("{} is taken for dead", name(*i)),
         Step::Clear(i) => format!("{} is known to live", name(*i)),
+    }
+}
+
+/// What comes next from an owner to a copy.
+fn item(state: &State, owner: NodeBoot, to: usize) -> String {
+    let feed = |node: &Node, to: &Node| {
+        let feed = node.feeds.by_node.get(&to.me)?;
+        feed.flying.front().cloned()
+    };
+    let last_word = || state.last_words.get(&(owner, to))?.front().cloned();
+    let of_node = match (state.node(index_of(owner.node)), state.node(to)) {
+        (Some(node), Some(to)) if node.me == owner => feed(node, to),
+        _ => None,
+    };
+    let item = of_node.or_else(last_word).map(|(_, item)| item);
+    match item {
+        None => String::new(),
+        Some(Item::FillBegin { at }) => format!("a copy begins at {}/{}", epoch(at.epoch), at.seq),
+        Some(Item::Fill { entries, .. }) => format!("state {entries:?}"),
+        Some(Item::FillEnd { at }) => {
+            format!("the copy is whole at {}/{}", epoch(at.epoch), at.seq)
+        }
+        Some(Item::Adopt { epoch: at, .. }) => format!("follow in {}", epoch(at)),
+        Some(Item::NextEpoch { epoch: at, .. }) => format!("go on in {}", epoch(at)),
+        Some(Item::Entry { entry, .. }) => format!("{entry:?}"),
+    }
+}
+
+fn describe_report(report: &Report) -> String {
+    match report {
+        Report::Filled { to, at } => {
+            format!("the copy at {} follows in {}", name(index_of(to.node)), epoch(at.epoch))
+        }
+        Report::Lost { to, why } => {
+            format!("the copy at {} does not follow: {why:?}", name(index_of(to.node)))
+        }
+        Report::Silent(to) => format!("the copy at {} is silent", name(index_of(to.node))),
+        Report::Begun { owner, at } => {
+            format!("a copy of {}'s begins, in {}", name(index_of(owner.node)), epoch(at.epoch))
+        }
+        Report::Complete { owner, at } => {
+            format!("the copy of {}'s is whole, in {}", name(index_of(owner.node)), epoch(at.epoch))
+        }
+        Report::NotOpened(at) => format!("there was no copy to serve in {}", epoch(at.epoch)),
     }
 }
 
@@ -125,7 +229,11 @@ fn describe_claims(update: &ClaimsUpdate) -> String {
     match update.ranges.first() {
         None => "claims: none".to_owned(),
         Some(range) if range.counter == 0 => "claims: released".to_owned(),
-        Some(range) => format!("claims: {}.{}", range.counter, name(index_of(update.owner.node))),
+        Some(range) => {
+            let named = if update.sets.boots.is_empty() { "" } else { ", copies at " };
+            let (owner, boots) = (name(index_of(update.owner.node)), boots(&update.sets.boots));
+            format!("claims: {}.{owner}{named}{boots} ({})", range.counter, update.pos)
+        }
     }
 }
 
@@ -137,10 +245,10 @@ fn describe_letter(letter: &Letter) -> String {
         Letter::ClaimsWanted { from, to } => {
             format!("{} → {}: send your claims", name(*from), name(*to))
         }
-        Letter::Copy { to, handoff: id, entries: Some(entries) } => {
-            format!("{} has the copy of {}: {entries:?}", name(*to), handoff(*id))
+        Letter::Copy { to, handoff: id, state: Some(state) } => {
+            format!("{} has the copy of {}: {:?}", name(*to), handoff(*id), state.entries)
         }
-        Letter::Copy { to, handoff: id, entries: None } => {
+        Letter::Copy { to, handoff: id, state: None } => {
             format!("{} sees the copy of {} break", name(*to), handoff(*id))
         }
         Letter::Quiet { node, handoff: id } => {
@@ -188,11 +296,19 @@ fn control(message: &Control) -> String {
             )
         }
         Control::Abort { handoff: id } => format!("abort {}", handoff(*id)),
-        Control::TakeOver { .. }
-        | Control::Takeable { .. }
-        | Control::SeeClaims { .. }
-        | Control::SeenClaims { .. }
-        | Control::WhatSaved { .. }
-        | Control::Saved { .. } => format!("{message:?}"),
+        Control::TakeOver { token, owner, pos, .. } => {
+            let owner = name(index_of(owner.node));
+            format!("may I take over from {owner}, known up to {pos}? ({token})")
+        }
+        Control::Takeable { token, pos, holdings, .. } => {
+            let held: Vec<String> = holdings
+                .iter()
+                .map(|held| format!("{}.{}", held.range.counter, name(index_of(held.owner.node))))
+                .collect();
+            format!("held at [{}], known up to {pos} ({token})", held.join(" "))
+        }
+        Control::SeeClaims { pos } => format!("do you know my claims up to {pos}?"),
+        Control::SeenClaims { pos } => format!("your claims are known up to {pos}"),
+        Control::WhatSaved { .. } | Control::Saved { .. } => format!("{message:?}"),
     }
 }

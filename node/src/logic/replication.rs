@@ -71,7 +71,7 @@ impl Lost {
 pub const FILL_AHEAD: usize = 1 << 20;
 
 /// Items on their way to one follower: each has a position, and is kept until it is acknowledged.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Outbox<T> {
     waiting: VecDeque<Waiting<T>>,
     acked: u64,
@@ -80,7 +80,7 @@ pub struct Outbox<T> {
     silent_since: Option<Time>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Waiting<T> {
     item: T,
     bytes: usize,
@@ -201,7 +201,7 @@ pub enum Accept {
 }
 
 /// What is known of a copy without looking at its sessions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CopyState {
     /// Whom it follows.
     pub owner: NodeBoot,
