@@ -39,6 +39,7 @@ pub(crate) const ABORTED: &str = "a sealed shard is taken back";
 pub(crate) const TAKEN_OVER: &str = "a dead owner's shard is claimed";
 pub(crate) const TWO_GATES: &str = "two gates are open after a false death";
 pub(crate) const PROMOTED: &str = "a dead owner's shard is served from a copy";
+pub(crate) const NAMED: &str = "a new copy is counted on";
 
 /// Not a property of the cluster: enough states have been seen.
 pub(crate) const ENOUGH: &str = "enough states";
@@ -85,6 +86,7 @@ pub(crate) fn properties() -> Vec<Property<Exploration>> {
         Property::sometimes(TAKEN_OVER, |_, state| taken_over(state)),
         Property::sometimes(TWO_GATES, |_, state| open(state) > 1),
         Property::sometimes(PROMOTED, |_, state: &State| state.history.promoted),
+        Property::sometimes(NAMED, |_, state| is_named(state)),
         Property::sometimes(ENOUGH, |model: &Exploration, _| {
             model.states_max <= 1 + model.n_checked.fetch_add(1, Ordering::Relaxed)
         }),
@@ -126,6 +128,13 @@ fn newest_has_all(state: &State) -> bool {
     let open = state.running().filter(|(_, node)| node.is_open());
     let newest = open.max_by_key(|(_, node)| node.gate.as_ref().map(|gate| gate.epoch));
     newest.is_none_or(|(_, node)| owed(state).all(|entry| node.entries().contains(entry)))
+}
+
+/// Another one than in the first state, if there was one.
+fn is_named(state: &State) -> bool {
+    let gates = state.running().filter_map(|(_, node)| node.gate.as_ref());
+    let mut told = gates.flat_map(|gate| gate.told.as_slice());
+    told.any(|boot| Some(*boot) != state.first_named)
 }
 
 fn is_kept(state: &State, entry: &Entry) -> bool {

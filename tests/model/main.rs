@@ -74,13 +74,13 @@ mod trace;
 use stead_shared::rules::Rules;
 
 use checks::{
-    ABORTED, COPIED_FIRST, HANDED_OFF, HEALS, NO_LATE_ANSWER, NO_STALE_COPY, NOTHING_LOST,
+    ABORTED, COPIED_FIRST, HANDED_OFF, HEALS, NAMED, NO_LATE_ANSWER, NO_STALE_COPY, NOTHING_LOST,
     ONE_GATE, PROMISES, PROMOTED, TAKEN_OVER, TWO_GATES,
 };
 use explore::{counterexample, explore};
 use scenario::{
-    COPY, COPY_SLANDER, DEATH, DEATH_IN_MOVE, DRAIN, MOVE, MOVES, OTHER_COPY, SILENT_COPY, SLANDER,
-    SLANDER_IN_MOVE, Scenario,
+    COPY, COPY_MOVE, COPY_SLANDER, DEATH, DEATH_IN_MOVE, DRAIN, LOST_COPY, MOVE, MOVES, NEW_COPY,
+    OTHER_COPY, SILENT_COPY, SLANDER, SLANDER_IN_MOVE, Scenario,
 };
 
 /// How many states of each scenario to check, at most.
@@ -141,11 +141,28 @@ fn false_deaths_are_noticed_and_end_well() {
 #[test]
 fn a_dead_owner_is_followed_by_its_copy_with_nothing_lost() {
     check(COPY, &[PROMOTED]);
+    check(LOST_COPY, &[PROMOTED]);
+}
+
+#[test]
+fn a_copy_that_left_the_claim_is_not_served() {
+    check(SILENT_COPY, &[]);
+}
+
+#[test]
+fn a_death_in_a_move_loses_nothing_of_a_shard_with_a_copy() {
+    check(COPY_MOVE, &[]);
 }
 
 #[test]
 fn an_owner_that_was_taken_for_dead_answers_nothing_that_its_copy_lacks() {
     check(COPY_SLANDER, &[]);
+}
+
+/// Once nobody looked at a shard again that had been claimed empty.
+#[test]
+fn a_shard_that_is_claimed_empty_gets_its_copy() {
+    check(NEW_COPY, &[NAMED]);
 }
 
 /// R5.

@@ -36,6 +36,8 @@ pub(crate) struct Budget {
 pub(crate) enum Start {
     /// The first node serves, and every copy is there that is wanted.
     Settled,
+    /// The first node serves, and is about to fill the first copy.
+    Unfilled,
     /// Who has a copy was taken for dead, and does not know yet that another one is named instead
     /// of it; nobody else knows yet that it lives.
     Replaced,
@@ -158,6 +160,18 @@ pub(crate) const COPY: Scenario = Scenario {
 pub(crate) const SILENT_COPY: Scenario =
     Scenario { name: "silent copy", budget: Budget { kills: 1, silences: 1, ..WRITE }, ..COPY };
 
+/// Any two processes die, one after the other, so that a copy is filled in between; or at once.
+pub(crate) const LOST_COPY: Scenario =
+    Scenario { name: "lost copy", budget: Budget { kills: 2, ..WRITE }, ..COPY };
+
+/// A process dies while a copy is filled.
+pub(crate) const NEW_COPY: Scenario = Scenario {
+    name: "new copy",
+    budget: Budget { kills: 1, cuts: 1, ..WRITE },
+    start: Start::Unfilled,
+    ..COPY
+};
+
 /// A process dies while the copy that a claim names is another one than somebody who has one knows.
 pub(crate) const OTHER_COPY: Scenario = Scenario {
     name: "other copy",
@@ -169,3 +183,7 @@ pub(crate) const OTHER_COPY: Scenario = Scenario {
 /// The others take a node for dead that is not, where there are copies.
 pub(crate) const COPY_SLANDER: Scenario =
     Scenario { name: "false death, a copy", budget: Budget { slanders: 1, ..WRITE }, ..COPY };
+
+/// A process dies while a shard with a copy moves.
+pub(crate) const COPY_MOVE: Scenario =
+    Scenario { name: "copy in a move", budget: Budget { moves: 1, kills: 1, ..WRITE }, ..COPY };

@@ -147,6 +147,9 @@ impl State {
 
     /// Brings the machines to where the scenario begins.
     fn begin_with(&mut self, scenario: &Scenario) {
+        if scenario.start == Start::Unfilled {
+            return;
+        }
         settle(scenario, self, None, &mut |_, _| {});
         let named = self.node(0).map(|node| node.machine.replicas(SHARD)).unwrap_or_default();
         let Some(named) = named.as_slice().first().map(|boot| index_of(boot.node)) else { return };

@@ -154,6 +154,8 @@ impl Ownership {
             out.push(Action::OpenCopy { handoff, shards });
         }
         if n_shards > 0 {
+            // They have no copies yet, and nobody else may have news for long.
+            self.recheck = true;
             out.push(Action::Note(Note::TookOver { n_shards }));
         }
     }
