@@ -165,6 +165,12 @@ fn a_shard_that_is_claimed_empty_gets_its_copy() {
     check(NEW_COPY, &[NAMED]);
 }
 
+/// Once the only copy was let go for one that could not be filled yet.
+#[test]
+fn an_owner_keeps_the_copy_it_has_until_there_is_the_one_it_wants() {
+    check(OTHER_COPY, &[]);
+}
+
 /// R5.
 #[test]
 fn a_copy_that_asks_nobody_serves_though_another_one_is_counted_on() {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! wanted, not there   ── Fill ──▶ filling ── Filled ──▶ named in the claim
-//! named, not wanted, all wanted ones named ──────────▶ out of the claim
+//! named, not wanted, as many named as are wanted ────▶ out of the claim
 //! named, dead or silent ─────────────────────────────▶ out of the claim, known to somebody else,
 //!                                                      and only then answers go out without it
 //! ```
@@ -110,8 +110,11 @@ impl Ownership {
                 }
                 Some(_) => {}
                 None => {
-                    let unwanted = |boot: &&NodeBoot| !wanted.contains(**boot);
-                    if let Some(last) = set.as_slice().iter().rev().find(unwanted) {
+                    let is_extra = usize::from(self.config.replicas) < set.len();
+                    let goes = |boot: &&NodeBoot| {
+                        !wanted.contains(**boot) && (is_extra || !self.may_stay(**boot))
+                    };
+                    if let Some(last) = set.as_slice().iter().rev().find(goes) {
                         extra.entry(*last).or_default().push(at.shard);
                     }
                 }
@@ -133,6 +136,14 @@ impl Ownership {
         if let Some(until) = self.shunned.values().min() {
             self.recheck_by(*until);
         }
+    }
+
+    /// Whether somebody who is not wanted may be named for as long as those who are wanted cannot
+    /// be: it does not leave.
+    fn may_stay(&self, boot: NodeBoot) -> bool {
+        self.members
+            .find(boot.node)
+            .is_some_and(|member| matches!(member.state, MemberState::Ready | MemberState::Suspect))
     }
 
     fn is_filling(&self, to: NodeBoot, shard: ShardId) -> bool {
