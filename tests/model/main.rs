@@ -80,7 +80,7 @@ use checks::{
 use explore::{counterexample, explore};
 use scenario::{
     COPY, COPY_MOVE, COPY_SLANDER, DEATH, DEATH_IN_MOVE, DRAIN, LOST_COPY, MOVE, MOVES, NEW_COPY,
-    OTHER_COPY, SILENT_COPY, SLANDER, SLANDER_IN_MOVE, Scenario,
+    OTHER_COPY, SILENT_COPY, SILENT_OTHER, SLANDER, SLANDER_IN_MOVE, Scenario,
 };
 
 /// How many states of each scenario to check, at most.
@@ -169,6 +169,13 @@ fn a_shard_that_is_claimed_empty_gets_its_copy() {
 #[test]
 fn an_owner_keeps_the_copy_it_has_until_there_is_the_one_it_wants() {
     check(OTHER_COPY, &[]);
+}
+
+/// Once nobody looked at a shard again whose copy here was found not to count, and nobody ever
+/// served it.
+#[test]
+fn a_copy_that_does_not_count_leaves_the_shard_to_be_claimed() {
+    check(SILENT_OTHER, &[]);
 }
 
 /// R5.

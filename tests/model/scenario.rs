@@ -180,6 +180,10 @@ pub(crate) const OTHER_COPY: Scenario = Scenario {
     ..COPY
 };
 
+/// The same, and the copy that the claim names is silent.
+pub(crate) const SILENT_OTHER: Scenario =
+    Scenario { name: "silent other copy", budget: SILENT_COPY.budget, ..OTHER_COPY };
+
 /// The others take a node for dead that is not, where there are copies.
 pub(crate) const COPY_SLANDER: Scenario =
     Scenario { name: "false death, a copy", budget: Budget { slanders: 1, ..WRITE }, ..COPY };

@@ -476,6 +476,8 @@ impl Ownership {
             self.book.remember(shard, counter);
         }
         self.take_back_from(owner, query, out);
+        // What turns out not to be for this node to serve is for others, and be it as unclaimed.
+        self.recheck = true;
         for &shard in &query.shards {
             let Some(&copy) = self.copies.get(&shard).filter(|copy| copy.owner == owner) else {
                 continue;
@@ -516,6 +518,5 @@ impl Ownership {
         self.adopt(adopted, out);
         out.push(Action::OpenReplica { shards: served });
         out.push(Action::Note(Note::Promoted { from: owner, n_shards }));
-        self.recheck = true;
     }
 }
