@@ -85,6 +85,14 @@ impl Ownership {
         if !self.config.rules.genesis_asks {
             query.waiting.clear();
         }
+        // Who has come since may have on disk what is about to be claimed empty.
+        let newcomers: BTreeSet<NodeId> =
+            members.live_peers().map(|it| it.id).filter(|id| !query.asked.contains(id)).collect();
+        if !newcomers.is_empty() && self.config.rules.genesis_asks {
+            query.asked.extend(&newcomers);
+            query.waiting.extend(newcomers);
+            query.resend_at = self.now;
+        }
         if query.digest != self.digest || query.disagreed {
             self.recheck_by(self.now + ASK_EVERY);
             return;
