@@ -174,8 +174,9 @@ impl Committer {
             let mut begun = batch::begin_to_forget(&mut self.book, &known);
             begun.through = before;
             self.commit(begun)?;
-            // Nothing is deleted while an older state could still come back.
+            // Nothing is deleted while an older state could still come back, or be missed.
             self.sync()?;
+            self.attempt(|committer| committer.witness.sync().map_err(WriteError::Witness))?;
         }
         let mut step = Prepared::default();
         for &shard in shards {
