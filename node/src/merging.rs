@@ -7,6 +7,7 @@ use stead_shared::control::ShardEpoch;
 use crate::host::Host;
 use crate::logic::heal::Histories;
 use crate::logic::heal::lineage::Lineage;
+use crate::store::draft::Access;
 use crate::store::merge::{MergeError, Merged};
 use crate::store::record::{Record, RecordError};
 use crate::store::shard::{Shard, session_key};
@@ -35,6 +36,15 @@ impl Merging {
     pub fn finish(self) {
         if let Some(shard) = self.host.shard(self.at.shard) {
             shard.end_healing();
+        }
+    }
+
+    /// Waits until all that was merged is where answers wait for it: with the shard's copies, and on
+    /// disk. False when that is not known.
+    pub(crate) async fn is_confirmed(&self) -> bool {
+        match self.host.shard(self.at.shard) {
+            Some(shard) => shard.acknowledged(Access::Change).await,
+            None => false,
         }
     }
 

@@ -82,6 +82,19 @@ impl Outcome {
         }
     }
 
+    /// Everything was merged. Whoever offered it forgets it, so that it has to be where answers wait
+    /// for it; where that is not known it is offered again.
+    async fn settle(&mut self, merging: Merging) {
+        if !self.is_settled() {
+            return;
+        }
+        if 0 < self.taken && !merging.is_confirmed().await {
+            self.left += 1;
+            return;
+        }
+        merging.finish();
+    }
+
     fn is_settled(&self) -> bool {
         self.served && self.left == 0
     }
@@ -110,13 +123,11 @@ pub(crate) async fn receive(
             outcome.add(merging.add(&record).await);
         }
     }
-    let shards = outcomes.into_iter().map(|(shard, (merging, outcome))| {
-        if outcome.is_settled() {
-            merging.finish();
-        }
-        (shard, outcome)
-    });
-    let shards = shards.collect();
+    let mut shards = Vec::with_capacity(outcomes.len());
+    for (shard, (merging, mut outcome)) in outcomes {
+        outcome.settle(merging).await;
+        shards.push((shard, outcome));
+    }
     Ok(send.head(&control::encode(&Answer { shards }), true)?)
 }
 
@@ -240,9 +251,7 @@ impl Offerer {
             for record in given.get(&at.shard).into_iter().flat_map(|(_, aside)| aside.records()) {
                 outcome.add(merging.add(&record).await);
             }
-            if outcome.is_settled() {
-                merging.finish();
-            }
+            outcome.settle(merging).await;
             answer.shards.push((at.shard, outcome));
         }
         answer
