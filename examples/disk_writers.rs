@@ -150,7 +150,8 @@ async fn fill(dir: &Path, n: u64) -> Duration {
         disk.put(shard, at(number), key.as_bytes(), record(number, RECORD_BYTES));
     }
     for shard in (0..SHARDS).map(ShardId) {
-        disk.meta(shard, ShardMeta { at: at(n), role: Role::Owner, complete: true });
+        let (at, role) = (at(n), Role::Owner);
+        disk.meta(shard, ShardMeta { at, role, complete: true, begun: None });
     }
     disk.close().await.expect("the disk works");
     began.elapsed()

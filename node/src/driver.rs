@@ -528,6 +528,7 @@ impl Driver {
             }
             Action::OfferSaved { to, shards } => self.offer_saved(to, &shards, state),
             Action::Quarantine { shards } => self.quarantine(&shards),
+            Action::NoteBegun { begun } => self.host.note_begun(&begun),
             Action::Yield { to, shards } => self.give_up_shards(to, &shards, state),
             Action::Certain { doubt, alone } => self.end_doubt(doubt, alone, state),
             Action::Stop(stops) => self.host.stop(stops),

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::body::Body;
-use crate::disk::{Role, ShardMeta};
+use crate::disk::{Beginning, Role, ShardMeta};
 use crate::logic::gate::Gate;
 use crate::logic::window::Asked;
 use crate::once;
@@ -284,8 +284,9 @@ impl Host {
                 here.get().reopen(epoch, &self.take_adoptions(shard, epoch));
             }
             Entry::Vacant(free) => {
-                let meta =
-                    ShardMeta { at: Version { epoch, seq: 0 }, role: Role::Owner, complete: true };
+                let (at, role) = (Version { epoch, seq: 0 }, Role::Owner);
+                let begun = Some(Beginning { epoch, from: None });
+                let meta = ShardMeta { at, role, complete: true, begun };
                 let pen = self.inner.core.begin_on_disk(shard, meta);
                 let begun = Shard::new(shard, Arc::clone(&self.inner.core), epoch, pen);
                 self.adopt_waiting(&begun, epoch);
@@ -721,7 +722,7 @@ pub(crate) fn deadline(meta: &RequestMeta) -> Option<Instant> {
 /// Writes all of a shard to disk that begins here, and was written by nobody on its way.
 fn write_down(core: &Core, shard: ShardId, epoch: Epoch, arrived: &Arriving) -> Option<Box<Pen>> {
     let at = Version { epoch, seq: arrived.seq() };
-    let meta = ShardMeta { at, role: Role::Owner, complete: false };
+    let meta = ShardMeta { at, role: Role::Owner, complete: false, begun: None };
     let mut pen = core.begin_on_disk(shard, meta)?;
     pen.put_all(core, at, arrived.sessions());
     Some(pen)

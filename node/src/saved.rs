@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use metrics::{describe_gauge, gauge};
 use stead_shared::config::NodeConfig;
-use stead_shared::control::{SavedKind, ShardEpoch};
+use stead_shared::control::{BegunShard, SavedKind, ShardEpoch};
 use stead_shared::id::{BootId, Epoch, NodeBoot, NodeId, ShardId, Version};
 use stead_shared::net::disk::known_members;
 
 use crate::disk::{Damage, Disk, DiskConfig, Recovered, RecoveredShard, Role, ShardMeta};
 use crate::failure::NodeError;
 use crate::host::{Host, Incoming};
+use crate::logic::durable::Beginning;
 use crate::logic::recovery::Saved;
 use crate::store::arriving::Arriving;
 use crate::store::aside::SetAside;
@@ -60,6 +61,7 @@ pub(crate) struct Kept {
 
 struct KeptShard {
     at: Version,
+    begun: Option<Beginning>,
     arrived: Arriving,
     damaged: Option<String>,
 }
@@ -107,7 +109,7 @@ impl Host {
                     self.kept().shards().insert(shard, kept);
                     all.insert(shard, saved);
                 }
-                None => saving.release(shard).forget(),
+                None => saving.release(shard, None).forget(),
             }
         }
         // One process, one disk.
@@ -119,11 +121,22 @@ impl Host {
     pub(crate) fn open_saved(&self, shard: ShardId, epoch: Epoch) -> bool {
         let Some(kept) = self.kept().shards().remove(&shard) else { return false };
         let Some(saving) = self.core().saving.get() else { return false };
-        let pen = saving.release(shard);
         let at = kept.at;
+        // The first time counts: what is missed since then is missed now.
+        let begun = kept.begun.unwrap_or(Beginning { epoch, from: Some(at) });
+        let pen = saving.release(shard, Some(begun));
         self.serve_arrived(shard, epoch, kept.arrived, Some(at.epoch), Some(pen));
         self.drop_copy(shard);
         true
+    }
+
+    /// Shards that are about to come here began like this.
+    pub(crate) fn note_begun(&self, begun: &[BegunShard]) {
+        let Some(saving) = self.core().saving.get() else { return };
+        for it in begun {
+            let (epoch, from) = (it.at.epoch, it.from);
+            saving.note_begun(it.at.shard, Beginning { epoch, from });
+        }
     }
 
     /// Whether what the disk held of a shard is still here.
@@ -138,7 +151,7 @@ impl Host {
             kept.arrived.forget(self.core());
         }
         if let Some(saving) = self.core().saving.get().filter(|saving| saving.keeps(shard)) {
-            saving.release(shard).forget();
+            saving.release(shard, None).forget();
         }
     }
 
@@ -191,9 +204,10 @@ fn kept_of(
     let nothing = Version { epoch: Epoch { counter: 0, node: NodeId(0) }, seq: 0 };
     let at = found.meta.map_or(nothing, |meta| meta.at);
     let sealed = found.meta.is_some_and(|meta| meta.role == Role::Sealed);
+    let begun = found.meta.and_then(|meta| meta.begun);
     let damaged = |why: String| {
-        let kept = KeptShard { at, arrived: Arriving::new(), damaged: Some(why) };
-        let saved = Saved { at, kind: SavedKind::Damaged, sealed };
+        let kept = KeptShard { at, begun, arrived: Arriving::new(), damaged: Some(why) };
+        let saved = Saved { at, kind: SavedKind::Damaged, sealed, begun };
         Ok(Some((kept, saved)))
     };
     if let Some(damage) = &found.damaged {
@@ -209,8 +223,8 @@ fn kept_of(
     match read(core, saving.disk(), found.shard)? {
         Ok(mut arrived) if n_rows(&arrived) == found.sessions => {
             arrived.set_seq(at.seq);
-            let kept = KeptShard { at, arrived, damaged: None };
-            Ok(Some((kept, Saved { at, kind, sealed })))
+            let kept = KeptShard { at, begun, arrived, damaged: None };
+            Ok(Some((kept, Saved { at, kind, sealed, begun })))
         }
         Ok(arrived) => {
             let n = n_rows(&arrived);
@@ -297,7 +311,7 @@ impl Incoming {
         };
         let owner = NodeBoot { node: epoch.node, boot: BootId(0) };
         let at = Version { epoch, seq: 0 };
-        let meta = ShardMeta { at, role: Role::Copy { owner }, complete: false };
+        let meta = ShardMeta { at, role: Role::Copy { owner }, complete: false, begun: None };
         let pen = host.core().begin_on_disk(shard, meta);
         self.set_pen(pen);
     }
@@ -311,7 +325,8 @@ impl Incoming {
         let at = Version { epoch, seq: self.arrived().seq() };
         if !host.replicas().is_on_disk_at(self.shard(), at) {
             let owner = NodeBoot { node: epoch.node, boot: BootId(0) };
-            let meta = |complete| ShardMeta { at, role: Role::Copy { owner }, complete };
+            let role = Role::Copy { owner };
+            let meta = |complete| ShardMeta { at, role, complete, begun: None };
             let mut pen = match self.take_pen().filter(|pen| pen.is_current()) {
                 Some(pen) => pen,
                 None => {

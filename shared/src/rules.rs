@@ -13,6 +13,8 @@ pub struct Rules {
     pub gate_closes_first: bool,
     /// R3: a seal is a promise: an aborted one serves on in a new epoch.
     pub seal_is_promise: bool,
+    /// R3: a seal is on disk before its handoff goes on, and counts at the next start.
+    pub seal_is_saved: bool,
     /// R4: a recorded grant is never aborted.
     pub grant_is_final: bool,
     /// R4: a grant is sent again until the claim is seen.
@@ -56,6 +58,7 @@ impl Rules {
         claims_raise_epoch: true,
         gate_closes_first: true,
         seal_is_promise: true,
+        seal_is_saved: true,
         grant_is_final: true,
         grant_is_resent: true,
         stale_is_ignored: true,

@@ -329,6 +329,7 @@ impl State {
             | Action::DropSaved { .. }
             | Action::OfferSaved { .. }
             | Action::Quarantine { .. } => unreachable!("there is no disk here"),
+            Action::NoteBegun { .. } => {}
             Action::Throttle { .. }
             | Action::Certain { .. }
             | Action::Publish

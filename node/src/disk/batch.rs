@@ -98,7 +98,7 @@ fn touch<'a>(
     at: Version,
 ) -> &'a mut MetaRow {
     touched.entry(shard).or_insert_with(|| {
-        let meta = ShardMeta { at, role: Role::Unknown, complete: false };
+        let meta = ShardMeta { at, role: Role::Unknown, complete: false, begun: None };
         let new =
             MetaRow { meta, commit: 0, tally: Tally::default(), forgetting: false, damaged: false };
         book.rows.get(&shard).copied().unwrap_or(new)

@@ -45,7 +45,7 @@ use tokio::time::Instant;
 
 use self::herald::Herald;
 use self::queue::{Op, Shared};
-pub use crate::logic::durable::{Damage, Role, ShardMeta};
+pub use crate::logic::durable::{Beginning, Damage, Role, ShardMeta};
 use crate::logic::durable::{decode_session, split_key};
 
 /// How long [`Disk::close`] tries to bring what is queued to a disk that fails.

@@ -50,6 +50,19 @@ pub struct ShardMeta {
     pub role: Role,
     /// Every session of the shard is there, up to `at`. False while a copy is being filled.
     pub complete: bool,
+    /// How it began at this node, where others may have of it what is not in it.
+    pub begun: Option<Beginning>,
+}
+
+/// A claim of a shard that nobody served, with what there was of it on one disk, or with nothing.
+/// Who comes back later may have more, and is to hear of it: also when its claimer has started again
+/// since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Beginning {
+    /// The epoch in which it was claimed.
+    pub epoch: Epoch,
+    /// The state that it was claimed with; none when it was empty.
+    pub from: Option<Version>,
 }
 
 /// A shard's row. The order of the fields is the format.
@@ -472,7 +485,8 @@ mod tests {
     }
 
     fn row(commit: u64, tally: Tally) -> MetaRow {
-        let meta = ShardMeta { at: version(1, commit), role: Role::Owner, complete: true };
+        let begun = None;
+        let meta = ShardMeta { at: version(1, commit), role: Role::Owner, complete: true, begun };
         MetaRow { meta, commit, tally, forgetting: false, damaged: false }
     }
 
@@ -522,7 +536,7 @@ mod tests {
             )
         );
         let meta = encode_meta(ShardId(1), &row(4, Tally { sessions: 2, sum: 3 }));
-        assert_eq!(hex(&meta[4..]), "0101070400010402030000");
+        assert_eq!(hex(&meta[4..]), "010107040001000402030000");
     }
 
     #[test]

@@ -9,6 +9,9 @@
 
 use stead_shared::control::{SavedKind, SavedShard};
 use stead_shared::id::{Epoch, NodeId, Version};
+use stead_shared::rules::Rules;
+
+use super::durable::Beginning;
 
 /// What is on this node's disk of one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,13 +22,15 @@ pub struct Saved {
     pub kind: SavedKind,
     /// The shard was sealed: it may have been granted, and served by another in the next epoch.
     pub sealed: bool,
+    /// How it began, where others may have of it what is not in it.
+    pub begun: Option<Beginning>,
 }
 
 impl Saved {
     /// The highest counter in which the shard may have been served by what is known here.
     #[must_use]
-    pub fn counter(&self) -> u64 {
-        self.at.epoch.counter + u64::from(self.sealed)
+    pub fn counter(&self, rules: &Rules) -> u64 {
+        self.at.epoch.counter + u64::from(self.sealed && rules.seal_is_saved)
     }
 }
 
@@ -71,7 +76,7 @@ mod tests {
     #[test]
     fn what_was_sealed_may_have_been_served_in_the_next_epoch() {
         let SavedShard { at, kind, .. } = saved(SavedKind::Owner, 4, 5);
-        let counter = |sealed| Saved { at, kind, sealed }.counter();
+        let counter = |sealed| Saved { at, kind, sealed, begun: None }.counter(&Rules::ALL);
         assert_eq!((counter(false), counter(true)), (4, 5));
     }
 }

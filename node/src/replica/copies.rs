@@ -189,7 +189,7 @@ impl Copy {
 
 fn meta_of(state: &CopyState) -> ShardMeta {
     let CopyState { owner, at, complete, .. } = *state;
-    ShardMeta { at, role: Role::Copy { owner }, complete }
+    ShardMeta { at, role: Role::Copy { owner }, complete, begun: None }
 }
 
 // ---- by order of the driver -----------------------------------------------------------------

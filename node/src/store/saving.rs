@@ -22,6 +22,7 @@ use super::record::Record;
 use super::sessions::Sessions;
 use super::shard::Shard;
 use crate::disk::{Disk, DiskFailed, Role, ShardMeta};
+use crate::logic::durable::Beginning;
 use crate::logic::gate::Gate;
 
 /// Under which a shard's past is written: no session has this key.
@@ -41,12 +42,14 @@ pub(crate) struct Saving {
     next_writer: AtomicU64,
     /// The last position that the disk gave.
     last: AtomicU64,
+    /// How shards began that came here from others.
+    begun: DashMap<ShardId, Beginning>,
 }
 
 impl Saving {
     pub(crate) fn new(disk: Disk, sync: bool) -> Self {
         let (writers, next_writer) = (DashMap::new(), AtomicU64::new(KEPT + 1));
-        Self { disk, sync, writers, next_writer, last: AtomicU64::new(0) }
+        Self { disk, sync, writers, next_writer, last: AtomicU64::new(0), begun: DashMap::new() }
     }
 
     pub(crate) fn disk(&self) -> &Disk {
@@ -66,6 +69,14 @@ impl Saving {
         self.disk.wait(self.last.load(Ordering::Acquire)).await
     }
 
+    /// A shard that comes here began like this. Of several times the last one counts.
+    pub(crate) fn note_begun(&self, shard: ShardId, begun: Beginning) {
+        let mut known = self.begun.entry(shard).or_insert(begun);
+        if known.epoch < begun.epoch {
+            *known = begun;
+        }
+    }
+
     /// What the disk holds of a shard stays as it is, and nobody writes to it.
     pub(crate) fn keep(&self, shard: ShardId) {
         self.writers.insert(shard, KEPT);
@@ -76,11 +87,11 @@ impl Saving {
         self.writers.get(&shard).is_some_and(|writer| *writer == KEPT)
     }
 
-    /// The pen of what was kept.
-    pub(crate) fn release(self: &Arc<Self>, shard: ShardId) -> Box<Pen> {
+    /// The pen of what was kept, which began like this.
+    pub(crate) fn release(self: &Arc<Self>, shard: ShardId, begun: Option<Beginning>) -> Box<Pen> {
         let id = self.next_writer.fetch_add(1, Ordering::Relaxed);
         self.writers.insert(shard, id);
-        self.pen(shard, id)
+        self.pen(shard, id, begun)
     }
 
     /// Begins a shard from nothing, with `meta`. None while what it was is kept.
@@ -98,12 +109,12 @@ impl Saving {
                 self.note(self.disk.meta(shard, meta));
             }
         }
-        Some(self.pen(shard, id))
+        Some(self.pen(shard, id, meta.begun))
     }
 
     /// The pen of what is kept, which stays kept.
     pub(crate) fn kept_pen(self: &Arc<Self>, shard: ShardId) -> Box<Pen> {
-        self.pen(shard, KEPT)
+        self.pen(shard, KEPT, None)
     }
 
     /// Whether answers wait for the disk.
@@ -111,8 +122,9 @@ impl Saving {
         self.sync
     }
 
-    fn pen(self: &Arc<Self>, shard: ShardId, id: u64) -> Box<Pen> {
-        Box::new(Pen { saving: Arc::clone(self), shard, id, last: 0, past: Past::default() })
+    fn pen(self: &Arc<Self>, shard: ShardId, id: u64, begun: Option<Beginning>) -> Box<Pen> {
+        let past = Past::default();
+        Box::new(Pen { saving: Arc::clone(self), shard, id, last: 0, past, begun })
     }
 
     fn note(&self, position: u64) -> u64 {
@@ -131,6 +143,8 @@ pub(crate) struct Pen {
     last: u64,
     /// What it has written of the shard's past.
     past: Past,
+    /// How what it writes began.
+    begun: Option<Beginning>,
 }
 
 impl Pen {
@@ -152,6 +166,9 @@ impl Pen {
     pub(crate) fn meta(&mut self, meta: ShardMeta, past: &Past) {
         self.past(meta.at, past);
         let shard = self.shard;
+        let known = || self.saving.begun.get(&shard).map(|begun| *begun);
+        let begun = meta.begun.or(self.begun).or_else(known);
+        let meta = ShardMeta { begun, ..meta };
         self.last = self.write(|disk| disk.meta(shard, meta)).unwrap_or(self.last);
     }
 
@@ -282,7 +299,8 @@ impl Inner {
             Gate::Gone => return,
         };
         let Some(pen) = &mut self.pen else { return };
-        let meta = ShardMeta { at: Version { epoch, seq: self.seq }, role, complete: true };
+        let at = Version { epoch, seq: self.seq };
+        let meta = ShardMeta { at, role, complete: true, begun: None };
         match &self.past {
             Some(past) => pen.meta(meta, past),
             None => pen.meta(meta, &Past::default()),

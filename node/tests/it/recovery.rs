@@ -26,7 +26,7 @@ fn boot(n: u64) -> NodeBoot {
 
 fn saved(kind: SavedKind, counter: u64, node: u64, seq: u64) -> Saved {
     let at = Version { epoch: Epoch { counter, node: NodeId(node) }, seq };
-    Saved { at, kind, sealed: false }
+    Saved { at, kind, sealed: false, begun: None }
 }
 
 fn held(kind: SavedKind, counter: u64, node: u64, seq: u64) -> Held {

@@ -25,7 +25,7 @@ async fn what_was_written_is_there_after_a_new_start() {
         sessions,
         damaged: None,
     };
-    let unsaid = ShardMeta { at: at(7), role: Role::Unknown, complete: false };
+    let unsaid = ShardMeta { at: at(7), role: Role::Unknown, complete: false, begun: None };
     let shards = vec![found(1, owned(3), 2), found(2, copied(2), 0), found(u32::MAX, unsaid, 1)];
     assert_eq!(recovered, Recovered { shards, unwitnessed: false });
     let expected = BTreeMap::from([

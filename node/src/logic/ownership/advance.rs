@@ -227,6 +227,7 @@ impl Ownership {
                 out.push(Action::Send { to: peer.id, message });
             }
         }
+        self.tell_begun(target, &shards, out);
         out.push(Action::Send { to, message: Control::Grant { handoff: id, shards } });
         out.push(Action::AskClaims { to });
     }

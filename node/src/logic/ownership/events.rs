@@ -1,6 +1,7 @@
 //! What goes into the machine and what comes out.
 
 use stead_shared::claims::Replicas;
+use stead_shared::control::BegunShard;
 
 use super::*;
 
@@ -272,6 +273,11 @@ pub enum Action {
     Quarantine {
         /// The shards and the epochs in which they are held.
         shards: Vec<ShardEpoch>,
+    },
+    /// Remember how these began that are about to come here, wherever they are written.
+    NoteBegun {
+        /// How each began.
+        begun: Vec<BegunShard>,
     },
     /// Drop state that has another owner now.
     DropState {

@@ -50,7 +50,7 @@ impl Ownership {
             Control::SeenClaims { pos } => self.on_seen_claims(from, pos, out),
             Control::WhatSaved { token } => self.on_what_saved(from, token, out),
             Control::Saved { token, shards, begun, pos } => {
-                self.on_saved(from, (token, pos), &shards, &begun);
+                self.on_saved(from, (token, pos), (&shards, &begun), out);
             }
             Control::Abort { handoff } => {
                 if self.incoming.remove(&handoff).is_some() {

@@ -23,6 +23,7 @@ use stead_shared::control::{BegunShard, SavedKind, SavedShard};
 use stead_shared::id::Version;
 
 use super::*;
+use crate::logic::durable::Beginning;
 use crate::logic::recovery::{Saved, rank};
 
 /// How long nodes of the cluster before are waited for.
@@ -33,6 +34,8 @@ const SAVED_ASK_EVERY: Duration = Duration::from_millis(200);
 const ROUND_EVERY: Duration = Duration::from_millis(500);
 /// The first version of the link's protocol whose nodes can tell what their disks hold.
 const SAVED_SINCE: u8 = 3;
+/// The token of what nobody has asked for.
+const NO_QUESTION: Token = 0;
 /// How long a founder with a disk waits for counters and disks that others remember.
 const DISKS_MAX: Duration = Duration::from_secs(5);
 
@@ -44,8 +47,8 @@ pub(super) struct Recovery {
     remembered: BTreeSet<NodeId>,
     /// Shards that other joining nodes' disks hold, for one who founds.
     elsewhere: BTreeSet<ShardId>,
-    /// Shards that this process claimed empty, or from disk.
-    begun: BTreeMap<ShardId, BegunShard>,
+    /// Shards that this process claimed empty, or from disk, and how those had begun.
+    begun: BTreeMap<ShardId, Vec<BegunShard>>,
     /// Shards that nobody can serve, since what is on disk is damaged.
     quarantined: BTreeSet<ShardId>,
     round: Option<Round>,
@@ -66,7 +69,7 @@ struct Round {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Told {
     shards: BTreeMap<ShardId, SavedShard>,
-    begun: BTreeMap<ShardId, BegunShard>,
+    begun: BTreeMap<ShardId, Vec<BegunShard>>,
     /// Where its claim log was.
     pos: u64,
 }
@@ -103,7 +106,7 @@ impl Ownership {
         remembered: BTreeSet<NodeId>,
     ) -> Self {
         for (shard, saved) in &held {
-            self.book.remember(*shard, saved.counter());
+            self.book.remember(*shard, saved.counter(&self.config.rules));
         }
         self.recovery = Recovery { held, remembered, ..Recovery::default() };
         self
@@ -163,8 +166,42 @@ impl Ownership {
 
     /// These are claimed without any state.
     pub(super) fn note_begun(&mut self, shards: &[ShardEpoch]) {
-        let begun = |at: &ShardEpoch| (at.shard, BegunShard { at: *at, from: None });
+        let begun = |at: &ShardEpoch| (at.shard, vec![BegunShard { at: *at, from: None }]);
         self.recovery.begun.extend(shards.iter().map(begun));
+    }
+
+    /// The source of a move takes back what its target may have changed, which has died with it.
+    pub(super) fn note_taken_back(&mut self, granted: ShardEpoch, at: ShardEpoch) {
+        let from = Some(Version { epoch: granted.epoch, seq: u64::MAX });
+        self.recovery.begun.entry(at.shard).or_default().push(BegunShard { at, from });
+    }
+
+    /// Who is granted shards hears how they began: the state of one who comes back may not be in
+    /// them. Where nothing was before, there is nothing to tell.
+    pub(super) fn tell_begun(&self, to: NodeBoot, shards: &[ShardEpoch], out: &mut Vec<Action>) {
+        let begun = shards.iter().filter_map(|at| self.recovery.begun.get(&at.shard)).flatten();
+        let begun = begun.filter(|it| 1 < it.at.epoch.counter).copied();
+        let begun: Vec<BegunShard> = begun.collect();
+        let speaks = self.connected.get(&to.node).is_some_and(|(_, it)| SAVED_SINCE <= *it);
+        if !begun.is_empty() && speaks {
+            let (token, shards, pos) = (NO_QUESTION, Vec::new(), self.log.pos());
+            let message = Control::Saved { token, shards, begun, pos };
+            out.push(Action::Send { to: to.node, message });
+        }
+    }
+
+    fn on_begun(&mut self, begun: &[BegunShard], out: &mut Vec<Action>) {
+        let mut news = Vec::new();
+        for it in begun.iter().filter(|it| it.at.shard.0 < self.config.n_shards) {
+            let known = self.recovery.begun.entry(it.at.shard).or_default();
+            if !known.contains(it) {
+                known.push(*it);
+                news.push(*it);
+            }
+        }
+        if !news.is_empty() {
+            out.push(Action::NoteBegun { begun: news });
+        }
     }
 
     /// Somebody else serves it now, or this node from other state.
@@ -186,7 +223,7 @@ impl Ownership {
             let at = Version { epoch, seq: 0 };
             shards.insert(shard, SavedShard { shard, at, kind });
         }
-        let begun = self.recovery.begun.values().copied().collect();
+        let begun = self.recovery.begun.values().flatten().copied().collect();
         let shards = shards.into_values().collect();
         let message = Control::Saved { token, shards, begun, pos: self.log.pos() };
         out.push(Action::Send { to: from.node, message });
@@ -196,9 +233,13 @@ impl Ownership {
         &mut self,
         from: NodeBoot,
         (token, pos): (Token, u64),
-        shards: &[SavedShard],
-        begun: &[BegunShard],
+        (shards, begun): (&[SavedShard], &[BegunShard]),
+        out: &mut Vec<Action>,
     ) {
+        if token == NO_QUESTION {
+            self.on_begun(begun, out);
+            return;
+        }
         let Some(round) = self.recovery.round.as_mut().filter(|it| it.token == token) else {
             return;
         };
@@ -206,8 +247,11 @@ impl Ownership {
             self.book.remember(saved.shard, saved.at.epoch.counter);
         }
         let shards = shards.iter().map(|it| (it.shard, *it)).collect();
-        let begun = begun.iter().map(|it| (it.at.shard, *it)).collect();
-        round.told.insert(from, Told { shards, begun, pos });
+        let mut begun_by_shard: BTreeMap<ShardId, Vec<BegunShard>> = BTreeMap::new();
+        for it in begun {
+            begun_by_shard.entry(it.at.shard).or_default().push(*it);
+        }
+        round.told.insert(from, Told { shards, begun: begun_by_shard, pos });
     }
 
     /// Asks, and decides once all have answered.
@@ -281,8 +325,7 @@ impl Ownership {
                 Fate::Serve => {
                     n_older += usize::from(is_older(shard, &saved, told));
                     let at = self.serve_saved(shard);
-                    let from = Some(saved.at);
-                    self.recovery.begun.insert(shard, BegunShard { at, from });
+                    self.recovery.begun.insert(shard, begun_of(at, &saved));
                     served.push(at);
                 }
                 Fate::SetAside => {
@@ -347,10 +390,9 @@ impl Ownership {
             self.book.get(shard).filter(|(_, owner)| *owner == me || self.members.is_live(*owner));
         let is_whole = saved.kind != SavedKind::Damaged;
         if let Some((epoch, owner)) = claim {
-            let begun = told.values().filter_map(|it| it.begun.get(&shard));
-            let begun = begun.chain(self.recovery.begun.get(&shard)).max_by_key(|it| it.at.epoch);
+            let begun = told.values().map(|it| &it.begun).chain([&self.recovery.begun]);
             // What is here was not in what it was begun from.
-            let is_missed = begun.is_some_and(|begun| {
+            let is_missed = begun.filter_map(|it| it.get(&shard)).flatten().any(|begun| {
                 saved.at.epoch < begun.at.epoch && begun.from.is_none_or(|from| from < saved.at)
             });
             let of_owner = told.get(&owner).and_then(|it| it.shards.get(&shard));
@@ -372,6 +414,16 @@ impl Ownership {
         }
         if is_whole { Fate::Serve } else { Fate::SetAside }
     }
+}
+
+/// How a shard begins that is claimed with what is on disk, and how that began.
+fn begun_of(at: ShardEpoch, saved: &Saved) -> Vec<BegunShard> {
+    let now = BegunShard { at, from: Some(saved.at) };
+    let before = saved.begun.map(|Beginning { epoch, from }| {
+        let at = ShardEpoch { shard: at.shard, epoch };
+        BegunShard { at, from }
+    });
+    [Some(now), before].into_iter().flatten().collect()
 }
 
 /// Whether somebody has a newer state of the shard that is damaged.

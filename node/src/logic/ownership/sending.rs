@@ -191,6 +191,7 @@ impl Ownership {
         if was_copied {
             out.push(Action::StopCopy { handoff: id });
         }
+        self.tell_begun(to, &granted, out);
         let message = Control::Grant { handoff: id, shards: granted };
         out.push(Action::Send { to: to.node, message });
         out.push(Action::Publish);
@@ -238,7 +239,12 @@ impl Ownership {
         for (to, shards) in adopted {
             out.push(Action::Adopt { to, shards, named: true });
         }
+        let taken_back: Vec<ShardEpoch> = handoff.shards.iter().filter(is_its).copied().collect();
         self.reopen(&handoff, 2, out);
+        for granted in taken_back {
+            let epoch = Epoch { counter: granted.epoch.counter + 2, node };
+            self.note_taken_back(granted, ShardEpoch { epoch, ..granted });
+        }
     }
 
     pub(super) fn reopen(&mut self, handoff: &Outgoing, raise: u64, out: &mut Vec<Action>) {
