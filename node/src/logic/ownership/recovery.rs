@@ -209,7 +209,12 @@ impl Ownership {
         self.recovery.quarantined.remove(&shard);
     }
 
+    /// To one whom the members do not show yet nothing is said: its name may be known for that of an
+    /// owner who lives, and then this node does not know that it is to take over. It asks again.
     pub(super) fn on_what_saved(&self, from: NodeBoot, token: Token, out: &mut Vec<Action>) {
+        if !self.members.is_live(from) {
+            return;
+        }
         let of_disk = |(&shard, saved): (&ShardId, &Saved)| SavedShard {
             shard,
             at: saved.at,
@@ -396,6 +401,10 @@ impl Ownership {
                 saved.at.epoch < begun.at.epoch && begun.from.is_none_or(|from| from < saved.at)
             });
             let of_owner = told.get(&owner).and_then(|it| it.shards.get(&shard));
+            // It has begun to serve it since it said that: how it began is in its next answer.
+            if of_owner.is_some_and(|it| matches!(it.kind, SavedKind::Owner | SavedKind::Copy)) {
+                return Fate::Wait;
+            }
             let is_aside = of_owner.is_some_and(|it| it.kind == SavedKind::Damaged);
             return match is_whole {
                 // The owner has nothing that it could serve.
@@ -409,7 +418,12 @@ impl Ownership {
         let mine = SavedShard { shard, at: saved.at, kind: saved.kind };
         let mut others =
             told.iter().filter_map(|(who, it)| Some((who.node, it.shards.get(&shard)?)));
-        if waits || others.any(|(node, other)| rank(me.node, &mine) < rank(node, other)) {
+        // What was served when they told may have been handed on since, to one who had told before.
+        let is_outdated = told.iter().any(|(who, it)| it.pos < self.book.pos_of(*who));
+        if waits
+            || is_outdated
+            || others.any(|(node, other)| rank(me.node, &mine) < rank(node, other))
+        {
             return Fate::Wait;
         }
         if is_whole { Fate::Serve } else { Fate::SetAside }
