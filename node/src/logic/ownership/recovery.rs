@@ -108,7 +108,9 @@ impl Ownership {
         for (shard, saved) in &held {
             self.book.remember(*shard, saved.counter(&self.config.rules));
         }
-        self.recovery = Recovery { held, remembered, ..Recovery::default() };
+        let begun = held.iter().filter_map(|(shard, saved)| began(*shard, saved));
+        let begun = begun.map(|it| (it.at.shard, vec![it])).collect();
+        self.recovery = Recovery { held, remembered, begun, ..Recovery::default() };
         self
     }
 
@@ -176,8 +178,8 @@ impl Ownership {
         self.recovery.begun.entry(at.shard).or_default().push(BegunShard { at, from });
     }
 
-    /// Who is granted shards hears how they began: the state of one who comes back may not be in
-    /// them. Where nothing was before, there is nothing to tell.
+    /// Who is granted shards, or gets copies of them, hears how they began: the state of one who comes
+    /// back may not be in them. Where nothing was before, there is nothing to tell.
     pub(super) fn tell_begun(&self, to: NodeBoot, shards: &[ShardEpoch], out: &mut Vec<Action>) {
         let begun = shards.iter().filter_map(|at| self.recovery.begun.get(&at.shard)).flatten();
         let begun = begun.filter(|it| 1 < it.at.epoch.counter).copied();
@@ -433,11 +435,12 @@ impl Ownership {
 /// How a shard begins that is claimed with what is on disk, and how that began.
 fn begun_of(at: ShardEpoch, saved: &Saved) -> Vec<BegunShard> {
     let now = BegunShard { at, from: Some(saved.at) };
-    let before = saved.begun.map(|Beginning { epoch, from }| {
-        let at = ShardEpoch { shard: at.shard, epoch };
-        BegunShard { at, from }
-    });
-    [Some(now), before].into_iter().flatten().collect()
+    [Some(now), began(at.shard, saved)].into_iter().flatten().collect()
+}
+
+fn began(shard: ShardId, saved: &Saved) -> Option<BegunShard> {
+    let Beginning { epoch, from } = saved.begun?;
+    Some(BegunShard { at: ShardEpoch { shard, epoch }, from })
 }
 
 /// Whether somebody has a newer state of the shard that is damaged.

@@ -126,6 +126,7 @@ impl Ownership {
             shards.truncate(FILLS_MAX.saturating_sub(under_way));
             if !shards.is_empty() {
                 self.filling.entry(to).or_default().extend(shards.iter().map(|at| at.shard));
+                self.tell_begun(to, &shards, out);
                 out.push(Action::Fill { to, shards });
             }
         }
