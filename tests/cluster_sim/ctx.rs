@@ -19,11 +19,13 @@ use stead_shared::sim::{Host, Sim};
 use stead_shared::time::Time;
 use stead_shared::view::ClusterParams;
 
+use crate::disk::{Disk, DiskKnobs};
 use crate::host::Ask;
 use crate::links::{Kind, Links, Msg};
 use crate::membership::{News, Truth};
 use crate::oracle::Oracle;
 use crate::plan::{Fault, Trigger};
+use crate::saved::DiskStep;
 
 pub(crate) const N_SHARDS: u32 = 8;
 pub(crate) const SESSIONS: u8 = 2;
@@ -81,6 +83,8 @@ pub(crate) enum Happens {
     /// A packet of gossip that was due then.
     Gossip(Time),
     Offer(u64),
+    /// The next step of the one who writes to disk.
+    Disk(DiskStep),
     Drain,
     /// A router looks at its queues and at deadlines.
     Look,
@@ -124,6 +128,8 @@ pub(crate) struct Knobs {
     pub(crate) old_nodes: u32,
     /// Copies of each shard beside its owner's.
     pub(crate) replicas: u8,
+    /// Whether nodes have disks, and which.
+    pub(crate) disk: Option<DiskKnobs>,
     pub(crate) n_clients: u32,
     pub(crate) think: Range<Duration>,
     pub(crate) rules: Rules,
@@ -154,6 +160,8 @@ pub(crate) struct Ctx {
     pub(crate) heirs: BTreeMap<(NodeBoot, ShardId), BTreeSet<NodeBoot>>,
     /// Handoffs that were hit.
     pub(crate) hit: BTreeSet<HandoffId>,
+    /// Of each node; empty where there are none.
+    pub(crate) disks: Vec<Disk>,
 }
 
 pub(crate) fn ms(ms: u64) -> Duration {
@@ -251,6 +259,7 @@ impl Ctx {
         config.balance_stay = BALANCE_STAY;
         config.orphan_grace = ms(3_000);
         config.replicas = self.knobs.replicas;
+        config.has_disk = self.knobs.disk.is_some();
         config
     }
 }

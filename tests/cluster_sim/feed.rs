@@ -153,6 +153,8 @@ pub(crate) struct Unacked {
     /// What it tells of.
     ops: Vec<u32>,
     waits: Vec<(NodeBoot, u64)>,
+    /// Copies have it: the position that is to be on disk.
+    disk: Option<u64>,
 }
 
 /// The owner's side of all copies.
@@ -224,6 +226,7 @@ impl NodeModel {
         prev: u64,
         session: Option<u8>,
     ) {
+        self.save_change(ctx, shard, session);
         let Some(here) = self.host.shards.get_mut(&shard) else { return };
         here.origin = None;
         let epoch = here.epoch();
@@ -630,24 +633,47 @@ impl NodeModel {
         ops: Vec<u32>,
     ) {
         let waits = self.waits(ask.shard);
-        if waits.is_empty() {
-            self.answer(ctx, &ask, life, answer, ops);
+        let is_acked = waits.is_empty();
+        let unacked = Unacked { ask, life, answer, ops, waits, disk: None };
+        if is_acked {
+            self.answer_when_saved(ctx, unacked);
         } else {
-            ctx.note(|| format!("n{}: answer {} waits for {waits:?}", self.at.0, ask.op));
-            self.feeds.unacked.push(Unacked { ask, life, answer, ops, waits });
+            ctx.note(|| format!("n{}: answer {} waits for {:?}", self.at.0, ask.op, unacked.waits));
+            self.feeds.unacked.push(unacked);
+        }
+    }
+
+    /// Lets an answer out that copies wait for no more, once the disk has what the shard is now.
+    fn answer_when_saved(&mut self, ctx: &mut Ctx, unacked: Unacked) {
+        let Unacked { ask, life, answer, ops, waits, disk } = unacked;
+        let Some(position) = disk.or_else(|| self.disk_wait(ask.shard)) else {
+            self.answer(ctx, &ask, life, answer, ops);
+            return;
+        };
+        match self.disk_has(ctx, position, &ask) {
+            Some(true) => {
+                let ops = self.confirmed(ctx, position, &ask, ops);
+                self.answer(ctx, &ask, life, answer, ops);
+            }
+            Some(false) => self.answer(ctx, &ask, life, Answer::Unknown, Vec::new()),
+            None => {
+                let disk = Some(position);
+                self.feeds.unacked.push(Unacked { ask, life, answer, ops, waits, disk });
+            }
         }
     }
 
     /// Those who follow the shard have changed: who waits for them looks again.
     fn recompute(&mut self, ctx: &mut Ctx, shard: ShardId) {
         let waits = self.waits(shard);
-        for unacked in self.feeds.unacked.iter_mut().filter(|it| it.ask.shard == shard) {
+        let of_shard = |it: &&mut Unacked| it.ask.shard == shard && it.disk.is_none();
+        for unacked in self.feeds.unacked.iter_mut().filter(of_shard) {
             unacked.waits.clone_from(&waits);
         }
         self.look_at_waiting(ctx);
     }
 
-    fn look_at_waiting(&mut self, ctx: &mut Ctx) {
+    pub(crate) fn look_at_waiting(&mut self, ctx: &mut Ctx) {
         let mut still = Vec::new();
         for mut unacked in std::mem::take(&mut self.feeds.unacked) {
             let here = self.host.shards.get(&unacked.ask.shard);
@@ -657,8 +683,7 @@ impl NodeModel {
                 let Unacked { ask, life, .. } = unacked;
                 self.answer(ctx, &ask, life, Answer::Unknown, Vec::new());
             } else if unacked.waits.is_empty() {
-                let Unacked { ask, life, answer, ops, .. } = unacked;
-                self.answer(ctx, &ask, life, answer, ops);
+                self.answer_when_saved(ctx, unacked);
             } else {
                 still.push(unacked);
             }
@@ -686,8 +711,8 @@ impl NodeModel {
         };
         let ended: Vec<HandoffId> = self.feeds.sealing.iter().filter_map(has_ended).collect();
         for handoff in ended {
-            self.feeds.sealing.remove(&handoff);
-            ctx.after(self.at, Duration::from_micros(50), Happens::Sealed(handoff));
+            let shards = self.feeds.sealing.remove(&handoff).unwrap_or_default();
+            self.seal_has_ended(ctx, handoff, shards);
         }
     }
 }

@@ -12,6 +12,7 @@ use stead_shared::time::Time;
 
 use crate::ctx::SESSIONS;
 use crate::feed::Follow;
+use crate::saved::Pen;
 
 /// A request at a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,8 @@ pub(crate) struct Shard {
     /// Where the copy ended that it was served from.
     pub(crate) since: Option<Version>,
     pub(crate) follows: Vec<Follow>,
+    /// Writes every change to disk.
+    pub(crate) pen: Option<Pen>,
 }
 
 impl Shard {
@@ -107,6 +110,8 @@ pub(crate) enum Ended {
         /// The session had this write already.
         is_twice: bool,
     },
+    /// Nothing may be changed now, and nothing was.
+    Refused,
     /// It was applied before, with this value.
     Again { epoch: Epoch, value: u64 },
 }
@@ -143,6 +148,7 @@ impl HostModel {
             origin: None,
             since: None,
             follows: Vec::new(),
+            pen: None,
         }
     }
 
@@ -220,7 +226,13 @@ impl HostModel {
     }
 
     /// A turn ends.
-    pub(crate) fn commit(&mut self, ask: &Ask, life: u64, now: Time, rules: &Rules) -> Ended {
+    pub(crate) fn commit(
+        &mut self,
+        ask: &Ask,
+        life: u64,
+        now: Time,
+        (rules, refuses): (&Rules, bool),
+    ) -> Ended {
         let here = self.shards.get_mut(&ask.shard).filter(|shard| shard.life == life);
         let Some(shard) = here else { return Ended::Unknown };
         let epoch = shard.epoch();
@@ -231,6 +243,7 @@ impl HostModel {
         }
         let asked = asked(ask);
         match Window::meet(Some(&session.window), 0, &asked, rules) {
+            Met::Run if refuses => return Ended::Refused,
             Met::Run => {}
             Met::Replay(kept) => return Ended::Again { epoch, value: value_of(kept) },
             Met::Unknown | Met::OtherRequest => return Ended::Unknown,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use stead_node::logic::durable::{Role, ShardMeta};
 use stead_node::logic::gate::Gate;
 use stead_node::logic::ownership::Event;
 use stead_node::logic::replication::{Accept, CopyRules, CopyState, EntryHead, Lost};
@@ -15,6 +16,7 @@ use crate::host::Session;
 use crate::links::Msg;
 use crate::node::NodeModel;
 use crate::oracle::Violation;
+use crate::saved::Pen;
 
 /// A copy.
 #[derive(Debug)]
@@ -23,6 +25,14 @@ pub(crate) struct Kept {
     pub(crate) sessions: Vec<Session>,
     /// A shard that was served here until it was granted away.
     pub(crate) is_own: bool,
+    pub(crate) pen: Option<Pen>,
+}
+
+impl Kept {
+    pub(crate) fn meta(&self) -> ShardMeta {
+        let CopyState { owner, at, complete, .. } = self.state;
+        ShardMeta { at, role: Role::Copy { owner }, complete, begun: None }
+    }
 }
 
 /// The replica's side of all copies.
@@ -93,10 +103,14 @@ impl NodeModel {
         match item {
             Item::FillBegin { shard, at } => {
                 self.is_served(ctx, shard, at.epoch)?;
+                if self.saving.as_ref().is_some_and(|saving| saving.keeps(shard)) {
+                    return Err(Lost::NoCopy);
+                }
                 let here = self.kept.copies.get(&shard).map(|copy| &copy.state);
                 let state = CopyState::begin_fill(here, owner, at, rules)?;
                 let sessions = vec![Session::default(); usize::from(SESSIONS)];
-                let copy = Kept { state, sessions, is_own: false };
+                let mut copy = Kept { state, sessions, is_own: false, pen: None };
+                copy.pen = self.begin_on_disk(ctx, shard, copy.meta());
                 if let Some(old) = self.kept.copies.insert(shard, copy) {
                     self.forgotten(ctx, shard, &old);
                 }
@@ -109,12 +123,14 @@ impl NodeModel {
                 if outcome(copy.state.fill(owner, epoch, rules))? {
                     ctx.oracle.reached(self.me, [&state]);
                     copy.sessions[usize::from(session)] = state;
+                    self.save_copy(ctx, shard, Some(session));
                 }
             }
             Item::FillEnd { shard, at } => {
                 self.is_here(ctx, shard, at.epoch)?;
                 let Some(copy) = self.kept.copies.get_mut(&shard) else { return Ok(()) };
                 if outcome(copy.state.end_fill(owner, at, rules))? {
+                    self.save_copy(ctx, shard, None);
                     let shards = vec![ShardEpoch { shard, epoch: at.epoch }];
                     self.report(ctx, Event::CopyComplete { owner, shards });
                 }
@@ -124,6 +140,7 @@ impl NodeModel {
                 self.is_here(ctx, shard, epoch)?;
                 let Some(copy) = self.kept.copies.get_mut(&shard) else { return Ok(()) };
                 outcome(copy.state.adopt(owner, epoch, prev, rules))?;
+                self.save_copy(ctx, shard, None);
                 let shards = vec![ShardEpoch { shard, epoch }];
                 self.report(ctx, Event::CopyComplete { owner, shards });
             }
@@ -131,6 +148,7 @@ impl NodeModel {
                 self.is_here(ctx, shard, epoch)?;
                 let Some(copy) = self.kept.copies.get_mut(&shard) else { return Ok(()) };
                 outcome(copy.state.next_epoch(owner, epoch, prev, rules))?;
+                self.save_copy(ctx, shard, None);
             }
             Item::Entry { shard, at, prev, state } => {
                 self.is_here(ctx, shard, at.epoch)?;
@@ -140,9 +158,11 @@ impl NodeModel {
                 if outcome(copy.state.accept(&head, rules))? {
                     ctx.oracle.entry(ctx.sim.now(), shard, at, state.as_ref());
                     ctx.oracle.reached(self.me, state.as_ref().map(|(_, state)| state));
+                    let session = state.as_ref().map(|(session, _)| *session);
                     if let Some((session, state)) = state {
                         copy.sessions[usize::from(session)] = state;
                     }
+                    self.save_copy(ctx, shard, session);
                 }
             }
         }
@@ -220,15 +240,17 @@ impl NodeModel {
         if !is_sealed || end.is_some_and(|end| end != at) {
             return;
         }
-        let Some((seq, sessions)) = self.take_out(ctx, shard) else { return };
+        let Some((seq, sessions, pen)) = self.take_out(ctx, shard) else { return };
         let state = CopyState::of_own(owner, epoch, Version { seq, ..at });
-        self.kept.copies.insert(shard, Kept { state, sessions, is_own: true });
+        self.kept.copies.insert(shard, Kept { state, sessions, is_own: true, pen });
+        self.save_copy(ctx, shard, None);
     }
 
     pub(crate) fn drop_replicas(&mut self, ctx: &mut Ctx, shards: &[ShardId]) {
         for &shard in shards {
             if let Some(copy) = self.kept.copies.remove(&shard) {
                 self.forgotten(ctx, shard, &copy);
+                self.forget_on_disk(ctx, shard, copy.pen);
             }
         }
     }
@@ -268,10 +290,12 @@ impl NodeModel {
         if !may || self.host.shards.contains_key(&at.shard) {
             return false;
         }
+        let end = self.kept.copies.get(&at.shard).map(|copy| copy.state.at);
+        let pen = end.and_then(|end| self.take_pen_at(at.shard, end));
         let Some(Kept { state, sessions, .. }) = self.kept.copies.remove(&at.shard) else {
             return false;
         };
-        self.host.activate(at, state.at.seq, sessions, Some(state.at.epoch));
+        self.serve_arrived(ctx, at, (state.at.seq, sessions), Some(state.at.epoch), pen);
         if let Some(here) = self.host.shards.get_mut(&at.shard) {
             here.since = Some(state.at);
         }

@@ -33,7 +33,10 @@ pub(crate) enum Msg {
         answer: Answer,
     },
     /// The stream of a copy begins.
-    Begin(HandoffId),
+    Begin {
+        handoff: HandoffId,
+        shards: Vec<ShardEpoch>,
+    },
     Record {
         handoff: HandoffId,
         shard: ShardId,

@@ -4,6 +4,7 @@
 //! `SEED=n` runs one seed and prints its log; `SEEDS=n` runs so many.
 
 mod ctx;
+mod disk;
 mod feed;
 mod history;
 mod host;
@@ -15,13 +16,14 @@ mod oracle;
 mod plan;
 mod router;
 mod rules;
+mod saved;
 mod transfer;
 mod world;
 
 use std::time::Duration;
 
 use oracle::{Finding, Violation};
-use plan::{Luck, Plan, plan, plan_with_copies, rolling};
+use plan::{Luck, Plan, plan, plan_with_copies, plan_with_disks, rolling};
 use rules::Rule;
 use stead_shared::rules::Rules;
 use world::{Outcome, run, run_watched};
@@ -54,7 +56,7 @@ type Planner = fn(Luck, u64, Rules) -> Plan;
 
 /// Runs one seed with its log, or all of them.
 #[expect(clippy::print_stdout, reason = "what a run tells to whoever started it")]
-fn run_seeds(luck_of: fn(u64) -> Luck, plan: Planner) {
+fn run_seeds(luck_of: fn(u64) -> Luck, plan: Planner, n_seeds: u64) {
     if let Some(seed) = number("SEED") {
         let luck = luck_of(seed);
         let plan = plan(luck, seed, Rules::ALL);
@@ -64,7 +66,7 @@ fn run_seeds(luck_of: fn(u64) -> Luck, plan: Planner) {
         return;
     }
     let (mut n_events, mut n_moves, mut n_taken_over, mut n_ops) = (0, 0, 0, 0);
-    let n_seeds = number("SEEDS").unwrap_or(2_000);
+    let n_seeds = number("SEEDS").unwrap_or(n_seeds);
     let mut failed = Vec::new();
     for seed in number("FROM").unwrap_or(0)..n_seeds {
         let luck = luck_of(seed);
@@ -86,12 +88,17 @@ fn run_seeds(luck_of: fn(u64) -> Luck, plan: Planner) {
 
 #[test]
 fn no_seed_finds_a_violation() {
-    run_seeds(Luck::of_seed, plan);
+    run_seeds(Luck::of_seed, plan, 2_000);
 }
 
 #[test]
 fn no_seed_with_copies_finds_a_violation() {
-    run_seeds(Luck::with_copies, plan_with_copies);
+    run_seeds(Luck::with_copies, plan_with_copies, 2_000);
+}
+
+#[test]
+fn no_seed_with_disks_finds_a_violation() {
+    run_seeds(Luck::with_disks, plan_with_disks, 350);
 }
 
 #[test]
@@ -135,13 +142,14 @@ fn a_rule_that_is_off_is_found_out() {
     for rule in Rule::ALL {
         let (luck, expected) = (rule.luck(), rule.violation());
         let found = (0..SEEDS_MAX).find(|&seed| {
-            let outcome = run_seed(luck, seed, rule.off(), false);
+            let outcome = run(seed, &rule.plan(seed, rule.off()), false);
             outcome.findings.iter().any(|finding| finding.what == expected)
         });
         println!("{rule:?} off: {expected:?}, {luck:?} seed {found:?}");
         let last = found.unwrap_or_else(|| panic!("{rule:?} off was not found out"));
         for seed in 0..=last {
-            assert_clean(luck, seed);
+            let outcome = run(seed, &rule.plan(seed, Rules::ALL), false);
+            assert!(outcome.findings.is_empty(), "{rule:?} {seed}: {:#?}", outcome.findings);
         }
     }
 }
@@ -333,6 +341,79 @@ fn nobody_waits_for_a_copy_that_no_claim_names() {
 #[test]
 fn a_fill_ends_when_its_shard_leaves() {
     assert_clean_with_copies(14_164);
+}
+
+fn assert_clean_with_disks(seed: u64) {
+    let luck = Luck::with_disks(seed);
+    let outcome = run(seed, &plan_with_disks(luck, seed, Rules::ALL), false);
+    assert!(outcome.findings.is_empty(), "{luck:?} {seed}: {:#?}", outcome.findings);
+}
+
+/// A node came back with a shard on its disk while another one asked all for it, and was not asked: the
+/// shard was claimed empty beside it.
+#[test]
+fn who_comes_back_while_a_shard_is_asked_for_is_asked() {
+    assert_clean_with_disks(53);
+    assert_clean_with_disks(411);
+}
+
+/// A shard was claimed empty, and its claimer started again before the node came back that had it on
+/// disk: its state was taken for a later one of the same history.
+#[test]
+fn how_a_shard_began_is_known_after_a_restart() {
+    assert_clean_with_disks(49);
+    assert_clean_with_disks(237);
+}
+
+/// The same, and the shard had gone on to another node, which started again as well.
+#[test]
+fn how_a_shard_began_goes_along_with_it() {
+    assert_clean_with_disks(1311);
+    assert_clean_with_disks(1347);
+    assert_clean_with_disks(368);
+}
+
+/// An owner started again without its last changes, and asked a replica what it had that still took
+/// it for the process before: the replica did not say that it had all.
+#[test]
+fn who_is_not_known_yet_is_not_told_what_is_saved() {
+    assert_clean_with_disks(245);
+}
+
+/// Of two nodes that started together one served what it had told of, from nothing: the other one took
+/// its word from before for all that there was.
+#[test]
+fn who_serves_what_it_told_of_is_asked_again() {
+    assert_clean_with_disks(297);
+    assert_clean_with_disks(627);
+}
+
+/// A shard went from one node to another who had told before that it had nothing of it, while the
+/// first one's claim was already gone: a third served it from disk.
+#[test]
+fn who_has_moved_shards_since_it_told_is_asked_again() {
+    assert_clean_with_disks(904);
+}
+
+/// A target served what it was granted, died, and its source took the shards back: what had been
+/// changed was on the target's disk, and dropped there when it came back.
+#[test]
+fn what_is_taken_back_may_lack_what_its_target_changed() {
+    assert_clean_with_disks(1035);
+}
+
+/// What is on disk of a shard was deleted, power was lost, and the witness did not remember that it was
+/// to be: the shard was taken for damaged.
+#[test]
+fn what_was_deleted_on_purpose_is_not_missed() {
+    assert_clean_with_disks(1297);
+}
+
+/// Sessions were offered to the owner of their shard, who took them in and died before they were on
+/// its disk; whoever had offered them had forgotten them.
+#[test]
+fn what_was_offered_is_forgotten_when_it_is_on_disk_elsewhere() {
+    assert_clean_with_disks(1421);
 }
 
 #[test]

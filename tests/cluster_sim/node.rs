@@ -21,6 +21,7 @@ use crate::links::{Answer, Kind, Msg};
 use crate::membership::{Change, DOWN_GRACE, Health, News, Sight};
 use crate::oracle::Violation;
 use crate::plan::Step;
+use crate::saved::{Pen, Saving, may_be_gone, open_disk};
 use crate::transfer::{Aside, Copy, CopyTask};
 
 /// See the module's page.
@@ -38,7 +39,7 @@ pub(crate) struct NodeModel {
     granted: BTreeMap<ShardId, Epoch>,
     tick: (Time, u64),
     /// What the judge of moves knows: when the members' digest changed, and unannounced deaths.
-    told: Arc<Members>,
+    pub(crate) told: Arc<Members>,
     digest: u64,
     digest_since: Time,
     dead: BTreeSet<NodeBoot>,
@@ -56,6 +57,7 @@ pub(crate) struct NodeModel {
     held: Vec<(Ask, u64, Epoch, Answer, Vec<u32>)>,
     pub(crate) feeds: Feeds,
     pub(crate) kept: KeptCopies,
+    pub(crate) saving: Option<Saving>,
 }
 
 /// Between two packets of gossip that a process hears from anybody.
@@ -66,7 +68,13 @@ impl NodeModel {
         let me = ctx.who(at);
         let sight = Sight::new(ctx, at);
         let (members, targets) = (Arc::clone(&sight.members), Arc::clone(&sight.targets));
-        let machine = Ownership::new(ctx.ownership_config(me), members, targets, ctx.now());
+        let (saving, held) = open_disk(ctx, me);
+        let remembered = match &saving {
+            Some(_) => ctx.disks[at.0 as usize].members.clone(),
+            None => BTreeSet::new(),
+        };
+        let machine = Ownership::new(ctx.ownership_config(me), members, targets, ctx.now())
+            .recovering(held, remembered);
         ctx.after(at, ms(1), Happens::Tick(1));
         ctx.after(at, ms(450), Happens::Sizes);
         ctx.after(at, ms(10_000), Happens::Compare);
@@ -98,10 +106,16 @@ impl NodeModel {
             held: Vec::new(),
             feeds: Feeds::default(),
             kept: KeptCopies::default(),
+            saving,
         }
     }
 
     pub(crate) fn happen(&mut self, ctx: &mut Ctx, what: Happens) {
+        self.meet(ctx, what);
+        self.poke_disk(ctx);
+    }
+
+    fn meet(&mut self, ctx: &mut Ctx, what: Happens) {
         match what {
             Happens::Tick(n) if n == self.tick.1 => {
                 self.tick.0 = Time::ZERO;
@@ -159,6 +173,7 @@ impl NodeModel {
             }
             Happens::Gossip(due) => self.on_gossip(ctx, due),
             Happens::Offer(number) => self.offer(ctx, number),
+            Happens::Disk(step) => self.disk_step(ctx, step),
             Happens::Drain => {
                 let news = ctx.set_phase(self.at, Phase::Leaving);
                 self.sight.take(ctx, news);
@@ -269,6 +284,7 @@ impl NodeModel {
         let (members, targets) = (Arc::clone(&self.sight.members), Arc::clone(&self.sight.targets));
         let digest = self.sight.digest;
         self.told = Arc::clone(&members);
+        self.remember_members(ctx);
         let has_peers = members.live_peers().next().is_some();
         self.ear.peers(has_peers, ctx.now());
         if !has_peers {
@@ -409,7 +425,7 @@ impl NodeModel {
             Msg::ClaimsWanted => self.feed(ctx, Event::ClaimsWanted(from.node)),
             Msg::Request(ask) => self.on_request(ctx, Ask { conn, ..ask }),
             Msg::Answer { .. } => unreachable!("nodes ask nothing"),
-            Msg::Begin(_)
+            Msg::Begin { .. }
             | Msg::Record { .. }
             | Msg::End { .. }
             | Msg::Offer { .. }
@@ -424,6 +440,10 @@ impl NodeModel {
     fn on_request(&mut self, ctx: &mut Ctx, ask: Ask) {
         if self.ear.is_in_doubt() {
             self.refuse(ctx, &ask, Refusal::Moving);
+            return;
+        }
+        if self.is_quarantined(ask.shard) && !self.host.shards.contains_key(&ask.shard) {
+            self.refuse(ctx, &ask, Refusal::Quarantined);
             return;
         }
         match self.host.admit(&ask, &ctx.knobs.rules) {
@@ -447,7 +467,7 @@ impl NodeModel {
         ctx.after(self.at, takes, Happens::TurnEnds { life, ask, read });
     }
 
-    fn refuse(&self, ctx: &mut Ctx, ask: &Ask, refusal: Refusal) {
+    pub(crate) fn refuse(&self, ctx: &mut Ctx, ask: &Ask, refusal: Refusal) {
         let refusal = self.with_claim(ask.shard, refusal);
         let answer = Answer::Refused(refusal);
         ctx.send(ask.conn, self.at, Msg::Answer { op: ask.op, attempt: ask.attempt, answer });
@@ -478,7 +498,9 @@ impl NodeModel {
     }
 
     fn on_turn_end(&mut self, ctx: &mut Ctx, ask: Ask, life: u64, read: Option<u64>) {
-        match self.host.commit(&ask, life, ctx.now(), &ctx.knobs.rules) {
+        let refuses = self.disk_refuses(ctx);
+        match self.host.commit(&ask, life, ctx.now(), (&ctx.knobs.rules, refuses)) {
+            Ended::Refused => self.refuse_for_disk(ctx, &ask),
             Ended::Unknown => self.answer(ctx, &ask, life, Answer::Unknown, Vec::new()),
             Ended::Again { epoch, value } => {
                 ctx.note(|| format!("n{} answers {} again: {value}", self.at.0, ask.op));
@@ -569,6 +591,7 @@ impl NodeModel {
                     self.granted.remove(&at.shard);
                     if let Some(old) = self.host.shards.get(&at.shard).map(Shard::epoch) {
                         let waiting = self.host.reopen(at);
+                        self.save_gate(ctx, at.shard);
                         self.seals_ended(ctx, &waiting);
                         ctx.oracle.opened(ctx.sim.now(), self.me, at);
                         self.follow_epoch(ctx, at.shard, old);
@@ -587,7 +610,9 @@ impl NodeModel {
             Action::DropState { shards } => {
                 for shard in shards {
                     self.granted.remove(&shard);
-                    self.take_out(ctx, shard);
+                    if let Some((_, _, pen)) = self.take_out(ctx, shard) {
+                        self.forget_on_disk(ctx, shard, pen);
+                    }
                 }
             }
             Action::Yield { to, shards } => self.yield_to(ctx, to, &shards),
@@ -599,10 +624,11 @@ impl NodeModel {
             Action::DropReplicas { shards } => self.drop_replicas(ctx, &shards),
             Action::OpenReplica { shards } => self.open_replicas(ctx, &shards),
             Action::Stop(_) => unreachable!("nobody is to stop here"),
-            Action::OpenSaved { .. }
-            | Action::DropSaved { .. }
-            | Action::OfferSaved { .. }
-            | Action::Quarantine { .. } => unreachable!("there is no disk here"),
+            Action::OpenSaved { shards } => self.open_saved(ctx, &shards),
+            Action::DropSaved { shards } => self.drop_saved(ctx, &shards),
+            Action::OfferSaved { to, shards } => self.offer_saved(ctx, to, &shards),
+            Action::Quarantine { shards } => self.quarantine(ctx, &shards),
+            Action::NoteBegun { begun } => self.note_begun(&begun),
             Action::Certain { doubt, alone } => self.end_doubt(ctx, doubt, alone),
             Action::Publish => {}
             Action::Drained => {
@@ -665,6 +691,7 @@ impl NodeModel {
             | Action::DropSaved { .. }
             | Action::OfferSaved { .. }
             | Action::Quarantine { .. }
+            | Action::NoteBegun { .. }
             | Action::Yield { .. }
             | Action::Publish
             | Action::Stop(_)
@@ -738,6 +765,7 @@ impl NodeModel {
             self.granted.remove(&at.shard);
             let old = self.host.shards.get(&at.shard).map(Shard::epoch);
             let waiting = self.host.activate_empty(at);
+            self.save_beginning(ctx, at, old);
             self.seals_ended(ctx, &waiting);
             ctx.oracle.opened(ctx.sim.now(), self.me, at);
             self.follow_epoch(ctx, at.shard, old.unwrap_or(at.epoch));
@@ -754,6 +782,7 @@ impl NodeModel {
                 ctx.oracle.sealed(self.me, id, shard.epoch());
             }
             let (away, _) = self.host.seal(id, handoff);
+            self.save_gate(ctx, id);
             for ask in away {
                 self.refuse(ctx, &ask, Refusal::Moving);
             }
@@ -763,7 +792,11 @@ impl NodeModel {
     }
 
     /// Takes a shard out for good.
-    pub(crate) fn take_out(&mut self, ctx: &mut Ctx, id: ShardId) -> Option<(u64, Vec<Session>)> {
+    pub(crate) fn take_out(
+        &mut self,
+        ctx: &mut Ctx,
+        id: ShardId,
+    ) -> Option<(u64, Vec<Session>, Option<Pen>)> {
         let (mut shard, away) = self.host.take_out(id)?;
         ctx.oracle.dropped(self.me, id);
         for ask in away {
@@ -772,7 +805,8 @@ impl NodeModel {
         let waiting = HostModel::sealers(&mut shard);
         self.seals_ended(ctx, &waiting);
         self.unfollowed(ctx, &shard);
-        Some((shard.seq, shard.sessions))
+        let pen = shard.pen.take();
+        Some((shard.seq, shard.sessions, pen))
     }
 
     /// The process is gone; what others hold of each shard is given.
@@ -784,7 +818,9 @@ impl NodeModel {
     ) {
         for (&id, shard) in &self.host.shards {
             let heirs = has_heirs(ctx, self.me, id);
-            ctx.oracle.died(self.me, id, ops_of(&shard.sessions), (&elsewhere(id), heirs));
+            let may_go = may_be_gone(ctx, self.at, id);
+            let ops = ops_of(&shard.sessions).filter(may_go);
+            ctx.oracle.died(self.me, id, ops, (&elsewhere(id), heirs));
         }
         for (&id, copy) in &self.kept.copies {
             let owner = copy.state.owner;
@@ -792,12 +828,15 @@ impl NodeModel {
                 ctx.heirs.get(&(owner, id)).is_some_and(|heirs| heirs.contains(&self.me));
             if was_heir && !has_heirs(ctx, owner, id) {
                 let elsewhere = elsewhere(id);
-                let gone = ops_of(&copy.sessions).filter(|op| !elsewhere.contains(op));
+                let may_go = may_be_gone(ctx, self.at, id);
+                let gone =
+                    ops_of(&copy.sessions).filter(|op| !elsewhere.contains(op) && may_go(op));
                 ctx.oracle.excuse_released(id, gone);
             }
         }
         for aside in self.asides.values() {
-            ctx.oracle.excuse(aside.at.shard, ops_of(&aside.sessions));
+            let may_go = may_be_gone(ctx, self.at, aside.at.shard);
+            ctx.oracle.excuse(aside.at.shard, ops_of(&aside.sessions).filter(may_go));
         }
     }
 

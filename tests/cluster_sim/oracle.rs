@@ -10,6 +10,7 @@ use std::time::Duration;
 use stead_shared::claims::Replicas;
 use stead_shared::control::{HandoffId, ShardEpoch};
 use stead_shared::id::{Epoch, NodeBoot, ShardId, Version};
+use stead_shared::sim::Host;
 use stead_shared::time::Time;
 
 use crate::ctx::{BALANCE_STAY, N_SHARDS};
@@ -64,6 +65,8 @@ pub(crate) enum Violation {
     FewCopies,
     /// R13: who was not waited for any more took over.
     StaleCopy,
+    /// What was damaged on disk was taken for whole.
+    DamageUnnoticed,
     /// R13: somebody took over who has no copy.
     NothingToOpen,
 }
@@ -98,6 +101,13 @@ pub(crate) struct Oracle {
     promised: BTreeMap<At, Epoch>,
     /// Epochs up to which it acknowledges nothing any more.
     ended: BTreeMap<At, Epoch>,
+    /// Promises that are on disk.
+    saved: BTreeMap<At, Epoch>,
+    /// Shards whose state on a node's disk is damaged, and those of which any ever was.
+    damaged: BTreeSet<(Host, ShardId)>,
+    ever_damaged: BTreeSet<ShardId>,
+    /// Shards that are refused since nobody has them whole.
+    pub(crate) quarantined: BTreeSet<ShardId>,
     entries: BTreeMap<(ShardId, Version), (u32, NodeBoot)>,
     acked: BTreeMap<u32, (ShardId, u8)>,
     /// Changes that somebody was told of.
@@ -175,7 +185,75 @@ impl Oracle {
         for &at in shards {
             self.promise(who, at);
             self.ended(who, at);
+            if let Some(saved) = self.saved.get_mut(&(who, at.shard)) {
+                *saved = at.epoch.max(*saved);
+            }
         }
+    }
+
+    /// Seals of these shards are on disk.
+    pub(crate) fn keeps_promises(&mut self, who: NodeBoot, shards: &[ShardId]) {
+        let promised =
+            shards.iter().filter_map(|shard| self.promised.get_key_value(&(who, *shard)));
+        self.saved.extend(promised);
+    }
+
+    /// A node starts again: what it had promised it still does. What is on disk of these shards is
+    /// damaged, and so may its promises be.
+    pub(crate) fn starts_again(
+        &mut self,
+        old: NodeBoot,
+        new: NodeBoot,
+        damaged: &BTreeSet<ShardId>,
+    ) {
+        let kept = |((who, shard), at): (&At, &Epoch)| {
+            (*who == old && !damaged.contains(shard)).then_some(((new, *shard), *at))
+        };
+        let saved: Vec<(At, Epoch)> = self.saved.iter().filter_map(kept).collect();
+        self.promised.extend(saved.iter().copied());
+        self.saved.extend(saved);
+    }
+
+    /// What is on a node's disk of this shard is damaged: an older copy may be all that is left.
+    pub(crate) fn damage(&mut self, at: Host, shard: ShardId) {
+        self.damaged.insert((at, shard));
+        self.ever_damaged.insert(shard);
+        let all: Vec<u32> =
+            self.acked.iter().filter(|(_, (of, _))| *of == shard).map(|(op, _)| *op).collect();
+        self.excuse(shard, all.into_iter());
+    }
+
+    pub(crate) fn is_damaged(&self, at: Host, shard: ShardId) -> bool {
+        self.damaged.contains(&(at, shard))
+    }
+
+    pub(crate) fn has_read(&mut self, at: Host) {
+        self.damaged.retain(|(host, _)| *host != at);
+    }
+
+    /// A shard is served from disk.
+    pub(crate) fn opened_saved(&mut self, shard: ShardId, sessions: &[Session]) {
+        let here: BTreeSet<u32> = sessions.iter().flat_map(|it| it.ops.iter().copied()).collect();
+        let is_missing =
+            |op: &u32| !here.contains(op) && self.acked.get(op).is_some_and(|(of, _)| *of == shard);
+        if self.released.iter().any(is_missing) {
+            self.torn.insert(shard);
+        }
+    }
+
+    /// The shard's history may have a gap.
+    pub(crate) fn tear(&mut self, shard: ShardId) {
+        self.torn.insert(shard);
+    }
+
+    /// Whether nobody serves a shard, and may refuse to.
+    fn is_aside(&self, shard: ShardId) -> bool {
+        self.quarantined.contains(&shard) && self.ever_damaged.contains(&shard)
+    }
+
+    /// Whether a request of it must be answered, long after the faults.
+    pub(crate) fn must_answer(&self, op: &Op) -> bool {
+        !self.is_aside(op.shard)
     }
 
     fn close(&mut self, who: NodeBoot, shard: ShardId) {
@@ -417,7 +495,8 @@ impl Oracle {
     }
 
     pub(crate) fn is_served(&self) -> bool {
-        (0..N_SHARDS).all(|s| self.open.get(&ShardId(s)).is_some_and(|open| open.len() == 1))
+        let is_open = |shard| self.open.get(&shard).is_some_and(|open| open.len() == 1);
+        (0..N_SHARDS).map(ShardId).all(|shard| is_open(shard) || self.is_aside(shard))
     }
 
     /// Long after the faults: `state` gives the changes of a session at a server of its shard.
@@ -430,7 +509,7 @@ impl Oracle {
         for shard in (0..N_SHARDS).map(ShardId) {
             let open: Vec<NodeBoot> =
                 self.open.get(&shard).into_iter().flat_map(|open| open.keys().copied()).collect();
-            if open.len() != 1 {
+            if open.len() != 1 && !(open.is_empty() && self.is_aside(shard)) {
                 let text = format!("shard {shard} is served by {open:?}");
                 self.find(now, Violation::NotSettled, text);
             }

@@ -10,6 +10,7 @@ use stead_shared::rules::Rules;
 use stead_shared::sim::Host;
 
 use crate::ctx::{Knobs, N_ROUTERS, PIN_SETS, ms};
+use crate::disk::DiskKnobs;
 
 /// Something that happens to the cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +69,15 @@ pub(crate) enum Fault {
         from: Host,
         to: Host,
         by: Duration,
+    },
+    /// All nodes end at the same instant, and start again soon; `power`: all machines do.
+    RestartAll {
+        power: bool,
+    },
+    /// Whatever is written to its disk fails.
+    DiskFails {
+        host: Host,
+        lasts: Duration,
     },
     /// The end of all faults.
     Quiet,
@@ -165,6 +175,10 @@ pub(crate) enum Luck {
     Copies,
     /// Owners that are taken for dead, and do not hear who takes over.
     Zombies,
+    /// All nodes end at once.
+    Restarts,
+    /// Disks that fail, are slow, or lose what was on them.
+    Disks,
 }
 
 impl Luck {
@@ -191,6 +205,17 @@ impl Luck {
         }
     }
 
+    /// The kind that a seed of the great run with disks has.
+    pub(crate) fn with_disks(seed: u64) -> Self {
+        match seed % 6 {
+            0 | 1 => Self::Restarts,
+            2 => Self::Disks,
+            3 => Self::Handoffs,
+            4 => Self::with_copies(seed / 6),
+            _ => Self::of_seed(seed / 6),
+        }
+    }
+
     fn is_honest(self, rng: &mut StdRng) -> bool {
         match self {
             Self::Honest
@@ -198,6 +223,8 @@ impl Luck {
             | Self::Deaths
             | Self::Unrest
             | Self::LateGrants
+            | Self::Restarts
+            | Self::Disks
             | Self::Copies => true,
             Self::Handoffs => rng.random_bool(0.7),
             Self::Wild | Self::Echoes | Self::Zombies => false,
@@ -309,6 +336,7 @@ impl Draw {
             repeats: 0,
             old_nodes: if self.below(6) == 0 { 1 + self.below(2) } else { 0 },
             replicas: 0,
+            disk: None,
             n_clients: 4,
             think: ms(3)..ms(60),
             rules,
@@ -392,6 +420,37 @@ pub(crate) fn plan_with_copies(luck: Luck, seed: u64, rules: Rules) -> Plan {
     plan
 }
 
+/// The run of a seed, with disks.
+pub(crate) fn plan_with_disks(luck: Luck, seed: u64, rules: Rules) -> Plan {
+    let mut plan = plan(luck, seed, rules);
+    let n_nodes = plan.knobs.n_nodes;
+    let rng = StdRng::seed_from_u64(seed ^ 0xD15C_0000);
+    let mut draw = Draw { rng, n_nodes, honest: plan.knobs.honest };
+    let us = Duration::from_micros;
+    let takes = draw.one(&[(50, 500), (300, 3_000), (300, 3_000), (5_000, 60_000)]);
+    plan.knobs.disk = Some(DiskKnobs {
+        sync: draw.below(3) > 0,
+        sync_takes: us(takes.0)..us(takes.1),
+        power: 1 + draw.below(2),
+        damage: if luck == Luck::Disks { draw.one(&[0, 2, 4]) } else { 0 },
+    });
+    plan.knobs.replicas = draw.one(&[0, 0, 1, 1, 2]);
+    plan.knobs.old_nodes = 0;
+    if matches!(luck, Luck::Restarts | Luck::Disks) {
+        for _ in 0..1 + draw.below(2) {
+            let power = draw.below(2) == 0;
+            plan.faults.push((draw.millis(2_500..8_000), Fault::RestartAll { power }));
+        }
+    }
+    if luck == Luck::Disks || draw.below(4) == 0 {
+        for _ in 0..1 + draw.below(3) {
+            let fails = Fault::DiskFails { host: draw.node(), lasts: draw.millis(50..2_500) };
+            plan.faults.push((draw.millis(2_000..9_000), fails));
+        }
+    }
+    plan
+}
+
 /// The run of a seed.
 pub(crate) fn plan(luck: Luck, seed: u64, rules: Rules) -> Plan {
     let mut rng = StdRng::seed_from_u64(seed ^ 0x5EED_0000);
@@ -413,6 +472,10 @@ pub(crate) fn plan(luck: Luck, seed: u64, rules: Rules) -> Plan {
     let mut triggers = Vec::new();
     match luck {
         Luck::Honest | Luck::Wild => {}
+        Luck::Restarts => {
+            (n_faults, n_triggers) = (draw.below(3), draw.below(2));
+        }
+        Luck::Disks => n_faults = draw.below(5),
         Luck::Forming => {
             from = 200;
             n_triggers = 0;

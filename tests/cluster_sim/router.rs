@@ -154,6 +154,7 @@ impl RouterModel {
             | Happens::Compare
             | Happens::Gossip(_)
             | Happens::Offer(_)
+            | Happens::Disk(_)
             | Happens::Drain
             | Happens::Next { .. }
             | Happens::Fault(_)
@@ -210,7 +211,7 @@ impl RouterModel {
             Msg::Control(message) => self.on_control(ctx, from, message),
             Msg::Answer { op, attempt, answer } => self.on_answer(ctx, op, attempt, answer),
             Msg::Request(_)
-            | Msg::Begin(_)
+            | Msg::Begin { .. }
             | Msg::Record { .. }
             | Msg::End { .. }
             | Msg::Offer { .. }

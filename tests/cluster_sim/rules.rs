@@ -3,7 +3,7 @@
 use stead_shared::rules::Rules;
 
 use crate::oracle::Violation;
-use crate::plan::Luck;
+use crate::plan::{Luck, Plan, plan, plan_with_disks};
 
 /// A rule.
 ///
@@ -17,6 +17,7 @@ pub(crate) enum Rule {
     ClaimsRaiseEpoch,
     GateClosesFirst,
     SealIsPromise,
+    SealIsSaved,
     GrantIsFinal,
     GrantIsResent,
     StaleIsIgnored,
@@ -35,12 +36,13 @@ pub(crate) enum Rule {
 }
 
 impl Rule {
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::GenesisAsks,
         Self::FormingAgrees,
         Self::ClaimsRaiseEpoch,
         Self::GateClosesFirst,
         Self::SealIsPromise,
+        Self::SealIsSaved,
         Self::GrantIsFinal,
         Self::GrantIsResent,
         Self::StaleIsIgnored,
@@ -67,6 +69,7 @@ impl Rule {
             Self::ClaimsRaiseEpoch => rules.claims_raise_epoch = false,
             Self::GateClosesFirst => rules.gate_closes_first = false,
             Self::SealIsPromise => rules.seal_is_promise = false,
+            Self::SealIsSaved => rules.seal_is_saved = false,
             Self::GrantIsFinal => rules.grant_is_final = false,
             Self::GrantIsResent => rules.grant_is_resent = false,
             Self::StaleIsIgnored => rules.stale_is_ignored = false,
@@ -99,13 +102,40 @@ impl Rule {
             | Self::SealIsPromise
             | Self::GrantIsFinal
             | Self::GrantIsResent => Luck::Handoffs,
-            Self::StaleIsIgnored | Self::NewestServes => Luck::LateGrants,
+            Self::SealIsSaved | Self::StaleIsIgnored | Self::NewestServes => Luck::LateGrants,
             Self::BalanceWaits | Self::BalanceStays => Luck::Unrest,
             Self::HeardLately => Luck::Wild,
             Self::TakeoverAsks | Self::EntriesStay | Self::SetIsKnownFirst | Self::AppliedOnce => {
                 Luck::Copies
             }
             Self::AppendsFollow => Luck::Zombies,
+        }
+    }
+
+    /// What its runs are like.
+    pub(crate) fn plan(self, seed: u64, rules: Rules) -> Plan {
+        match self {
+            Self::SealIsSaved => plan_with_disks(self.luck(), seed, rules),
+            Self::GenesisAsks
+            | Self::FormingAgrees
+            | Self::ClaimsRaiseEpoch
+            | Self::GateClosesFirst
+            | Self::SealIsPromise
+            | Self::GrantIsFinal
+            | Self::GrantIsResent
+            | Self::StaleIsIgnored
+            | Self::NewestServes
+            | Self::BalanceWaits
+            | Self::BalanceFreezes
+            | Self::BalanceStays
+            | Self::DrainNeverWaits
+            | Self::TakeoverNeverWaits
+            | Self::HeardLately
+            | Self::TakeoverAsks
+            | Self::AppendsFollow
+            | Self::EntriesStay
+            | Self::SetIsKnownFirst
+            | Self::AppliedOnce => plan(self.luck(), seed, rules),
         }
     }
 
@@ -116,7 +146,9 @@ impl Rule {
                 Violation::TwoServers
             }
             Self::ClaimsRaiseEpoch => Violation::TwoEntries,
-            Self::GateClosesFirst | Self::SealIsPromise => Violation::PromiseBroken,
+            Self::GateClosesFirst | Self::SealIsPromise | Self::SealIsSaved => {
+                Violation::PromiseBroken
+            }
             Self::GrantIsResent | Self::TakeoverNeverWaits => Violation::NotSettled,
             Self::DrainNeverWaits => Violation::NotDrained,
             Self::NewestServes => Violation::SentBack,

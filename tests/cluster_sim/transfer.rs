@@ -14,6 +14,7 @@ use crate::ctx::{Ctx, Happens, SESSIONS, ms};
 use crate::host::Session;
 use crate::links::{Kind, Msg};
 use crate::node::NodeModel;
+use crate::saved::Pen;
 
 /// An offer is made so many times.
 const ATTEMPTS: u32 = 10;
@@ -54,6 +55,7 @@ pub(crate) struct Copy {
     is_whole: bool,
     sessions: BTreeMap<(ShardId, u8), Session>,
     ends: BTreeMap<ShardId, Version>,
+    pens: BTreeMap<ShardId, Pen>,
 }
 
 /// Sessions of a shard that was given up.
@@ -65,6 +67,19 @@ pub(crate) struct Aside {
     pub(crate) sessions: Vec<Session>,
     attempt: u32,
     conn: u64,
+    /// For what the disk holds of it.
+    pen: Option<Pen>,
+}
+
+impl Aside {
+    pub(crate) fn of(
+        at: ShardEpoch,
+        to: NodeBoot,
+        (seq, sessions): (u64, Vec<Session>),
+        pen: Option<Pen>,
+    ) -> Self {
+        Self { at, to, seq, sessions, attempt: 0, conn: 0, pen }
+    }
 }
 
 impl NodeModel {
@@ -84,7 +99,7 @@ impl NodeModel {
             ctx.after(self.at, ms(50), Happens::CopyFailed(handoff));
             return;
         };
-        ctx.send(conn, self.at, Msg::Begin(handoff));
+        ctx.send(conn, self.at, Msg::Begin { handoff, shards: shards.clone() });
         let mut queue = VecDeque::new();
         for at in &shards {
             let sessions = self.host.shards.get(&at.shard).map_or(&[][..], |s| &s.sessions);
@@ -178,7 +193,7 @@ impl NodeModel {
         }
         let here = self.copies.iter().find(|(_, copy)| copy.conn == conn && !copy.is_whole);
         if let Some(handoff) = here.map(|(id, _)| *id) {
-            self.copies.remove(&handoff);
+            self.forget_arrival(ctx, handoff);
             self.feed(ctx, Event::ReceiveFailed(handoff));
         }
         let offered = self.asides.iter().find(|(_, aside)| aside.conn == conn).map(|(n, _)| *n);
@@ -191,8 +206,10 @@ impl NodeModel {
 
     pub(crate) fn on_state(&mut self, ctx: &mut Ctx, conn: u64, from: NodeBoot, msg: Msg) {
         match msg {
-            Msg::Begin(handoff) => {
-                self.copies.insert(handoff, Copy { conn, ..Copy::default() });
+            Msg::Begin { handoff, shards } => {
+                let begun = |at: &ShardEpoch| Some((at.shard, self.begin_arrival(ctx, *at)?));
+                let pens = shards.iter().filter_map(begun).collect();
+                self.copies.insert(handoff, Copy { conn, pens, ..Copy::default() });
                 self.feed(ctx, Event::Receiving(handoff));
             }
             Msg::Record { handoff, shard, session, state } => {
@@ -204,15 +221,19 @@ impl NodeModel {
                 if let Some(copy) = self.copies.get_mut(&handoff) {
                     copy.ends = ends.into_iter().collect();
                     copy.is_whole = true;
-                    self.feed(ctx, Event::Received(handoff));
+                    self.has_arrived(ctx, handoff);
                 }
             }
             Msg::Offer { number, at, seq, sessions } => {
                 let all = self.merge(ctx, at, seq, sessions);
-                ctx.send(conn, self.at, Msg::Settled { number, all });
+                if all {
+                    self.offer_was_taken(ctx, conn, number);
+                } else {
+                    self.settled_offer(ctx, conn, number, false);
+                }
             }
             Msg::Settled { number, all: true } => {
-                self.asides.remove(&number);
+                self.forget_aside(ctx, number);
             }
             Msg::Settled { number, all: false } => self.offer_later(ctx, number),
             Msg::Items { first, items } => self.on_items(ctx, conn, from, first, items),
@@ -226,10 +247,36 @@ impl NodeModel {
     }
 
     pub(crate) fn drop_copy(&mut self, ctx: &mut Ctx, handoff: HandoffId) {
-        if let Some(copy) = self.copies.remove(&handoff)
-            && !copy.is_whole
-        {
-            ctx.break_conn(copy.conn);
+        let whole = self.copies.get(&handoff).map(|copy| (copy.is_whole, copy.conn));
+        self.forget_arrival(ctx, handoff);
+        if let Some((false, conn)) = whole {
+            ctx.break_conn(conn);
+        }
+    }
+
+    pub(crate) fn forget_arrival(&mut self, ctx: &mut Ctx, handoff: HandoffId) {
+        for (shard, pen) in self.copies.remove(&handoff).unwrap_or_default().pens {
+            self.forget_on_disk(ctx, shard, Some(pen));
+        }
+    }
+
+    /// All of a handoff has arrived: it is written where it is not yet.
+    fn has_arrived(&mut self, ctx: &mut Ctx, handoff: HandoffId) {
+        let Some(mut copy) = self.copies.remove(&handoff) else { return };
+        let mut is_saved = true;
+        for (&shard, &at) in &copy.ends {
+            let of = |n| copy.sessions.get(&(shard, n)).cloned().unwrap_or_default();
+            let sessions: Vec<Session> = (0..SESSIONS).map(of).collect();
+            let mut pen = copy.pens.remove(&shard);
+            is_saved &= self.save_arrival(ctx, (shard, at), &sessions, &mut pen);
+            copy.pens.extend(pen.map(|pen| (shard, pen)));
+        }
+        self.copies.insert(handoff, copy);
+        if is_saved {
+            self.received(ctx, handoff);
+        } else {
+            self.forget_arrival(ctx, handoff);
+            self.feed(ctx, Event::ReceiveFailed(handoff));
         }
     }
 
@@ -239,15 +286,22 @@ impl NodeModel {
             let mut take = |session| copy.sessions.remove(&(at.shard, session)).unwrap_or_default();
             let sessions: Vec<Session> = (0..SESSIONS).map(&mut take).collect();
             ctx.oracle.reached(self.me, &sessions);
-            self.take_out(ctx, at.shard);
-            let end = copy.ends.get(&at.shard);
+            let end = copy.ends.get(&at.shard).copied();
+            let pen = self.current(at.shard, copy.pens.remove(&at.shard));
+            let pen = pen.or_else(|| self.take_pen_at(at.shard, end?));
+            if let Some((_, _, pen)) = self.take_out(ctx, at.shard) {
+                self.forget_on_disk(ctx, at.shard, pen);
+            }
             let (seq, origin) = (end.map_or(0, |end| end.seq), end.map(|end| end.epoch));
-            self.host.activate(at, seq, sessions, origin);
+            self.serve_arrived(ctx, at, (seq, sessions), origin, pen);
             ctx.oracle.opened(ctx.sim.now(), self.me, at);
             self.begun(ctx, at);
             if self.is_granted {
                 ctx.oracle.moved(ctx.sim.now(), self.me, handoff, at.shard);
             }
+        }
+        for (shard, pen) in copy.pens {
+            self.forget_on_disk(ctx, shard, Some(pen));
         }
     }
 
@@ -255,14 +309,31 @@ impl NodeModel {
 
     pub(crate) fn yield_to(&mut self, ctx: &mut Ctx, to: NodeBoot, shards: &[ShardEpoch]) {
         for &at in shards {
-            let Some((seq, sessions)) = self.take_out(ctx, at.shard) else { continue };
+            let taken = self.take_out(ctx, at.shard);
+            self.drop_saved(ctx, &[at.shard]);
+            let Some((seq, sessions, pen)) = taken else { continue };
             if sessions.iter().any(Session::is_there) {
-                self.next_aside += 1;
-                let aside = Aside { at, to, seq, sessions, attempt: 0, conn: 0 };
-                self.asides.insert(self.next_aside, aside);
-                ctx.after(self.at, Duration::from_micros(100), Happens::Offer(self.next_aside));
+                self.set_aside(ctx, Aside::of(at, to, (seq, sessions), pen));
+            } else {
+                self.forget_on_disk(ctx, at.shard, pen);
             }
         }
+    }
+
+    pub(crate) fn set_aside(&mut self, ctx: &mut Ctx, aside: Aside) {
+        self.next_aside += 1;
+        self.asides.insert(self.next_aside, aside);
+        ctx.after(self.at, Duration::from_micros(100), Happens::Offer(self.next_aside));
+    }
+
+    fn forget_aside(&mut self, ctx: &mut Ctx, number: u64) {
+        if let Some(aside) = self.asides.remove(&number) {
+            self.forget_on_disk(ctx, aside.at.shard, aside.pen);
+        }
+    }
+
+    pub(crate) fn settled_offer(&self, ctx: &mut Ctx, conn: u64, number: u64, all: bool) {
+        ctx.send(conn, self.at, Msg::Settled { number, all });
     }
 
     pub(crate) fn offer(&mut self, ctx: &mut Ctx, number: u64) {
@@ -276,7 +347,7 @@ impl NodeModel {
         let (seq, sessions) = (aside.seq, aside.sessions.clone());
         if owner == self.me {
             if self.merge(ctx, at, seq, sessions) {
-                self.asides.remove(&number);
+                self.forget_aside(ctx, number);
             } else {
                 self.offer_later(ctx, number);
             }
@@ -301,15 +372,19 @@ impl NodeModel {
         if aside.attempt < ATTEMPTS {
             let pause = ms(200 << aside.attempt.min(6)).min(ms(10_000));
             ctx.after(self.at, pause, Happens::Offer(number));
+        } else {
+            let (shard, pen) = (aside.at.shard, aside.pen.take());
+            self.leave_on_disk(shard, pen);
         }
     }
 
     /// Takes in what is not here. Whether every session was dealt with.
     fn merge(&mut self, ctx: &mut Ctx, at: ShardEpoch, seq: u64, sessions: Vec<Session>) -> bool {
         let busy = (0..SESSIONS).any(|session| self.host.is_busy(at.shard, session));
+        let refuses = self.disk_refuses(ctx);
         let Some(here) = self.host.shards.get_mut(&at.shard) else { return false };
         let is_served = matches!(here.gate, Gate::Serving(epoch) if at.epoch <= epoch);
-        if !is_served || busy {
+        if !is_served || busy || refuses {
             return false;
         }
         let prev = here.seq;

@@ -10,6 +10,7 @@ use stead_shared::sim::{Host, NetConfig, Sim};
 use stead_shared::time::Time;
 
 use crate::ctx::{Ctx, Happens, N_ROUTERS, N_SHARDS, SESSIONS, ms, name, params};
+use crate::disk::Disk;
 use crate::history::{Done, Op};
 use crate::host::Ask;
 use crate::links::{Kind, Links};
@@ -21,6 +22,8 @@ use crate::router::RouterModel;
 
 /// How long after the last fault every shard has one server (I5).
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
+/// With disks: nodes of the cluster before are waited for, first.
+const SETTLED_WITH_DISKS: Duration = Duration::from_secs(16);
 /// Boots of nodes that start again or join later look as if the cluster were old.
 const OLD: u64 = 100_000_000;
 
@@ -46,7 +49,9 @@ pub(crate) struct Outcome {
 pub(crate) fn run(seed: u64, plan: &Plan, log: bool) -> Outcome {
     let mut world = World::new(seed, plan, log);
     let mut n_events = 0;
-    let settled = Time::ZERO + plan.quiet_at + SETTLED_AFTER;
+    let has_disks = plan.knobs.disk.is_some();
+    let settles = if has_disks { SETTLED_WITH_DISKS } else { SETTLED_AFTER };
+    let settled = Time::ZERO + plan.quiet_at + settles;
     n_events += world.run_until(settled);
     world.check_drains();
     world.probe();
@@ -54,6 +59,7 @@ pub(crate) fn run(seed: u64, plan: &Plan, log: bool) -> Outcome {
     world.is_over = true;
     // The last answers, and the end of a move that is just under way.
     for seconds in 1..=18 {
+        world.note_quarantines();
         let is_done = world.ctx.oracle.is_answered() && world.ctx.oracle.is_served();
         if is_done && 2 < seconds {
             break;
@@ -116,6 +122,7 @@ impl World {
             targets: Default::default(),
             heirs: Default::default(),
             hit: Default::default(),
+            disks: (0..knobs.n_nodes).map(|_| Disk::default()).collect(),
             knobs,
         };
         let routers = (0..N_ROUTERS).map(|n| {
@@ -273,6 +280,10 @@ impl World {
                     self.ctx.break_conn(conn);
                 }
             }
+            Fault::RestartAll { power } => self.restart_all(power),
+            Fault::DiskFails { host, lasts } => {
+                self.ctx.disks[host.0 as usize].fails_until = self.ctx.now() + lasts;
+            }
             Fault::BreakStreams(host) => self.ctx.break_all(host, Kind::Bulk),
             Fault::BreakLinks(host) => self.ctx.break_all(host, Kind::Main),
             Fault::Slow { from, to, by } => self.ctx.slow_down(from, to, by),
@@ -281,12 +292,17 @@ impl World {
     }
 
     fn start(&mut self, host: Host) {
-        if self.nodes[host.0 as usize].is_some() || self.ctx.is_quiet {
+        // What is on its disk is to be there in the end.
+        let is_over = self.ctx.is_quiet && self.ctx.knobs.disk.is_none();
+        if self.nodes[host.0 as usize].is_some() || is_over {
             return;
         }
         let is_later = self.ctx.now() > Time::ZERO + ms(500);
+        let old = self.ctx.who(host);
         self.ctx.raise(host, Phase::Joining, is_later);
+        self.damage(host, old);
         let node = NodeModel::new(&mut self.ctx, host);
+        self.ctx.oracle.has_read(host);
         self.nodes[host.0 as usize] = Some(node);
     }
 
@@ -295,14 +311,50 @@ impl World {
         if self.n_up() < 3 || self.nodes[host.0 as usize].is_none() {
             return false;
         }
-        self.bury(host);
+        self.bury(host, None);
         let has_last_word = confirmed || self.ctx.one_in(2);
         self.ctx.hang_up(host, has_last_word);
         self.ctx.mourn(host, confirmed);
         true
     }
 
-    fn bury(&mut self, host: Host) {
+    /// All processes end at the same instant, and start again.
+    fn restart_all(&mut self, power: bool) {
+        let world = self.ctx.world();
+        let up: Vec<Host> = self.nodes.iter().flatten().map(|node| node.at).collect();
+        for &host in &up {
+            self.bury(host, Some(power));
+        }
+        for host in up {
+            let confirmed = self.ctx.one_in(2);
+            self.ctx.hang_up(host, confirmed);
+            self.ctx.mourn(host, confirmed);
+            let after = ms(20 + u64::from(self.ctx.below(1_500)));
+            self.ctx.after(world, after, Happens::Fault(Fault::Start(host)));
+        }
+    }
+
+    /// Some starts find a damaged disk.
+    fn damage(&mut self, host: Host, old: NodeBoot) {
+        let Some(knobs) = self.ctx.knobs.disk.clone() else { return };
+        let mut damaged = Default::default();
+        if self.ctx.one_in(knobs.damage) {
+            damaged = self.ctx.disks[host.0 as usize].damage(self.ctx.sim.rng());
+        }
+        for &shard in &damaged {
+            self.ctx.note(|| format!("{shard} is damaged on the disk of n{}", host.0));
+            self.ctx.oracle.damage(host, shard);
+        }
+        let new = self.ctx.who(host);
+        self.ctx.oracle.starts_again(old, new, &damaged);
+    }
+
+    /// `power`: whether the machine ends as well; none where chance decides.
+    fn bury(&mut self, host: Host, power: Option<bool>) {
+        if let Some(knobs) = self.ctx.knobs.disk.clone() {
+            let power = power.unwrap_or_else(|| self.ctx.one_in(knobs.power));
+            self.ctx.disks[host.0 as usize].crash(self.ctx.sim.rng(), power);
+        }
         if let Some(node) = self.nodes[host.0 as usize].take() {
             let others = &self.nodes;
             for shard in (0..N_SHARDS).map(ShardId) {
@@ -333,7 +385,9 @@ impl World {
             self.ctx.after(world, ms(20), Happens::Fault(Fault::Exit(host, boot)));
             return;
         }
-        self.bury(host);
+        let now = self.ctx.now();
+        self.ctx.disks[host.0 as usize].close(now);
+        self.bury(host, Some(false));
         self.ctx.hang_up(host, true);
         let news = self.ctx.stamped(host, Health::Left);
         self.ctx.spread(news, ms(0));
@@ -440,6 +494,12 @@ impl World {
             }
         }
         self.heal();
+        if self.ctx.knobs.disk.is_some() {
+            for host in (0..self.ctx.knobs.n_nodes).map(Host) {
+                self.start(host);
+                self.ctx.disks[host.0 as usize].fails_until = Time::ZERO;
+            }
+        }
         self.ctx.triggers.clear();
         self.ctx.knobs.repeats = 0;
         self.ctx.is_quiet = true;
@@ -474,7 +534,25 @@ impl World {
         }
     }
 
+    fn note_quarantines(&mut self) {
+        let aside = self.nodes.iter().flatten().flat_map(|node| node.machine.quarantined());
+        self.ctx.oracle.quarantined = aside.collect();
+    }
+
+    /// Who has left took along what nobody else had.
+    fn excuse_who_is_away(&mut self) {
+        for (node, disk) in self.nodes.iter().zip(&self.ctx.disks) {
+            for shard in (0..N_SHARDS).map(ShardId).filter(|_| node.is_none()) {
+                self.ctx.oracle.excuse(shard, disk.ops(shard).into_iter());
+            }
+        }
+    }
+
     fn check_end(&mut self) {
+        self.note_quarantines();
+        if self.ctx.knobs.disk.is_some() {
+            self.excuse_who_is_away();
+        }
         let nodes = &self.nodes;
         let state = |who: NodeBoot, shard: ShardId, session: u8| {
             let node = nodes.iter().flatten().find(|node| node.me == who);
@@ -486,6 +564,7 @@ impl World {
         let probes = self.ctx.oracle.first_probe..self.ctx.oracle.after_probe;
         let failed = self.ctx.oracle.ops[probes]
             .iter()
+            .filter(|op| self.ctx.oracle.must_answer(op))
             .find(|op| !matches!(op.done, Some((_, Done::Value(_)))))
             .map(|op| format!("{op:?}"));
         if let Some(text) = failed {
