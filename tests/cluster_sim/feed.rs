@@ -583,6 +583,7 @@ impl NodeModel {
                 feed.milestones.insert(place, (last, at, id));
             }
         }
+        shards.iter().for_each(|at| self.tell_awaited(ctx, at.shard));
         if !shards.is_empty() {
             ctx.after(self.at, Duration::ZERO, Happens::Reported(Event::Filled { to, shards }));
         }
@@ -665,12 +666,19 @@ impl NodeModel {
 
     /// Those who follow the shard have changed: who waits for them looks again.
     fn recompute(&mut self, ctx: &mut Ctx, shard: ShardId) {
+        self.tell_awaited(ctx, shard);
         let waits = self.waits(shard);
         let of_shard = |it: &&mut Unacked| it.ask.shard == shard && it.disk.is_none();
         for unacked in self.feeds.unacked.iter_mut().filter(of_shard) {
             unacked.waits.clone_from(&waits);
         }
         self.look_at_waiting(ctx);
+    }
+
+    fn tell_awaited(&self, ctx: &mut Ctx, shard: ShardId) {
+        let follows = self.host.shards.get(&shard).map_or(&[][..], |here| &here.follows);
+        let awaited = follows.iter().filter(|it| it.is_awaited()).map(|it| it.to);
+        ctx.oracle.awaits(self.me, shard, awaited.collect());
     }
 
     pub(crate) fn look_at_waiting(&mut self, ctx: &mut Ctx) {

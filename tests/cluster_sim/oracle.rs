@@ -116,8 +116,10 @@ pub(crate) struct Oracle {
     contents: BTreeMap<(ShardId, Version), Content>,
     /// The changes that came to a process, whatever became of them there.
     reached: BTreeMap<NodeBoot, BTreeSet<u32>>,
-    /// For whom answers wait.
+    /// For whom answers wait by order of the machine, whether they follow or not.
     sets: BTreeMap<At, Replicas>,
+    /// For whom answers wait, those among them whose copies are complete and not named yet.
+    awaited: BTreeMap<At, BTreeSet<NodeBoot>>,
     excused: BTreeSet<u32>,
     /// Shards whose histories have a gap.
     torn: BTreeSet<ShardId>,
@@ -389,11 +391,17 @@ impl Oracle {
         self.sets.insert((who, shard), set.clone());
     }
 
+    /// Answers of a node wait for these, whether the machine has said so yet or not.
+    pub(crate) fn awaits(&mut self, who: NodeBoot, shard: ShardId, set: BTreeSet<NodeBoot>) {
+        self.awaited.insert((who, shard), set);
+    }
+
     /// A copy of a dead owner's shard is served.
     pub(crate) fn promoted(&mut self, now: Time, who: NodeBoot, shard: ShardId, owner: NodeBoot) {
         self.n_taken_over += 1;
         let set = self.sets.get(&(owner, shard)).cloned().unwrap_or(Replicas::NONE);
-        if self.is_honest && !set.contains(who) {
+        let is_awaited = self.awaited.get(&(owner, shard)).is_some_and(|set| set.contains(&who));
+        if self.is_honest && !set.contains(who) && !is_awaited {
             let text = format!("{} takes {shard} over, {owner:?} waited for {set:?}", who.node);
             self.find(now, Violation::StaleCopy, text);
         }
