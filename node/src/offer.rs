@@ -88,7 +88,7 @@ impl Outcome {
         if !self.is_settled() {
             return;
         }
-        if 0 < self.taken && !merging.is_confirmed().await {
+        if 0 < self.taken + self.kept && !merging.is_confirmed().await {
             self.left += 1;
             return;
         }
@@ -301,10 +301,11 @@ fn report(totals: Totals, dropped: &Given) {
 #[cfg(test)]
 mod tests {
     use stead_shared::config::NodeOptions;
-    use stead_shared::id::{NodeId, SessionKey};
+    use stead_shared::id::{Epoch, NodeId, SessionKey};
 
     use super::*;
-    use crate::{Handle, Node};
+    use crate::service::SharedService;
+    use crate::{Handle, HostConfig, Node};
 
     const SOON: Duration = Duration::from_secs(20);
 
@@ -321,6 +322,23 @@ mod tests {
         let node = Node::builder().options(options).start().await.unwrap();
         timeout(SOON, node.ready()).await.expect("ready in time").unwrap();
         node
+    }
+
+    /// A value that lost leaves something, too: counters of both are in the session.
+    #[tokio::test]
+    async fn what_lost_is_settled_only_where_answers_wait_for_the_rest() {
+        let nothing = async |_: crate::Session, _: http::Request<crate::Body>| {
+            http::Response::new(crate::Body::empty())
+        };
+        let host = Host::new(HostConfig::default(), SharedService::new(nothing));
+        let at = ShardEpoch { shard: ShardId(1), epoch: Epoch { counter: 1, node: NodeId(1) } };
+        // The shard has left since: nobody knows where what was merged is.
+        for (merged, left) in [(None, 0), (Some(Merged::Taken), 1), (Some(Merged::Kept), 1)] {
+            let mut outcome = Outcome::NONE;
+            outcome.add(Ok(merged));
+            outcome.settle(host.merging(at)).await;
+            assert_eq!(outcome.left, left, "{merged:?}");
+        }
     }
 
     /// Two nodes, and every shard at its target.
