@@ -85,9 +85,7 @@ impl Copy {
     /// Writes whom it follows and where it ends.
     fn save_state(&mut self, core: &Core, shard: ShardId) {
         let meta = meta_of(&self.state);
-        if self.pen(core, shard).is_some()
-            && let Self { pen: Some(pen), arriving, .. } = self
-        {
+        if let Some((pen, arriving)) = self.pen(core, shard) {
             pen.meta(meta, arriving.past());
         }
     }
@@ -95,10 +93,7 @@ impl Copy {
     /// Writes what came last.
     fn save(&mut self, core: &Core, shard: ShardId, record: &[u8]) {
         let state = self.state;
-        if self.pen(core, shard).is_none() {
-            return;
-        }
-        let Self { pen: Some(pen), arriving, .. } = self else { return };
+        let Some((pen, arriving)) = self.pen(core, shard) else { return };
         pen.follow(core, state.at, record, arriving.sessions());
         let moves = |record: &Record<'_>| match record {
             Record::Shard { .. } | Record::ShardPast { .. } | Record::Trimmed { .. } => true,
@@ -114,8 +109,8 @@ impl Copy {
         }
     }
 
-    /// The pen, if the disk has room. A copy that changed while it had none is written anew.
-    fn pen(&mut self, core: &Core, shard: ShardId) -> Option<&mut Pen> {
+    /// The pen and what it writes, if the disk has room. A copy that changed while it had none is written anew.
+    fn pen(&mut self, core: &Core, shard: ShardId) -> Option<(&mut Pen, &Arriving)> {
         let saving = core.saving.get()?;
         let is_current = self.pen.as_ref().is_some_and(|pen| pen.is_current());
         if !saving.disk().has_room() {
@@ -134,7 +129,7 @@ impl Copy {
             pen.meta(meta_of(&self.state), self.arriving.past());
             self.pen = Some(pen);
         }
-        self.pen.as_deref_mut()
+        Some((self.pen.as_deref_mut()?, &self.arriving))
     }
 
     /// The pen of a complete copy that ends at `at`.

@@ -301,10 +301,7 @@ impl Inner {
         let Some(pen) = &mut self.pen else { return };
         let at = Version { epoch, seq: self.seq };
         let meta = ShardMeta { at, role, complete: true, begun: None };
-        match &self.past {
-            Some(past) => pen.meta(meta, past),
-            None => pen.meta(meta, &Past::default()),
-        }
+        pen.meta(meta, self.past.as_deref().unwrap_or(&Past::default()));
     }
 
     /// Writes how far back the windows that have ended reach.
