@@ -477,14 +477,15 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let length: usize = slices.iter().map(|slice| slice.len()).sum();
+        if FLAT_BYTES_MAX < length {
+            return self.stream().poll_write_vectored(cx, slices);
+        }
         let mut flat = [0; FLAT_BYTES_MAX];
-        let mut length = 0;
+        let mut at = 0;
         for slice in slices {
-            let Some(room) = flat.get_mut(length..length + slice.len()) else {
-                return self.stream().poll_write_vectored(cx, slices);
-            };
-            room.copy_from_slice(slice);
-            length += slice.len();
+            flat[at..at + slice.len()].copy_from_slice(slice);
+            at += slice.len();
         }
         self.stream().poll_write(cx, &flat[..length])
     }
