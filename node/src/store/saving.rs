@@ -301,7 +301,8 @@ impl Inner {
         let Some(pen) = &mut self.pen else { return };
         let at = Version { epoch, seq: self.seq };
         let meta = ShardMeta { at, role, complete: true, begun: None };
-        pen.meta(meta, self.past.as_deref().unwrap_or(&Past::default()));
+        let nothing = Past::default();
+        pen.meta(meta, self.past.as_deref().unwrap_or(&nothing));
     }
 
     /// Writes how far back the windows that have ended reach.
