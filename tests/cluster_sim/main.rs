@@ -416,6 +416,14 @@ fn what_was_offered_is_forgotten_when_it_is_on_disk_elsewhere() {
     assert_clean_with_disks(1421);
 }
 
+/// A node came back with the newest state on its disk, and asked one who had nothing to tell then and
+/// owned the shard when all had answered: what had been told before counted.
+#[test]
+fn who_owns_a_shard_by_now_tells_again_how_it_began() {
+    assert_clean_with_disks(1649);
+    assert_clean_with_disks(3419);
+}
+
 #[test]
 fn every_shard_is_in_two_places_while_one_node_after_the_other_leaves() {
     let only = number("SEED");

@@ -46,6 +46,7 @@ impl Ownership {
     }
 
     pub(super) fn on_book_changed(&mut self, shards: &[ShardId], out: &mut Vec<Action>) {
+        self.recovery.note_moved(shards);
         let mut dropped = Vec::new();
         let mut n_superseded = 0;
         let mut yielded: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();

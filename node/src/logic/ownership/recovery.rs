@@ -65,6 +65,9 @@ struct Round {
     told: BTreeMap<NodeBoot, Told>,
 }
 
+    /// Shards whose claims have changed since it was asked: who claims them may have told before
+    /// that, and not how they began.
+    moved: BTreeSet<ShardId>,
 /// What one node has told.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Told {
@@ -87,6 +90,13 @@ enum Fate {
 impl Recovery {
     pub(super) fn each_time(&mut self, visit: &mut dyn FnMut(&mut Time, Duration)) {
         if let Some(round) = &mut self.round {
+    /// Claims of these shards have changed.
+    pub(super) fn note_moved(&mut self, shards: &[ShardId]) {
+        if let Some(round) = &mut self.round {
+            round.moved.extend(shards.iter().filter(|shard| self.held.contains_key(shard)));
+        }
+    }
+
             visit(&mut round.since, ASK_FOR);
             visit(&mut round.ask_at, Duration::ZERO);
         }
@@ -272,9 +282,9 @@ impl Ownership {
             if self.recovery.next_round.is_some_and(|at| now < at) {
                 return;
             }
-            let (token, told) = (self.next_token, BTreeMap::new());
+            let (token, told, moved) = (self.next_token, BTreeMap::new(), BTreeSet::new());
             self.next_token += 1;
-            self.recovery.round = Some(Round { token, since: now, ask_at: now, told });
+            self.recovery.round = Some(Round { token, since: now, ask_at: now, told, moved });
         }
         let peers = self.peers_with_disks();
         let Some(round) = &mut self.recovery.round else { return };
@@ -285,10 +295,10 @@ impl Ownership {
         };
         let silent: Vec<NodeBoot> = peers.into_iter().filter(|peer| !is_known(peer)).collect();
         if silent.is_empty() {
-            let told = std::mem::take(&mut round.told);
+            let (told, moved) = (std::mem::take(&mut round.told), std::mem::take(&mut round.moved));
             self.recovery.round = None;
             self.recovery.next_round = Some(now + ROUND_EVERY);
-            self.decide(&told, out);
+            self.decide(&told, &moved, out);
             return;
         }
         if round.ask_at <= now {
@@ -314,7 +324,12 @@ impl Ownership {
         nodes.map(|m| m.node_boot()).filter(speaks).collect()
     }
 
-    fn decide(&mut self, told: &BTreeMap<NodeBoot, Told>, out: &mut Vec<Action>) {
+    fn decide(
+        &mut self,
+        told: &BTreeMap<NodeBoot, Told>,
+        moved: &BTreeSet<ShardId>,
+        out: &mut Vec<Action>,
+    ) {
         let waits = self.waits_for_disks();
         let mut dropped = Vec::new();
         let mut offered: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
@@ -322,7 +337,10 @@ impl Ownership {
         let held = std::mem::take(&mut self.recovery.held);
         let mut left = BTreeMap::new();
         for (shard, saved) in held {
-            let fate = self.fate(shard, &saved, told, waits);
+            let fate = match moved.contains(&shard) {
+                true => Fate::Wait,
+                false => self.fate(shard, &saved, told, waits),
+            };
             match fate {
                 Fate::Wait => drop(left.insert(shard, saved)),
                 Fate::Drop => dropped.push(shard),
