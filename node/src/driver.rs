@@ -70,6 +70,8 @@ pub(crate) enum Done {
     Received(HandoffId, BTreeMap<ShardId, Incoming>),
     /// State broke off.
     ReceiveFailed(HandoffId),
+    /// The disk holds nothing of these shards any more that their owners are offered.
+    Offered(Vec<ShardId>),
     /// An operator says that a node is gone for ever.
     Forget(NodeId),
     /// The process wants to leave.
@@ -389,6 +391,7 @@ impl Driver {
                 self.feed(Event::Received(id), state);
             }
             Done::ReceiveFailed(id) => self.feed(Event::ReceiveFailed(id), state),
+            Done::Offered(shards) => self.feed(Event::Offered(shards), state),
             Done::Forget(node) => self.feed(Event::Forget(node), state),
             Done::Drain => {
                 self.progress.send_modify(|progress| {

@@ -35,9 +35,10 @@ use stead_shared::id::{Epoch, NodeBoot, ShardId};
 use stead_shared::net::link::{Links, RecvHalf, ServerStream, StreamEvent};
 use stead_shared::net::watch;
 use stead_shared::view::View;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
+use crate::driver::Done;
 use crate::host::Host;
 use crate::merging::Merging;
 use crate::store::aside::SetAside;
@@ -150,6 +151,8 @@ pub(crate) struct Offerer {
     pub(crate) views: watch::Receiver<Arc<View>>,
     /// Limits attempts at a time.
     pub(crate) slots: Arc<Semaphore>,
+    /// Hears what need not be offered any more.
+    pub(crate) done: mpsc::Sender<Done>,
 }
 
 impl Offerer {
@@ -158,6 +161,7 @@ impl Offerer {
     pub(crate) async fn offer(self, to: NodeBoot, given: Vec<(ShardEpoch, SetAside)>) {
         let mut given: Given =
             given.into_iter().map(|(at, aside)| (at.shard, (at.epoch, aside))).collect();
+        let mut shards: Vec<ShardId> = given.keys().copied().collect();
         let mut totals = Totals::default();
         let mut pause = PAUSE_FIRST;
         for attempt in 1..=ATTEMPTS {
@@ -168,6 +172,7 @@ impl Offerer {
                 }
             }
             drop(slot);
+            self.tell_done(&mut shards, &given).await;
             if given.is_empty() || attempt == ATTEMPTS {
                 break;
             }
@@ -176,6 +181,16 @@ impl Offerer {
         }
         given.values_mut().for_each(|(_, aside)| aside.leave_on_disk());
         report(totals, &given);
+        self.tell_done(&mut shards, &Given::new()).await;
+    }
+
+    /// Tells which of `shards` are not offered any more.
+    async fn tell_done(&self, shards: &mut Vec<ShardId>, given: &Given) {
+        let done: Vec<ShardId> = shards.extract_if(.., |it| !given.contains_key(it)).collect();
+        if !done.is_empty() {
+            // Without the driver there is nobody to tell.
+            let _ = self.done.send(Done::Offered(done)).await;
+        }
     }
 
     /// Who serves the shards now, as far as is known.
@@ -363,7 +378,8 @@ mod tests {
         let view = of.view();
         let me = view.members.find(of.inner.me).unwrap().node_boot();
         let (links, host) = (of.inner.links.clone(), of.inner.host.clone());
-        Offerer { me, links, host, views: of.views(), slots: Arc::new(Semaphore::new(1)) }
+        let (slots, done) = (Arc::new(Semaphore::new(1)), of.inner.done.clone());
+        Offerer { me, links, host, views: of.views(), slots, done }
     }
 
     fn key(text: &str) -> SessionKey {

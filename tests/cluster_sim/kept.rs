@@ -180,7 +180,7 @@ impl NodeModel {
         ctx.oracle.took_in(ctx.sim.now(), self.me, entry, sessions);
     }
 
-    fn report(&self, ctx: &mut Ctx, event: Event) {
+    pub(crate) fn report(&self, ctx: &mut Ctx, event: Event) {
         ctx.after(self.at, Duration::ZERO, Happens::Reported(event));
     }
 

@@ -424,6 +424,13 @@ fn who_owns_a_shard_by_now_tells_again_how_it_began() {
     assert_clean_with_disks(3419);
 }
 
+/// A node offered an owner what was on its disk, and was to get the same shard: there was no room on
+/// the disk for both, each attempt to move it sealed the shard anew, and each offer came in between.
+#[test]
+fn what_is_offered_from_disk_is_settled_before_its_shard_comes() {
+    assert_clean_with_disks(2252);
+}
+
 #[test]
 fn every_shard_is_in_two_places_while_one_node_after_the_other_leaves() {
     let only = number("SEED");

@@ -329,6 +329,7 @@ impl NodeModel {
     fn forget_aside(&mut self, ctx: &mut Ctx, number: u64) {
         if let Some(aside) = self.asides.remove(&number) {
             self.forget_on_disk(ctx, aside.at.shard, aside.pen);
+            self.report(ctx, Event::Offered(vec![aside.at.shard]));
         }
     }
 
@@ -375,6 +376,7 @@ impl NodeModel {
         } else {
             let (shard, pen) = (aside.at.shard, aside.pen.take());
             self.leave_on_disk(shard, pen);
+            self.report(ctx, Event::Offered(vec![shard]));
         }
     }
 
@@ -384,6 +386,11 @@ impl NodeModel {
         let refuses = self.disk_refuses(ctx);
         let Some(here) = self.host.shards.get_mut(&at.shard) else { return false };
         let is_served = matches!(here.gate, Gate::Serving(epoch) if at.epoch <= epoch);
+        let gate = here.gate;
+        ctx.note(|| {
+            let n = self.at.0;
+            format!("n{n}: an offer of shard {} {gate:?} busy {busy} refuses {refuses}", at.shard)
+        });
         if !is_served || busy || refuses {
             return false;
         }

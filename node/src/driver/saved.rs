@@ -44,6 +44,7 @@ impl Driver {
             links: self.links.clone(),
             host: self.host.clone(),
             views: self.views.subscribe(),
+            done: self.done_in.clone(),
             slots: Arc::clone(&state.offers),
         };
         tokio::spawn(offerer.offer(to, aside));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use stead_node::logic::forming::FormingConfig;
 use stead_node::logic::ownership::{Action, Event, Note, Ownership, OwnershipConfig};
 use stead_node::logic::recovery::Saved;
-use stead_shared::control::{SavedKind, ShardEpoch};
+use stead_shared::control::{Control, HandoffId, NotNow, SavedKind, ShardEpoch};
 use stead_shared::hash::{HashSecret, ShardCount};
 use stead_shared::id::{BootId, Epoch, NodeBoot, NodeId, ShardId, Version};
 use stead_shared::member::{Member, MemberState, Members, Phase, Role};
@@ -301,6 +301,34 @@ fn what_was_begun_from_an_older_state_is_offered_the_newer_one() {
     world.start(2, held(SavedKind::Owner, 7, 2, 95), &[]);
     world.pass(3_000);
     assert_eq!(world.fates()[1..], [(2, "offered", 8)]);
+}
+
+#[test]
+fn a_shard_does_not_come_while_the_disk_holds_what_its_owner_is_offered() {
+    let mut world = World::of(&[(1, held(SavedKind::Copy, 7, 2, 90))]);
+    world.pass(15_000);
+    world.start(2, held(SavedKind::Owner, 7, 2, 95), &[]);
+    world.pass(3_000);
+    let answer = |world: &mut World, number| {
+        let shards = vec![ShardEpoch { shard: S, epoch: Epoch { counter: 8, node: NodeId(1) } }];
+        let handoff = HandoffId { source: boot(1), number };
+        let message = Control::Prepare { handoff, members_digest: 0, shards, drain: true };
+        let now = Time::ZERO + Duration::from_millis(world.now_ms);
+        let mut out = Vec::new();
+        let target = world.machines.get_mut(&NodeId(2)).unwrap();
+        target.handle(now, Event::Control { from: boot(1), message }, &mut out);
+        out.into_iter().find_map(|action| match action {
+            Action::Send { to: NodeId(1), message } => Some(message),
+            _ => None,
+        })
+    };
+    let why = NotNow::NotReady;
+    let handoff = |number| HandoffId { source: boot(1), number };
+    let declined = Control::Declined { handoff: handoff(901), why };
+    assert_eq!(answer(&mut world, 901), Some(declined));
+    world.queue.push_back((NodeId(2), Event::Offered(vec![S])));
+    world.settle();
+    assert_eq!(answer(&mut world, 902), Some(Control::Prepared { handoff: handoff(902) }));
 }
 
 #[test]

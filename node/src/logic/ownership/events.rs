@@ -96,6 +96,9 @@ pub enum Event {
     /// There was no copy to open these shards over: its owner, which is not dead after all, had begun
     /// to replace it.
     NotOpened(Vec<ShardEpoch>),
+    /// What [`Action::OfferSaved`] was to offer of these shards is with their owners, or nobody took
+    /// it: this node's disk is free for them.
+    Offered(Vec<ShardId>),
     /// Sizes of shards that hold anything; all others are empty.
     Sizes(BTreeMap<ShardId, u64>),
     /// This process has not heard anybody for too long (R11): the doubt with this number begins.

@@ -395,6 +395,7 @@ impl Ownership {
             Event::CopyBegun { owner, shards } => self.on_copy(owner, &shards, false, out),
             Event::CopyComplete { owner, shards } => self.on_copy(owner, &shards, true, out),
             Event::NotOpened(shards) => self.on_not_opened(&shards),
+            Event::Offered(shards) => self.on_offered(&shards),
             Event::Doubt(number) => self.on_doubt(number, out),
             Event::Heard(number) => self.on_heard(number),
             Event::Forget(node) => self.on_forget(node),

@@ -22,6 +22,7 @@ impl Ownership {
             at.shard.0 >= self.config.n_shards
                 || self.slots.contains_key(&at.shard)
                 || self.holds_saved(at.shard)
+                || self.is_offering(at.shard)
         };
         let is_calm = drain || digest == self.digest || !self.config.rules.balance_waits;
         let streams_in = self.incoming.values().filter(|incoming| incoming.holds_stream()).count();

@@ -51,6 +51,8 @@ pub(super) struct Recovery {
     begun: BTreeMap<ShardId, Vec<BegunShard>>,
     /// Shards that nobody can serve, since what is on disk is damaged.
     quarantined: BTreeSet<ShardId>,
+    /// Shards of which the disk still holds what their owners are offered.
+    offering: BTreeSet<ShardId>,
     round: Option<Round>,
     next_round: Option<Time>,
     said: bool,
@@ -63,11 +65,11 @@ struct Round {
     since: Time,
     ask_at: Time,
     told: BTreeMap<NodeBoot, Told>,
-}
-
     /// Shards whose claims have changed since it was asked: who claims them may have told before
     /// that, and not how they began.
     moved: BTreeSet<ShardId>,
+}
+
 /// What one node has told.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Told {
@@ -88,8 +90,6 @@ enum Fate {
 }
 
 impl Recovery {
-    pub(super) fn each_time(&mut self, visit: &mut dyn FnMut(&mut Time, Duration)) {
-        if let Some(round) = &mut self.round {
     /// Claims of these shards have changed.
     pub(super) fn note_moved(&mut self, shards: &[ShardId]) {
         if let Some(round) = &mut self.round {
@@ -97,6 +97,8 @@ impl Recovery {
         }
     }
 
+    pub(super) fn each_time(&mut self, visit: &mut dyn FnMut(&mut Time, Duration)) {
+        if let Some(round) = &mut self.round {
             visit(&mut round.since, ASK_FOR);
             visit(&mut round.ask_at, Duration::ZERO);
         }
@@ -140,6 +142,18 @@ impl Ownership {
 
     pub(super) fn is_recovering(&self) -> bool {
         !self.recovery.held.is_empty()
+    }
+
+    /// Whether the disk holds what the shard's owner is offered: nothing else of it can be written
+    /// there, so that the shard cannot come here yet.
+    pub(super) fn is_offering(&self, shard: ShardId) -> bool {
+        self.recovery.offering.contains(&shard)
+    }
+
+    pub(super) fn on_offered(&mut self, shards: &[ShardId]) {
+        for shard in shards {
+            self.recovery.offering.remove(shard);
+        }
     }
 
     /// Whether a node may come back that was in the cluster before, and have what is newest.
@@ -366,6 +380,7 @@ impl Ownership {
             out.push(Action::Note(Note::OlderThanDamaged { n_shards: n_older }));
         }
         for (to, shards) in offered {
+            self.recovery.offering.extend(shards.iter().map(|at| at.shard));
             out.push(Action::OfferSaved { to, shards });
         }
         if waits
