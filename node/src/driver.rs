@@ -524,6 +524,7 @@ impl Driver {
                     self.host.drop_copy(shard);
                 }
             }
+            Action::OfferReplicas { to, shards } => self.offer_replicas(to, &shards, state),
             Action::OpenReplica { shards } => state.results.extend(self.open_replicas(shards)),
             Action::OpenSaved { shards } => self.open_saved(&shards),
             Action::DropSaved { shards } => {

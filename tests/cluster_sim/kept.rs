@@ -17,6 +17,7 @@ use crate::links::Msg;
 use crate::node::NodeModel;
 use crate::oracle::Violation;
 use crate::saved::Pen;
+use crate::transfer::Aside;
 
 /// A copy.
 #[derive(Debug)]
@@ -111,9 +112,7 @@ impl NodeModel {
                 let sessions = vec![Session::default(); usize::from(SESSIONS)];
                 let mut copy = Kept { state, sessions, is_own: false, pen: None };
                 copy.pen = self.begin_on_disk(ctx, shard, copy.meta());
-                if let Some(old) = self.kept.copies.insert(shard, copy) {
-                    self.forgotten(ctx, shard, &old);
-                }
+                self.kept.copies.insert(shard, copy);
                 let shards = vec![ShardEpoch { shard, epoch: at.epoch }];
                 self.report(ctx, Event::CopyBegun { owner, shards });
             }
@@ -249,20 +248,26 @@ impl NodeModel {
     pub(crate) fn drop_replicas(&mut self, ctx: &mut Ctx, shards: &[ShardId]) {
         for &shard in shards {
             if let Some(copy) = self.kept.copies.remove(&shard) {
-                self.forgotten(ctx, shard, &copy);
                 self.forget_on_disk(ctx, shard, copy.pen);
             }
         }
     }
 
-    /// A copy is gone. An heir that was taken for dead, wrongly, while its owner died comes back to
-    /// a shard that somebody else serves without what the copy holds: that is not offered.
-    fn forgotten(&self, ctx: &mut Ctx, shard: ShardId, copy: &Kept) {
-        let heirs = ctx.heirs.get(&(copy.state.owner, shard));
-        let was_heir = heirs.is_some_and(|heirs| heirs.contains(&self.me));
-        if !ctx.knobs.honest && copy.state.complete && was_heir {
-            let ops = copy.sessions.iter().flat_map(|session| session.ops.iter().copied());
-            ctx.oracle.excuse_released(shard, ops);
+    /// Takes complete copies out, and offers them.
+    pub(crate) fn offer_replicas(&mut self, ctx: &mut Ctx, to: NodeBoot, shards: &[ShardEpoch]) {
+        for &at in shards {
+            let is_complete = |copy: &Kept| copy.state.complete;
+            if !self.kept.copies.get(&at.shard).is_some_and(is_complete) {
+                continue;
+            }
+            let Some(copy) = self.kept.copies.remove(&at.shard) else { continue };
+            let pen = self.current(at.shard, copy.pen);
+            if copy.sessions.iter().any(Session::is_there) {
+                let state = (copy.state.at.seq, copy.sessions);
+                self.set_aside(ctx, Aside::of(at, to, state, pen));
+            } else {
+                self.forget_on_disk(ctx, at.shard, pen);
+            }
         }
     }
 

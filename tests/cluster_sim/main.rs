@@ -343,6 +343,14 @@ fn a_fill_ends_when_its_shard_leaves() {
     assert_clean_with_copies(14_164);
 }
 
+/// A copy was on the other side of a cut, or its node was taken for dead, when its owner died: the shard
+/// was claimed empty, and nobody got what the copy held.
+#[test]
+fn who_claims_a_shard_without_its_copy_is_offered_it() {
+    assert_clean_with_copies(2180);
+    assert_clean_with_copies(7661);
+}
+
 fn assert_clean_with_disks(seed: u64) {
     let luck = Luck::with_disks(seed);
     let outcome = run(seed, &plan_with_disks(luck, seed, Rules::ALL), false);

@@ -622,6 +622,7 @@ impl NodeModel {
             Action::StopFill { to, shards } => self.stop_fill(ctx, to, &shards),
             Action::KeepCopy { owner, shards } => self.keep_copies(ctx, owner, &shards),
             Action::DropReplicas { shards } => self.drop_replicas(ctx, &shards),
+            Action::OfferReplicas { to, shards } => self.offer_replicas(ctx, to, &shards),
             Action::OpenReplica { shards } => self.open_replicas(ctx, &shards),
             Action::Stop(_) => unreachable!("nobody is to stop here"),
             Action::OpenSaved { shards } => self.open_saved(ctx, &shards),
@@ -686,6 +687,7 @@ impl NodeModel {
             | Action::StopFill { .. }
             | Action::KeepCopy { .. }
             | Action::DropReplicas { .. }
+            | Action::OfferReplicas { .. }
             | Action::OpenReplica { .. }
             | Action::OpenSaved { .. }
             | Action::DropSaved { .. }

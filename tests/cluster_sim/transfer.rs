@@ -409,8 +409,15 @@ impl NodeModel {
                 continue;
             }
             let mine = &mut here.sessions[usize::from(session)];
-            if mine.is_there() && theirs.is_there() {
-                ctx.oracle.excuse(at.shard, theirs.ops.into_iter());
+            let lacks =
+                |one: &Session, other: &Session| other.ops.iter().any(|op| !one.ops.contains(op));
+            if mine.is_there() && !lacks(mine, &theirs) {
+                continue;
+            }
+            // Both have changed it since they parted.
+            if mine.is_there() && theirs.is_there() && lacks(&theirs, mine) {
+                let lost = theirs.ops.into_iter().filter(|op| !mine.ops.contains(op));
+                ctx.oracle.excuse(at.shard, lost);
             } else if theirs.is_there() {
                 *mine = theirs;
                 here.seq += 1;

@@ -323,6 +323,10 @@ impl State {
                 shards.into_iter().for_each(|at| node.keep_own((owner, at.epoch), None));
             }
             Action::DropReplicas { shards: _ } => node.kept = None,
+            Action::OfferReplicas { .. } => {
+                let gone = node.kept.take();
+                node.aside.extend(gone.into_iter().flat_map(|copy| copy.entries));
+            }
             Action::OpenReplica { shards } => self.open_replica(scenario, node, &shards),
             Action::Stop(_) => unreachable!("nobody stops here"),
             Action::OpenSaved { .. }

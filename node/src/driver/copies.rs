@@ -59,6 +59,19 @@ impl Driver {
         }
     }
 
+    pub(super) fn offer_replicas(&self, to: NodeBoot, shards: &[ShardEpoch], state: &State) {
+        let aside = |at: &ShardEpoch| Some((*at, self.host.set_copy_aside(at.shard)?));
+        let (aside, empty): (Vec<_>, Vec<_>) =
+            shards.iter().filter_map(aside).partition(|(_, it)| it.sessions() > 0);
+        empty.into_iter().for_each(|(_, mut aside)| aside.forget_on_disk());
+        let n_sessions: usize = aside.iter().map(|(_, aside)| aside.sessions()).sum();
+        let n_shards = shards.len();
+        tracing::warn!(n_shards, n_sessions, to = %to.node,
+            "another node claimed these shards without their copies, which are here: it is offered \
+             them");
+        self.offer(to, aside, state);
+    }
+
     /// Those that have no copy here are told of.
     pub(super) fn open_replicas(&self, shards: Vec<ShardEpoch>) -> Option<Event> {
         let is_missing = |at: &ShardEpoch| !self.host.promote(at.shard, at.epoch);

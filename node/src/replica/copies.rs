@@ -16,6 +16,7 @@ use crate::disk::{Role, ShardMeta};
 use crate::host::Host;
 use crate::logic::replication::{Accept, CopyRules, CopyState, EntryHead, Lost};
 use crate::store::arriving::Arriving;
+use crate::store::aside::SetAside;
 use crate::store::core::Core;
 use crate::store::record::Record;
 use crate::store::saving::Pen;
@@ -218,6 +219,16 @@ pub(super) fn keep_own(
 pub(super) fn drop_copy(host: &Host, shard: ShardId) -> usize {
     let gone = host.replicas().copies.remove(&shard);
     gone.map_or(0, |(_, copy)| copy.forget(host.core()))
+}
+
+/// Takes a complete copy out. What is on disk of it stays until that is settled.
+pub(super) fn set_aside(host: &Host, shard: ShardId) -> Option<SetAside> {
+    let gone = host.replicas().copies.remove_if(&shard, |_, copy| copy.state.complete);
+    let (_, Copy { state, mut arriving, pen, .. }) = gone?;
+    arriving.set_seq(state.at.seq);
+    arriving.note_epoch(state.at);
+    let pen = pen.filter(|pen| pen.is_current());
+    Some(SetAside::of(Arc::clone(host.core()), shard, arriving, pen))
 }
 
 /// Serves a complete copy; with `only_own` one that was made of a shard that was served here.

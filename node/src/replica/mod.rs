@@ -32,6 +32,7 @@ use tokio::sync::mpsc;
 
 use crate::host::Host;
 use crate::logic::replication::Lost;
+use crate::store::aside::SetAside;
 use crate::store::saving::Pen;
 use crate::store::shard::Shard;
 use copies::Copy;
@@ -299,6 +300,11 @@ impl Host {
     /// Forgets a copy, and gives the number of its sessions.
     pub fn drop_copy(&self, shard: ShardId) -> usize {
         copies::drop_copy(self, shard)
+    }
+
+    /// Takes a complete copy out, to be offered to who serves the shard.
+    pub(crate) fn set_copy_aside(&self, shard: ShardId) -> Option<SetAside> {
+        copies::set_aside(self, shard)
     }
 
     /// Serves a complete copy from now on, in `epoch`. False when there is none, it has promised

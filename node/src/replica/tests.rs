@@ -337,3 +337,35 @@ fn many_empty_shards_with_a_follower_stay_small() {
         }
     });
 }
+
+/// A copy that is offered says where it comes from: who began without it has what it holds, and who
+/// went on from it keeps what is newer.
+#[test]
+fn a_copy_that_is_given_up_is_merged() {
+    run(async {
+        let mut pair = Pair::new();
+        ask(&pair.owner, 1, 1, 1, Method::GET).await;
+        pair.fill();
+        ask(&pair.owner, 1, 2, 1, Method::GET).await;
+        assert_eq!(pair.deliver(true), []);
+        // Not in the copy.
+        ask(&pair.owner, 1, 3, 1, Method::GET).await;
+        let stranger = host();
+        stranger.activate_empty(SHARD, NEXT);
+        ask(&stranger, 1, 4, 1, Method::GET).await;
+        let aside = pair.other.set_copy_aside(SHARD).unwrap();
+        assert!(pair.other.set_copy_aside(SHARD).is_none());
+        for (served_by, epoch, asked) in [(&stranger, NEXT, "4"), (&pair.owner, EPOCH, "4")] {
+            for _ in 0..2 {
+                let mut merging = served_by.merging(ShardEpoch { shard: SHARD, epoch });
+                for record in aside.records() {
+                    merging.add(&record).await.unwrap();
+                }
+                merging.finish();
+            }
+            assert_eq!(ask(served_by, 1, 5, 1, Method::GET).await, asked);
+        }
+        drop(aside);
+        assert_eq!(pair.other.stats().sessions, 0);
+    });
+}

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use stead_node::logic::copying::Progress;
 use stead_node::logic::forming::FormingConfig;
 use stead_node::logic::ownership::{Action, Event, Note, Ownership, OwnershipConfig, Unfollowed};
-use stead_shared::claims::Replicas;
-use stead_shared::control::Control;
+use stead_shared::claims::{ClaimLog, Replicas};
+use stead_shared::control::{Control, ShardEpoch};
 use stead_shared::hash::{HashSecret, ShardCount};
-use stead_shared::id::{BootId, NodeBoot, NodeId, ShardId};
+use stead_shared::id::{BootId, Epoch, NodeBoot, NodeId, ShardId};
 use stead_shared::member::{Member, MemberState, Members, Phase, Role};
 use stead_shared::time::Time;
 use stead_shared::view::{ClusterParams, View};
@@ -307,6 +307,38 @@ fn a_replica_that_has_left_the_claim_does_not_take_over() {
     });
     assert!(!promoted, "it lacks what was acknowledged without it");
     world.owner(shard);
+}
+
+#[test]
+fn who_claims_a_shard_without_its_copy_is_offered_it() {
+    let mut world = World::new(3);
+    let shard = World::shards().find(|s| world.owner(*s) == NodeId(1)).unwrap();
+    let heir = world.replica(shard).unwrap();
+    let other = boot(if heir.node == NodeId(2) { 3 } else { 2 });
+    let counter = world.machines[&NodeId(1)].newest(shard).unwrap().counter + 1;
+    // Nobody hears the heir, and so somebody else claims the shard.
+    world.mute.insert(heir.node);
+    world.kill(1);
+    let mut log = ClaimLog::new(other);
+    while log.pos() <= world.machines[&other.node].heartbeat().pos {
+        counter_up(&mut log, shard, counter);
+    }
+    world.done.clear();
+    world.queue.push_back((heir.node, Event::Claims(log.full())));
+    world.pass(200);
+    let epoch = Epoch { counter, node: other.node };
+    let offer = Action::OfferReplicas { to: other, shards: vec![ShardEpoch { shard, epoch }] };
+    assert_eq!(world.done.iter().filter(|it| **it == (heir.node, offer.clone())).count(), 1);
+    let opens = |action: &Action| matches!(action, Action::OpenReplica { shards } if shards.iter().any(|at| at.shard == shard));
+    assert!(!world.done.iter().any(|(_, action)| opens(action)));
+}
+
+/// Claims it, after as many changes as that takes.
+fn counter_up(log: &mut ClaimLog, shard: ShardId, counter: u64) {
+    log.release(shard);
+    let _ = log.commit();
+    log.claim(shard, counter);
+    let _ = log.commit();
 }
 
 #[test]

@@ -249,6 +249,13 @@ pub enum Action {
         /// The shards.
         shards: Vec<ShardId>,
     },
+    /// Offer copies of a dead owner's shards to who serves them now without them, then drop them.
+    OfferReplicas {
+        /// The owner.
+        to: NodeBoot,
+        /// The shards and its epochs.
+        shards: Vec<ShardEpoch>,
+    },
     /// Open gates over copies of a dead owner's shards; tell [`Event::NotOpened`] where there is none.
     OpenReplica {
         /// The shards and the epochs to serve in.

@@ -13,6 +13,10 @@
 //! do, and the order of the set decides: who comes later in it hears those before it first, who say
 //! that they hold the shard. One that is not named by the newest set it can learn of never takes
 //! over.
+//!
+//! Who could take over, and finds the shard served by somebody whom the dead owner had not named, was
+//! not heard when that one claimed it: on the other side of a cut, or taken for dead. It offers what it
+//! holds, and goes without.
 
 use stead_shared::claims::Replicas;
 
@@ -173,6 +177,8 @@ impl Ownership {
         let now = self.now;
         let mut dropped = Vec::new();
         let mut orphans: BTreeMap<NodeBoot, BTreeSet<ShardId>> = BTreeMap::new();
+        let mut offered: BTreeMap<NodeBoot, Vec<ShardEpoch>> = BTreeMap::new();
+        let mut recheck_by = None;
         let mut copies = std::mem::take(&mut self.copies);
         copies.retain(|&shard, copy| {
             if self.slots.contains_key(&shard) {
@@ -188,6 +194,10 @@ impl Ownership {
                 copy.settled = false;
             }
             let may_be_named = copy.named || !copy.settled;
+            if !lives && let Some((epoch, stranger)) = self.stranger_for(shard, copy) {
+                offered.entry(stranger).or_default().push(ShardEpoch { shard, epoch });
+                return false;
+            }
             let is_orphan = !served && copy.complete && !lives && may_be_named;
             if is_orphan && self.is_my_turn(shard, copy) {
                 orphans.entry(copy.owner).or_default().insert(shard);
@@ -198,13 +208,23 @@ impl Ownership {
             }
             let since = *copy.idle_since.get_or_insert(now);
             let long = !served && (!copy.complete || !lives);
-            let keep = now.since(since) < if long { UNNAMED_LONG } else { UNNAMED_FOR };
-            if !keep {
+            let until = since + if long { UNNAMED_LONG } else { UNNAMED_FOR };
+            let keep = now < until;
+            if keep {
+                recheck_by = Some(recheck_by.map_or(until, |at: Time| at.min(until)));
+            } else {
                 dropped.push(shard);
             }
             keep
         });
         self.copies = copies;
+        // Nothing else may happen until then.
+        if let Some(at) = recheck_by {
+            self.recheck_by(at);
+        }
+        for (to, shards) in offered {
+            out.push(Action::OfferReplicas { to, shards });
+        }
         if !dropped.is_empty() {
             out.push(Action::DropReplicas { shards: dropped });
         }
@@ -256,6 +276,18 @@ impl Ownership {
     /// heirs of its own.
     fn is_taken_over(&self, shard: ShardId, copy: &HeldCopy) -> bool {
         Some(copy.epoch) < self.book.highest_claim(shard, copy.owner)
+    }
+
+    /// Who serves a shard of a dead owner without what this copy holds, which nobody has but those who
+    /// were named with it.
+    fn stranger_for(&self, shard: ShardId, copy: &HeldCopy) -> Option<(Epoch, NodeBoot)> {
+        let (epoch, owner) = self.book.get(shard)?;
+        let is_other = owner != self.config.me && owner != copy.owner;
+        let serves = is_other && copy.epoch < epoch && self.members.is_live(owner);
+        let may_be_named = self.is_named(copy.owner, shard).unwrap_or(copy.named || !copy.settled);
+        let set = self.book.replicas_of(copy.owner, shard);
+        let is_stranger = !set.is_some_and(|set| set.contains(owner));
+        (serves && copy.complete && may_be_named && is_stranger).then_some((epoch, owner))
     }
 
     /// Whether `one` is to take a shard of `owner` over rather than `other`.
