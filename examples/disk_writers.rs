@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fjall::{Database, KeyspaceCreateOptions, PersistMode};
-use stead_node::disk::{Disk, DiskConfig, Role, ShardMeta};
+use stead_node::disk::{Disk, DiskConfig, Role, ShardMeta, Slots};
 use stead_shared::id::{ClusterId, Epoch, NodeId, ShardId, Version};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -83,7 +83,8 @@ async fn stead(dir: &Path, writers: u64, time: Duration) -> f64 {
         async move {
             let shard = ShardId((writer as u32) % SHARDS);
             let record = record(writer << 32 | number, RECORD_BYTES);
-            let position = disk.put(shard, at(number), key(writer, number).as_bytes(), record);
+            let row = (record, Slots::Same);
+            let position = disk.put(shard, at(number), key(writer, number).as_bytes(), row);
             disk.wait(position).await.expect("the disk works");
         }
     });
@@ -147,7 +148,8 @@ async fn fill(dir: &Path, n: u64) -> Duration {
         disk.room().await;
         let shard = ShardId(number as u32 % SHARDS);
         let key = format!("session-{number:012}");
-        disk.put(shard, at(number), key.as_bytes(), record(number, RECORD_BYTES));
+        let row = (record(number, RECORD_BYTES), Slots::Same);
+        disk.put(shard, at(number), key.as_bytes(), row);
     }
     for shard in (0..SHARDS).map(ShardId) {
         let (at, role) = (at(n), Role::Owner);

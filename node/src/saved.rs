@@ -221,28 +221,26 @@ fn kept_of(
         Some(_) | None => return Ok(None),
     };
     match read(core, saving.disk(), found.shard)? {
-        Ok(mut arrived) if n_rows(&arrived) == found.sessions => {
+        Ok((mut arrived, n_rows)) if n_rows == found.rows => {
             arrived.set_seq(at.seq);
             let kept = KeptShard { at, begun, arrived, damaged: None };
             Ok(Some((kept, Saved { at, kind, sealed, begun })))
         }
-        Ok(arrived) => {
-            let n = n_rows(&arrived);
+        Ok((arrived, n_rows)) => {
             arrived.forget(core);
-            damaged(format!("{n} of {} rows were read", found.sessions))
+            damaged(format!("{n_rows} of {} rows were read", found.rows))
         }
         Err(why) => damaged(why),
     }
 }
 
-/// How many rows of the disk it was read from.
-fn n_rows(arrived: &Arriving) -> u64 {
-    arrived.sessions().n_records() as u64 + u64::from(arrived.has_past())
-}
-
-/// Reads all sessions of a shard; the inner error says why they cannot be read.
-fn read(core: &Core, disk: &Disk, shard: ShardId) -> Result<Result<Arriving, String>, LoadError> {
-    let mut arrived = Arriving::new();
+/// Reads all sessions of a shard, and from how many rows; the inner error says why they cannot be read.
+fn read(
+    core: &Core,
+    disk: &Disk,
+    shard: ShardId,
+) -> Result<Result<(Arriving, u64), String>, LoadError> {
+    let (mut arrived, mut n_rows) = (Arriving::new(), 0);
     let mut after: Option<bytes::Bytes> = None;
     loop {
         let sessions = match disk.read(shard, after.as_deref(), READ_BYTES) {
@@ -252,10 +250,11 @@ fn read(core: &Core, disk: &Disk, shard: ShardId) -> Result<Result<Arriving, Str
                 return Ok(Err(error.to_string()));
             }
         };
-        let Some(last) = sessions.last() else { return Ok(Ok(arrived)) };
+        let Some(last) = sessions.last() else { return Ok(Ok((arrived, n_rows))) };
         after = Some(last.key.clone());
         for session in &sessions {
-            match arrived.add_aged(core, &session.record, session.age) {
+            n_rows += 1 + session.slots.len() as u64;
+            match arrived.add_saved(core, session) {
                 Ok(()) => {}
                 Err(RecordError::MemoryFull) => {
                     let taken = core.bytes();

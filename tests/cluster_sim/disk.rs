@@ -12,8 +12,9 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use stead_node::logic::durable::{
     Counted, MetaRow, Role, RowError, Seen, ShardMeta, Tally, Verdict, decode_meta, decode_session,
-    encode_meta, encode_session, encode_witness, judge, parse_witness, session_key,
+    encode_meta, encode_session, encode_witness, judge, parse_witness,
 };
+use stead_node::logic::rows::{row_key, start_of};
 use stead_shared::id::{Epoch, NodeId, ShardId, Version};
 use stead_shared::time::Time;
 
@@ -91,8 +92,8 @@ impl Rows {
     }
 
     fn of(&self, shard: ShardId) -> impl Iterator<Item = (&Vec<u8>, &Vec<u8>)> {
-        let end = session_key(ShardId(shard.0 + 1), &[]);
-        self.sessions.range(session_key(shard, &[])..end)
+        let end = start_of(ShardId(shard.0 + 1));
+        self.sessions.range(start_of(shard)..end)
     }
 }
 
@@ -209,7 +210,7 @@ impl Disk {
         match op {
             Op::Put { at, session, state, .. } => {
                 row.meta.at = at;
-                let key = session_key(shard, &[session]);
+                let key = row_key(shard, &[session], None);
                 let number = self.states.len() as u64;
                 self.states.push(state);
                 let (value, digest) = encode_session(&key, at, 0, &number.to_be_bytes());
@@ -223,8 +224,8 @@ impl Disk {
             Op::Forget { .. } => {
                 (row.forgetting, row.damaged, row.tally) = (true, false, Tally::default());
                 self.committer.erasing.push(shard);
-                let end = session_key(ShardId(shard.0 + 1), &[]);
-                let keys = self.committer.digests.range(session_key(shard, &[])..end);
+                let end = start_of(ShardId(shard.0 + 1));
+                let keys = self.committer.digests.range(start_of(shard)..end);
                 let keys: Vec<Vec<u8>> = keys.map(|(key, _)| key.clone()).collect();
                 for key in keys {
                     self.committer.digests.remove(&key);

@@ -188,7 +188,7 @@ impl Committer {
                     Ok(())
                 })?;
                 let Some((last, _)) = rows.last() else { break };
-                after = Some(last[4..].to_vec());
+                after = Some(last.to_vec());
                 step.forget_rows(rows.iter().map(|(key, _)| &**key));
                 if FORGET_ROWS_BYTES <= step.bytes {
                     step.through = before;

@@ -1,4 +1,5 @@
-//! Sessions on disk: the newest record of each, so that a node that starts again has them.
+//! Sessions on disk: the newest record of each, so that a node that starts again has them, and
+//! beside it, in slots, what would be dear to write with each change of it.
 //!
 //! ```text
 //!  put, remove, meta, forget          one batch              sync
@@ -46,7 +47,8 @@ use tokio::time::Instant;
 use self::herald::Herald;
 use self::queue::{Op, Shared};
 pub use crate::logic::durable::{Beginning, Damage, Role, ShardMeta};
-use crate::logic::durable::{decode_session, split_key};
+use crate::logic::durable::{RowError, decode_session};
+use crate::logic::rows::{SLOT_MAX, row_key, split_row};
 
 /// How long [`Disk::close`] tries to bring what is queued to a disk that fails.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -126,7 +128,8 @@ pub enum DiskError {
         own: ClusterId,
     },
     /// Written by another version of this program.
-    #[error("{dir} holds state of format {found}, which this version does not read", dir = dir.display())]
+    #[error("{dir} holds state of format {found}, which this version does not read; \
+         move the directory away, and the node gets its state from the others", dir = dir.display())]
     Format {
         /// The directory.
         dir: PathBuf,
@@ -233,8 +236,8 @@ pub struct RecoveredShard {
     pub shard: ShardId,
     /// What the node said of it last. None when that is lost.
     pub meta: Option<ShardMeta>,
-    /// Sessions that can be read.
-    pub sessions: u64,
+    /// Rows that can be read: of sessions, and of their slots.
+    pub rows: u64,
     /// Why what is there must not be taken for all that was. Stays until [`Disk::forget`].
     pub damaged: Option<Damage>,
 }
@@ -250,6 +253,40 @@ pub struct SavedSession {
     pub record: Bytes,
     /// Time since it was written; zero when the clock went back.
     pub age: Duration,
+    /// Its slots, in order; also those that it has no use for any more.
+    pub slots: Vec<SavedSlot>,
+}
+
+/// A session's slot as it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedSlot {
+    /// Its number.
+    pub slot: u8,
+    /// What was given to [`Disk::put`].
+    pub record: Bytes,
+    /// Time since it was written; zero when the clock went back.
+    pub age: Duration,
+}
+
+/// What becomes of a session's slots when its record is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Slots {
+    /// They stay.
+    Same,
+    /// This one is replaced.
+    One(u8, Bytes),
+    /// It has these and no others.
+    All(Vec<(u8, Bytes)>),
+}
+
+impl Slots {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Same => 0,
+            Self::One(_, record) => record.len(),
+            Self::All(all) => all.iter().map(|(_, record)| record.len()).sum(),
+        }
+    }
 }
 
 /// A shard could not be read to its end.
@@ -274,16 +311,23 @@ impl Disk {
         Ok((Self { handle: Arc::new(Handle { shared, herald }) }, recovered))
     }
 
-    /// Keeps `record` as the session's newest. Gives the change's position.
+    /// Keeps `record` as the session's newest, and what is in its slots, both or neither. Gives the
+    /// change's position.
     ///
     /// This and the next three never block. Changes of a shard come in the order of its numbers.
-    pub fn put(&self, shard: ShardId, at: Version, key: &[u8], record: Bytes) -> u64 {
+    pub fn put(
+        &self,
+        shard: ShardId,
+        at: Version,
+        key: &[u8],
+        (record, slots): (Bytes, Slots),
+    ) -> u64 {
         let key = Bytes::copy_from_slice(key);
         let written_ms = unix_micros() / 1000;
-        self.handle.shared.push(Op::Put { shard, at, key, record, written_ms })
+        self.handle.shared.push(Op::Put { shard, at, key, record, slots, written_ms })
     }
 
-    /// The session is no more.
+    /// The session is no more, nor are its slots.
     pub fn remove(&self, shard: ShardId, at: Version, key: &[u8]) -> u64 {
         let key = Bytes::copy_from_slice(key);
         self.handle.shared.push(Op::Remove { shard, at, key })
@@ -391,20 +435,31 @@ impl Disk {
         let fail = |error: String| ReadError { shard, error };
         let store = self.handle.shared.reader();
         let store = store.ok_or_else(|| fail("the disk fails".to_owned()))?;
-        let rows = store.rows(shard, after, bytes_max).map_err(|error| fail(error.to_string()))?;
-        let now_ms = unix_micros() / 1000;
-        let session = |(key, value): &store::RawRow| {
-            let (_, own) = split_key(key)?;
-            let row = decode_session(key, value)?;
-            Ok(SavedSession {
-                key: Bytes::copy_from_slice(own),
-                at: row.at,
-                record: Bytes::copy_from_slice(row.record),
-                age: Duration::from_millis(now_ms.saturating_sub(row.written_ms)),
-            })
-        };
-        let sessions: Result<_, crate::logic::durable::RowError> =
-            rows.iter().map(session).collect();
-        sessions.map_err(|error| fail(error.to_string()))
+        let after = after.map(|key| row_key(shard, key, Some(SLOT_MAX)));
+        let rows = store.rows(shard, after.as_deref(), bytes_max);
+        let rows = rows.map_err(|error| fail(error.to_string()))?;
+        sessions_of(&rows, unix_micros() / 1000).map_err(|error| fail(error.to_string()))
     }
+}
+
+/// Puts sessions together again with their slots, which come behind their own rows.
+fn sessions_of(rows: &[store::RawRow], now_ms: u64) -> Result<Vec<SavedSession>, RowError> {
+    let mut sessions: Vec<SavedSession> = Vec::new();
+    for (row_key, value) in rows {
+        let (key, slot) = split_row(row_key)?;
+        let row = decode_session(row_key, value)?;
+        let record = Bytes::copy_from_slice(row.record);
+        let age = Duration::from_millis(now_ms.saturating_sub(row.written_ms));
+        match (slot, sessions.last_mut()) {
+            (None, _) => {
+                let (key, at, slots) = (key.into(), row.at, Vec::new());
+                sessions.push(SavedSession { key, at, record, age, slots });
+            }
+            (Some(slot), Some(session)) if session.key == key => {
+                session.slots.push(SavedSlot { slot, record, age });
+            }
+            (Some(_), _) => return Err(RowError::Malformed),
+        }
+    }
+    Ok(sessions)
 }

@@ -195,8 +195,8 @@ impl Survey {
         counted: &Counted,
         damaged: Option<Damage>,
     ) {
-        let (meta, sessions) = (row.map(|row| row.meta), counted.tally.sessions);
-        self.shards.push(RecoveredShard { shard, meta, sessions, damaged });
+        let (meta, rows) = (row.map(|row| row.meta), counted.tally.rows);
+        self.shards.push(RecoveredShard { shard, meta, rows, damaged });
     }
 }
 

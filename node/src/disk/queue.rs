@@ -10,13 +10,13 @@ use stead_shared::net::watch;
 use tokio::time::Instant;
 
 use super::store::Store;
-use super::{DiskFailed, DiskState};
+use super::{DiskFailed, DiskState, Slots};
 use crate::logic::durable::ShardMeta;
 
 /// A change as it was handed over.
 #[derive(Debug)]
 pub(super) enum Op {
-    Put { shard: ShardId, at: Version, key: Bytes, record: Bytes, written_ms: u64 },
+    Put { shard: ShardId, at: Version, key: Bytes, record: Bytes, slots: Slots, written_ms: u64 },
     Remove { shard: ShardId, at: Version, key: Bytes },
     Meta { shard: ShardId, meta: ShardMeta },
     Forget { shard: ShardId },
@@ -29,7 +29,7 @@ impl Op {
     fn bytes(&self) -> usize {
         OP_BYTES
             + match self {
-                Self::Put { key, record, .. } => key.len() + record.len(),
+                Self::Put { key, record, slots, .. } => key.len() + record.len() + slots.bytes(),
                 Self::Remove { key, .. } => key.len(),
                 Self::Meta { .. } | Self::Forget { .. } => 0,
             }

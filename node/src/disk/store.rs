@@ -12,9 +12,9 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistM
 use stead_shared::id::ShardId;
 
 use super::inspect::inspect;
-use crate::logic::durable::{
-    Counted, MetaRow, RowError, decode_meta, decode_session, session_key, split_key,
-};
+use crate::logic::durable::{Counted, MetaRow, RowError, decode_meta, decode_session};
+use crate::logic::rows::{is_own, row_key, shard_of, split_row, start_of};
+use crate::logic::window::{SLOTS, is_keyed_slot};
 
 /// Bytes of blocks that the database keeps in memory. Sessions are read once, at the start.
 const CACHE_BYTES: u64 = 8 << 20;
@@ -94,7 +94,7 @@ pub(super) struct Store {
     shards: Keyspace,
 }
 
-/// A row of a session as it is stored: key and value.
+/// A row of a session, or of a slot of one, as it is stored: key and value.
 pub(super) type RawRow = (Slice, Slice);
 
 impl Store {
@@ -177,9 +177,9 @@ impl Store {
             let mut metas = BTreeMap::new();
             for row in self.shards.iter() {
                 let (key, value) = row.into_inner()?;
-                let (shard, rest) = split_key(&key)
+                let shard = shard_of(&key)
                     .map_err(|error| StoreError::Other(format!("a row of no shard: {error}")))?;
-                let meta = if rest.is_empty() {
+                let meta = if *key == *start_of(shard) {
                     decode_meta(shard, &value)
                 } else {
                     Err(RowError::Malformed)
@@ -190,8 +190,8 @@ impl Store {
         })
     }
 
-    /// Up to `bytes_max` bytes of rows of a shard (at least one row), in key order, behind the
-    /// session `after`.
+    /// Up to `bytes_max` bytes of rows of a shard and a little more, in order, behind the row `after`:
+    /// always all of a session (at least one).
     pub(super) fn rows(
         &self,
         shard: ShardId,
@@ -199,37 +199,39 @@ impl Store {
         bytes_max: usize,
     ) -> Result<Vec<RawRow>, StoreError> {
         without_panic(|| {
-            let start = session_key(shard, after.unwrap_or_default());
             let from = match after {
-                Some(_) => Bound::Excluded(start),
-                None => Bound::Included(start),
+                Some(after) => Bound::Excluded(after.to_vec()),
+                None => Bound::Included(start_of(shard)),
             };
             let (mut rows, mut bytes) = (Vec::new(), 0);
             for row in self.sessions.range((from, end_of(shard))) {
                 let (key, value) = row.into_inner()?;
-                bytes += key.len() + value.len();
-                rows.push((key, value));
-                if bytes >= bytes_max {
+                if !rows.is_empty() && bytes >= bytes_max && is_own(&key) {
                     break;
                 }
+                bytes += key.len() + value.len();
+                rows.push((key, value));
             }
             Ok(rows)
         })
     }
 
-    /// Reads every session of a shard.
+    /// Reads every row of a shard.
     pub(super) fn count(&self, shard: ShardId, index: &mut ShardIndex) -> Counted {
         let mut counted = Counted::default();
         let read = without_panic(|| {
-            let range = (Bound::Included(session_key(shard, &[])), end_of(shard));
+            let range = (Bound::Included(start_of(shard)), end_of(shard));
             for row in self.sessions.range(range) {
                 let (key, value) = row.into_inner()?;
-                match decode_session(&key, &value) {
-                    Ok(row) => {
-                        index.rows.insert(index.hash(&key), row.digest);
+                match (split_row(&key), decode_session(&key, &value)) {
+                    (Ok((session, slot)), Ok(row)) => {
+                        index.replace(&key, Some(row.digest));
+                        if let Some(slot) = slot {
+                            index.note_slot(&row_key(shard, &session, None), slot);
+                        }
                         counted.tally.add(row.digest);
                     }
-                    Err(_) => counted.broken += 1,
+                    (Err(_), _) | (_, Err(_)) => counted.broken += 1,
                 }
             }
             Ok(())
@@ -241,10 +243,9 @@ impl Store {
     /// The first shard from `shard` on of which there are sessions.
     pub(super) fn next_shard(&self, shard: ShardId) -> Result<Option<ShardId>, StoreError> {
         without_panic(|| {
-            let from = session_key(shard, &[]);
-            let Some(row) = self.sessions.range(from..).next() else { return Ok(None) };
+            let Some(row) = self.sessions.range(start_of(shard)..).next() else { return Ok(None) };
             let key = row.key()?;
-            let (shard, _) = split_key(&key)
+            let shard = shard_of(&key)
                 .map_err(|error| StoreError::Other(format!("a row of no shard: {error}")))?;
             Ok(Some(shard))
         })
@@ -255,17 +256,20 @@ pub(super) type Metas = BTreeMap<ShardId, Result<MetaRow, RowError>>;
 
 fn end_of(shard: ShardId) -> Bound<Vec<u8>> {
     match shard.0.checked_add(1) {
-        Some(next) => Bound::Excluded(session_key(ShardId(next), &[])),
+        Some(next) => Bound::Excluded(start_of(ShardId(next))),
         None => Bound::Unbounded,
     }
 }
 
-/// Which rows a shard has, so that its tally can be kept without reading them: 16 bytes each.
+/// Which rows a shard has, so that its tally can be kept without reading them: 16 bytes each, and
+/// as much for each session that has slots.
 #[derive(Default)]
 pub(super) struct ShardIndex {
     /// Keyed by chance at each start: nobody can choose keys that collide.
     hasher: RandomState,
     rows: HashMap<u64, u64, Plain>,
+    /// For each session that has slots: the end of those of either list that were ever filled.
+    slots: HashMap<u64, [u8; 2], Plain>,
 }
 
 impl ShardIndex {
@@ -280,6 +284,20 @@ impl ShardIndex {
             Some(digest) => self.rows.insert(hash, digest),
             None => self.rows.remove(&hash),
         }
+    }
+
+    /// A slot of the session with this row is filled.
+    pub(super) fn note_slot(&mut self, own_row: &[u8], slot: u8) {
+        let ends = self.slots.entry(self.hasher.hash_one(own_row)).or_default();
+        let [recent, keyed] = ends;
+        let end = if is_keyed_slot(slot) { keyed } else { recent };
+        *end = (*end).max(slot + 1);
+    }
+
+    /// The slots of the session with this row that may be filled, of which nothing is known any more.
+    pub(super) fn take_slots(&mut self, own_row: &[u8]) -> impl Iterator<Item = u8> + use<> {
+        let ends = self.slots.remove(&self.hash(own_row)).unwrap_or_default();
+        SLOTS.into_iter().zip(ends).flat_map(|(slots, end)| slots.start..end.max(slots.start))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The database under it replays its journal up to the first record that it cannot read, and says
 //! nothing about the rest. So each shard has a *meta* row, written in the same batch as its
-//! sessions: the number of that commit, how many sessions there are, and a sum over them. A file
+//! sessions: the number of that commit, how many rows there are, and a sum over them. A file
 //! of its own, the *witness*, is told which commit each shard has reached, after every sync.
 //!
 //! - A meta row whose commit is below the witness's: the end of the journal is lost.
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use stead_shared::id::{Epoch, NodeBoot, NodeId, ShardId, Version};
 
 /// The version of rows and witness that this code writes, and the only one it reads.
-pub const FORMAT: u8 = 1;
+pub const FORMAT: u8 = 2;
 
 /// Bytes before a session's record: checksum, epoch (counter and node), seq, time of writing.
 const SESSION_HEAD: usize = 4 + 4 * 8;
@@ -72,7 +72,7 @@ pub struct MetaRow {
     pub meta: ShardMeta,
     /// The number of the commit that wrote this; it grows over the life of the database.
     pub commit: u64,
-    /// How many sessions there are.
+    /// How many rows there are.
     pub tally: Tally,
     /// The shard is being deleted; what is left of it means nothing.
     pub forgetting: bool,
@@ -80,25 +80,26 @@ pub struct MetaRow {
     pub damaged: bool,
 }
 
-/// The number of a shard's sessions and a sum over them, which both change with each of them.
+/// The number of a shard's rows, those of its sessions and of what they answered, and a sum over
+/// them, which both change with each of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// How many.
-    pub sessions: u64,
+    pub rows: u64,
     /// Wrapping sum of the digests of their rows.
     pub sum: u64,
 }
 
 impl Tally {
-    /// One session more.
+    /// One row more.
     pub fn add(&mut self, digest: u64) {
-        self.sessions += 1;
+        self.rows += 1;
         self.sum = self.sum.wrapping_add(digest);
     }
 
-    /// One session less.
+    /// One row less.
     pub fn take(&mut self, digest: u64) {
-        self.sessions = self.sessions.saturating_sub(1);
+        self.rows = self.rows.saturating_sub(1);
         self.sum = self.sum.wrapping_sub(digest);
     }
 }
@@ -120,32 +121,14 @@ pub enum RowError {
     Malformed,
 }
 
-/// The key of a session's row. Rows of a shard are neighbours, in the order of their keys.
-#[must_use]
-pub fn session_key(shard: ShardId, key: &[u8]) -> Vec<u8> {
-    let mut row = Vec::with_capacity(4 + key.len());
-    row.extend_from_slice(&shard.0.to_be_bytes());
-    row.extend_from_slice(key);
-    row
-}
-
-/// The shard and the session's key.
-///
-/// # Errors
-/// [`RowError::Short`].
-pub fn split_key(row: &[u8]) -> Result<(ShardId, &[u8]), RowError> {
-    let (shard, key) = row.split_first_chunk().ok_or(RowError::Short)?;
-    Ok((ShardId(u32::from_be_bytes(*shard)), key))
-}
-
-/// A session's row, read.
+/// A session's row, or that of one of its slots, read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionRow<'a> {
     /// Its last change.
     pub at: Version,
     /// When it was written, in milliseconds since 1970.
     pub written_ms: u64,
-    /// The session as the store encodes it.
+    /// What is in it, as the store encodes it.
     pub record: &'a [u8],
     /// What it adds to its shard's [`Tally`].
     pub digest: u64,
@@ -365,30 +348,30 @@ pub enum Damage {
         known: Version,
     },
     /// There are sessions, and no row for their shard.
-    #[error("{sessions} sessions are there, and nothing that says what they are")]
+    #[error("{rows} rows are there, and nothing that says what they are")]
     Stray {
         /// How many.
-        sessions: u64,
+        rows: u64,
     },
     /// The shard's own row is broken.
     #[error("its row is broken: {0}")]
     Meta(RowError),
     /// Rows of sessions are broken.
-    #[error("rows of {broken} sessions are broken")]
-    Sessions {
+    #[error("{broken} rows are broken")]
+    Rows {
         /// How many.
         broken: u64,
     },
-    /// There are more or fewer sessions than there were.
-    #[error("{found} sessions are there, and should be {expected}")]
+    /// There are more or fewer rows than there were.
+    #[error("{found} rows are there, and should be {expected}")]
     Count {
         /// As the row says.
         expected: u64,
         /// As they were counted.
         found: u64,
     },
-    /// As many sessions as there were, and not in the same state.
-    #[error("at least one session is there in an older state")]
+    /// As many rows as there were, and not in the same state.
+    #[error("at least one row is there in an older state")]
     Stale,
     /// The database reports an error.
     #[error("the database cannot read it: {0}")]
@@ -448,13 +431,13 @@ pub fn judge(
 }
 
 fn judge_without_row(seen: Option<&Seen>, counted: &Counted) -> Verdict {
-    let sessions = counted.tally.sessions + counted.broken;
+    let rows = counted.tally.rows + counted.broken;
     match seen {
         Some(seen) if !seen.gone => Verdict::Damaged(Damage::Missing { known: seen.at }),
-        _ if counted.unreadable.is_some() => Verdict::Damaged(Damage::Stray { sessions }),
+        _ if counted.unreadable.is_some() => Verdict::Damaged(Damage::Stray { rows }),
         // The drop's last batch takes the rows of sessions with the shard's own.
-        Some(_) if sessions > 0 => Verdict::Forgotten,
-        None if sessions > 0 => Verdict::Damaged(Damage::Stray { sessions }),
+        Some(_) if rows > 0 => Verdict::Forgotten,
+        None if rows > 0 => Verdict::Damaged(Damage::Stray { rows }),
         Some(_) | None => Verdict::Absent,
     }
 }
@@ -464,9 +447,9 @@ fn damage_of(row: &MetaRow, counted: &Counted) -> Option<Damage> {
     if let Some(error) = &counted.unreadable {
         Some(Damage::Unreadable(error.clone()))
     } else if counted.broken > 0 {
-        Some(Damage::Sessions { broken: counted.broken })
-    } else if expected.sessions != found.sessions {
-        Some(Damage::Count { expected: expected.sessions, found: found.sessions })
+        Some(Damage::Rows { broken: counted.broken })
+    } else if expected.rows != found.rows {
+        Some(Damage::Count { expected: expected.rows, found: found.rows })
     } else if expected.sum != found.sum {
         Some(Damage::Stale)
     } else if row.damaged {
@@ -479,6 +462,7 @@ fn damage_of(row: &MetaRow, counted: &Counted) -> Option<Damage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logic::rows::row_key;
 
     fn version(counter: u64, seq: u64) -> Version {
         Version { epoch: Epoch { counter, node: NodeId(7) }, seq }
@@ -496,15 +480,14 @@ mod tests {
 
     #[test]
     fn rows_are_read_back_and_each_flipped_bit_is_noticed() {
-        let key = session_key(ShardId(5), b"cart");
-        assert_eq!(split_key(&key), Ok((ShardId(5), &b"cart"[..])));
+        let key = row_key(ShardId(5), b"cart", None);
         let (value, digest) = encode_session(&key, version(3, 9), 77, b"record");
         let read = decode_session(&key, &value).unwrap();
         let expected = SessionRow { at: version(3, 9), written_ms: 77, record: b"record", digest };
         assert_eq!(read, expected);
-        let other = session_key(ShardId(5), b"card");
+        let other = row_key(ShardId(5), b"card", None);
         assert_eq!(decode_session(&other, &value), Err(RowError::Checksum));
-        let meta = row(4, Tally { sessions: 2, sum: 3 });
+        let meta = row(4, Tally { rows: 2, sum: 3 });
         let stored = encode_meta(ShardId(5), &meta);
         assert_eq!(decode_meta(ShardId(5), &stored), Ok(meta));
         assert_eq!(decode_meta(ShardId(6), &stored), Err(RowError::Checksum));
@@ -523,7 +506,7 @@ mod tests {
 
     #[test]
     fn the_format_of_rows_is_what_it_was() {
-        let (value, _) = encode_session(&session_key(ShardId(1), b"k"), version(2, 3), 4, b"r");
+        let (value, _) = encode_session(&row_key(ShardId(1), b"k", None), version(2, 3), 4, b"r");
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         assert_eq!(
             hex(&value[4..]),
@@ -535,8 +518,8 @@ mod tests {
                 4u64.swap_bytes()
             )
         );
-        let meta = encode_meta(ShardId(1), &row(4, Tally { sessions: 2, sum: 3 }));
-        assert_eq!(hex(&meta[4..]), "010107040001000402030000");
+        let meta = encode_meta(ShardId(1), &row(4, Tally { rows: 2, sum: 3 }));
+        assert_eq!(hex(&meta[4..]), "020107040001000402030000");
     }
 
     #[test]
@@ -577,7 +560,7 @@ mod tests {
 
     #[test]
     fn what_becomes_of_a_shard() {
-        let one = Tally { sessions: 1, sum: 5 };
+        let one = Tally { rows: 1, sum: 5 };
         let counted = |tally| Counted { tally, ..Counted::default() };
         let check = |meta: Option<MetaRow>, seen: Option<Seen>, found: Counted| {
             judge(meta.map(Ok).as_ref(), seen.as_ref(), &found)
@@ -592,7 +575,7 @@ mod tests {
             check(None, Some(seen(1, 5, false)), counted(none)),
             damaged(Damage::Missing { known })
         );
-        assert_eq!(check(None, None, counted(one)), damaged(Damage::Stray { sessions: 1 }));
+        assert_eq!(check(None, None, counted(one)), damaged(Damage::Stray { rows: 1 }));
         for at in [None, Some(seen(1, 3, true)), Some(seen(1, 4, false))] {
             assert_eq!(check(Some(row(4, one)), at, counted(one)), Verdict::Whole);
         }
@@ -606,10 +589,10 @@ mod tests {
         );
         let count = Damage::Count { expected: 1, found: 0 };
         assert_eq!(check(Some(row(4, one)), None, counted(none)), damaged(count));
-        let other = Tally { sessions: 1, sum: 6 };
+        let other = Tally { rows: 1, sum: 6 };
         assert_eq!(check(Some(row(4, one)), None, counted(other)), damaged(Damage::Stale));
         let broken = Counted { tally: one, broken: 2, unreadable: None };
-        assert_eq!(check(Some(row(4, one)), None, broken), damaged(Damage::Sessions { broken: 2 }));
+        assert_eq!(check(Some(row(4, one)), None, broken), damaged(Damage::Rows { broken: 2 }));
         let earlier = MetaRow { damaged: true, ..row(4, one) };
         assert_eq!(check(Some(earlier), None, counted(one)), damaged(Damage::Earlier));
         let going = MetaRow { forgetting: true, ..row(4, one) };

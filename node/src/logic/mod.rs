@@ -14,4 +14,5 @@ pub mod ownership;
 pub mod pace;
 pub mod recovery;
 pub mod replication;
+pub mod rows;
 pub mod window;

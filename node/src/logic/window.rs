@@ -19,6 +19,9 @@
 //!
 //! An entry leaves when its list has too many, or too many bytes, as another comes, and when its
 //! time is over. Only the owner of the session decides that, and tells copies how many went.
+//!
+//! Entries of a list are numbered as they come, by each node for itself: on disk each is in the slot
+//! that its number says ([`slot_of`]), where the one that took the slot before has left by then.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -45,6 +48,11 @@ pub const RECENT_FOR: Duration = Duration::from_secs(60);
 pub const KEYED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// Most bytes of an idempotency key.
 pub const KEY_BYTES_MAX: usize = 255;
+
+/// Slots on disk of entries by the ids of their requests; those by idempotency keys come behind.
+const RECENT_SLOTS: u32 = 128;
+const KEYED_SLOTS: u32 = 64;
+const _: () = assert!(RECENT_MAX <= RECENT_SLOTS as usize && KEYED_MAX <= KEYED_SLOTS as usize);
 
 /// From how many entries on a window has the marks of their ids.
 const MARKED_MIN: usize = 16;
@@ -241,8 +249,28 @@ impl Marks {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct List {
     entries: VecDeque<Entry>,
-    bytes: usize,
+    /// At most a little more than [`LIST_BYTES_MAX`].
+    bytes: u32,
+    /// The number of the first entry. It wraps around.
+    first: u32,
 }
+
+/// Where on disk the entry with this number is.
+#[must_use]
+pub fn slot_of(is_keyed: bool, number: u32) -> u8 {
+    let slot = if is_keyed { RECENT_SLOTS + number % KEYED_SLOTS } else { number % RECENT_SLOTS };
+    slot as u8
+}
+
+/// Whether entries by idempotency keys are in this slot.
+#[must_use]
+pub fn is_keyed_slot(slot: u8) -> bool {
+    RECENT_SLOTS <= u32::from(slot)
+}
+
+/// The slots of each list, from the one that is filled first to the one that is filled last.
+pub const SLOTS: [std::ops::Range<u8>; 2] =
+    [0..RECENT_SLOTS as u8, RECENT_SLOTS as u8..(RECENT_SLOTS + KEYED_SLOTS) as u8];
 
 impl List {
     fn push(&mut self, entry: Entry) {
@@ -250,7 +278,7 @@ impl List {
             // Most sessions have one.
             self.entries.reserve_exact(1);
         }
-        self.bytes += entry.size();
+        self.bytes += entry.size() as u32;
         self.entries.push_back(entry);
     }
 
@@ -261,15 +289,16 @@ impl List {
         let (mut floor, mut bytes) = (0, 0);
         for entry in gone {
             floor = entry.first_sent_ms.max(floor);
-            bytes += entry.size();
+            bytes += entry.size() as u32;
         }
         self.bytes -= bytes;
+        self.first = self.first.wrapping_add(n as u32);
         floor
     }
 
     /// How many leave so that one of `bytes` more may come at `now`.
     fn surplus(&self, bytes: usize, n_max: usize, now: Time) -> u32 {
-        let (mut n_left, mut left) = (self.entries.len(), self.bytes + bytes);
+        let (mut n_left, mut left) = (self.entries.len(), self.bytes as usize + bytes);
         for entry in &self.entries {
             if now < entry.expires && n_left < n_max && left <= LIST_BYTES_MAX {
                 break;
@@ -305,6 +334,27 @@ impl Window {
         window
     }
 
+    /// The same window, whose entries have numbers from these on.
+    #[must_use]
+    pub fn numbered_from(mut self, recent: u32, keyed: u32) -> Self {
+        (self.recent.first, self.keyed.first) = (recent, keyed);
+        self
+    }
+
+    /// One of its lists, with the numbers of the entries, the oldest first.
+    pub fn numbered(&self, is_keyed: bool) -> impl DoubleEndedIterator<Item = (u32, &Entry)> {
+        let list = if is_keyed { &self.keyed } else { &self.recent };
+        let (first, n) = (list.first, list.entries.len() as u32);
+        (0..n).map(move |n| first.wrapping_add(n)).zip(&list.entries)
+    }
+
+    /// The number of the first entry of a list, and how many there are.
+    #[must_use]
+    pub fn extent(&self, is_keyed: bool) -> (u32, u32) {
+        let list = if is_keyed { &self.keyed } else { &self.recent };
+        (list.first, list.entries.len() as u32)
+    }
+
     /// Whether there is no entry.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -337,7 +387,8 @@ impl Window {
     /// Bytes that it is counted with.
     #[must_use]
     pub fn size(&self) -> usize {
-        if self.is_empty() { 0 } else { WINDOW_OVERHEAD + self.recent.bytes + self.keyed.bytes }
+        let bytes = self.recent.bytes as usize + self.keyed.bytes as usize;
+        if self.is_empty() { 0 } else { WINDOW_OVERHEAD + bytes }
     }
 
     /// Most bytes that a window may have once an entry is in it.

@@ -103,7 +103,9 @@ impl Copy {
             | Record::Changed(..)
             | Record::Gone { .. }
             | Record::Touched { .. }
-            | Record::Unconfirmed => false,
+            | Record::Unconfirmed
+            | Record::AtRest(..)
+            | Record::Slot(..) => false,
         };
         if Record::decode(record).is_ok_and(|record| moves(&record)) {
             pen.meta(meta_of(&state), arriving.past());

@@ -5,12 +5,16 @@ use stead_shared::control::ShardEpoch;
 use stead_shared::id::{BootId, Epoch, NodeId, RequestId, SessionKey, ShardId};
 use stead_shared::wire::http::RequestMeta;
 
+use std::time::Duration;
+
 use super::*;
 use crate::body::Body;
 use crate::disk::tests::Scratch;
+use crate::logic::window::{Asked, Content, Entry, Kept, Keyed, Trim};
 use crate::service::SharedService;
 use crate::session::Session;
 use crate::store::core::HostConfig;
+use crate::store::data::Stored;
 use crate::store::merge::Merged;
 use crate::store::record::Record;
 
@@ -114,4 +118,152 @@ async fn a_shard_s_floor_outlives_a_restart() {
             host.serve(meta, Request::post("/").body(Body::empty()).unwrap()).await.unwrap();
         assert_eq!(answer.status().is_success(), runs, "{first_sent_ms}");
     }
+}
+
+/// A host that counts requests of sessions, unless one asks to be gone.
+fn counting() -> Host {
+    let count = async |session: Session, request: Request<Body>| {
+        if request.uri() == "/gone" {
+            session.delete().unwrap();
+        } else {
+            session.add("n", 1).unwrap();
+        }
+        Response::new(Body::empty())
+    };
+    Host::new(HostConfig::default(), SharedService::new(count))
+}
+
+/// Whether a request of a session was answered by what it had been answered before.
+async fn is_replayed(host: &Host, name: &str, counter: u64, attempt: u16, path: &str) -> bool {
+    let id = RequestId { boot: BootId(1), counter };
+    let meta = RequestMeta {
+        shard: SHARD,
+        epoch: None,
+        key: key(name),
+        id,
+        attempt,
+        first_sent_ms: counter,
+        deadline_ms: 0,
+        client: std::net::Ipv4Addr::LOCALHOST.into(),
+        upgrade: false,
+    };
+    let mut request = Request::post(path).body(Body::empty()).unwrap();
+    if let Some(named) = name.strip_prefix("named-") {
+        let value = format!("{named}-{counter}").parse().unwrap();
+        request.headers_mut().insert("idempotency-key", value);
+    }
+    let (_, answer) = host.serve(meta, request).await.unwrap();
+    answer.headers().contains_key(crate::REPLAYED)
+}
+
+fn open_counting(scratch: &Scratch) -> Host {
+    let (host, (disk, recovered)) = (counting(), scratch.open());
+    host.load(disk, true, &recovered, 8).unwrap();
+    host
+}
+
+/// Goal: what was answered is answered again after restarts, of sessions that answered little, much,
+/// by names, or are gone, though each change writes one answer only.
+#[tokio::test]
+async fn what_was_answered_outlives_restarts() {
+    let scratch = Scratch::new("answers");
+    let host = open_counting(&scratch);
+    host.activate_empty(SHARD, epoch(1));
+    let names = ["few", "many", "named-a", "gone"];
+    let mut next = 1;
+    for life in 0..3_u64 {
+        let host = if life == 0 { host.clone() } else { open_counting(&scratch) };
+        assert!(life == 0 || host.open_saved(SHARD, epoch(1 + life)));
+        for (name, n) in names.into_iter().zip([2, 100, 50, 3]) {
+            for counter in next..next + n {
+                assert!(!is_replayed(&host, name, counter, 1, "/").await, "{name} {counter}");
+            }
+            if name == "gone" {
+                is_replayed(&host, name, next + n, 1, "/gone").await;
+            }
+        }
+        let host = if life == 1 {
+            host.close_disk().await;
+            drop(host);
+            let host = open_counting(&scratch);
+            assert!(host.open_saved(SHARD, epoch(9)));
+            host
+        } else {
+            host
+        };
+        for (name, n) in names.into_iter().zip([2, 100, 50, 4]) {
+            for counter in next..next + n {
+                assert!(is_replayed(&host, name, counter, 2, "/").await, "{life} {name} {counter}");
+            }
+        }
+        host.close_disk().await;
+        drop(host);
+        next += 1000;
+    }
+}
+
+/// Goal: what a copy follows is on its disk as it is in its memory. Method: the records of a session
+/// that answers more than its window holds, falls silent, and answers again.
+#[tokio::test(start_paused = true)]
+async fn the_window_of_a_copy_is_on_its_disk_as_in_its_memory() {
+    let scratch = Scratch::new("copy");
+    let host = host();
+    let (disk, recovered) = scratch.open();
+    host.load(disk, true, &recovered, 8).unwrap();
+    let core = host.core();
+    let at = |seq| Version { epoch: epoch(1), seq };
+    let meta = |seq| ShardMeta { at: at(seq), role: Role::Owner, complete: true, begun: None };
+    let mut pen = core.begin_on_disk(SHARD, meta(0)).unwrap();
+    let mut copy = Arriving::new();
+    let mut owner = Stored::new(b"s", at(0), core.now());
+    let mut seq = 0;
+    for round in [200, 0, 3, 70] {
+        let mut records = Vec::new();
+        for _ in 0..round {
+            seq += 1;
+            let key = (seq % 3 == 0).then(|| {
+                Box::new(Keyed { name: seq.to_string().as_bytes().into(), fingerprint: 1 })
+            });
+            let id = Some(RequestId { boot: BootId(1), counter: seq });
+            let asked = Asked { id, attempt: 1, first_sent_ms: seq, key };
+            let content = Content::new(b"", &seq.to_le_bytes());
+            let answer = Kept { status: 200, version: at(seq), has_etag: false, content };
+            owner.data.version = at(seq);
+            owner.data.value = Some(seq.to_le_bytes().as_slice().into());
+            owner.data.value_version = at(seq);
+            owner.expires = core.now() + Duration::from_secs(600);
+            let mut window = owner.data.take_window();
+            let entry = Entry::new(asked, answer, core.now());
+            let trim = window.add(entry.clone(), core.now());
+            owner.data.set_window(window);
+            let whole = (&*owner.key, &owner.data, owner.expires);
+            records.push(Record::of_change(whole, (trim, Some(&entry)), core.now()).encode());
+        }
+        if round == 0 {
+            tokio::time::advance(Duration::from_secs(61)).await;
+            let Trim { recent, keyed } = owner.data.window().unwrap().expired(core.now());
+            owner.data.trim_window(Trim { recent, keyed });
+            let (recent_gone, keyed_gone, floor_ms) = (recent, keyed, 0);
+            seq += 1;
+            records.push(Record::Trimmed { key: b"s", recent_gone, keyed_gone, floor_ms }.encode());
+        }
+        for record in records {
+            copy.add(core, &record).unwrap();
+            pen.follow(core, at(seq), &record, copy.sessions());
+        }
+        pen.meta(meta(seq), copy.past());
+        core.saving.get().unwrap().settled().await.unwrap();
+        let saved = core.saving.get().unwrap().disk().read(SHARD, None, 1).unwrap();
+        let mut read = Arriving::new();
+        saved.iter().for_each(|saved| read.add_saved(core, saved).unwrap());
+        let window = |of: &Arriving| of.sessions().at_rest(b"s").unwrap().data.window().cloned();
+        let entries = |of: &Arriving| {
+            let window = window(of).unwrap();
+            let all = window.recent().chain(window.keyed());
+            let all: Vec<_> = all.map(|it| (it.id, it.key.clone(), it.answer.clone())).collect();
+            (all, window.floor_ms(), window.extent(false), window.extent(true))
+        };
+        assert_eq!(entries(&read), entries(&copy), "after {seq}");
+    }
+    host.close_disk().await;
 }

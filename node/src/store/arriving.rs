@@ -14,6 +14,7 @@ use super::inner::Past;
 use super::record::{Record, RecordError, SessionRecord, WindowChange};
 use super::sessions::Sessions;
 use super::shard::session_key;
+use crate::disk::SavedSession;
 use crate::logic::heal::lineage::Lineage;
 use crate::logic::window::{Trim, Window};
 
@@ -74,6 +75,7 @@ impl Arriving {
                 self.set_past(floor_ms, lineage)?;
             }
             Record::Unconfirmed => {}
+            Record::AtRest(..) | Record::Slot(..) => return Err(RecordError::Malformed),
             Record::Gone { key } => self.remove(core, key),
             Record::Touched { key, left_micros } => {
                 let expires = core.now() + Duration::from_micros(left_micros);
@@ -85,30 +87,24 @@ impl Arriving {
         Ok(())
     }
 
-    /// Takes a row in that was written to disk `age` ago: a session, or the shard's past.
+    /// Takes in what was written to disk: a session, or the shard's past.
     ///
     /// # Errors
     /// As [`add`](Self::add).
-    pub(crate) fn add_aged(
+    pub(crate) fn add_saved(
         &mut self,
         core: &Core,
-        record: &[u8],
-        age: Duration,
+        saved: &SavedSession,
     ) -> Result<(), RecordError> {
-        match Record::decode(record)? {
+        match Record::decode(&saved.record)? {
             Record::ShardPast { seq: _, floor_ms, lineage } => self.set_past(floor_ms, lineage),
-            session => self.put(core, session.into_stored(core, age)?),
+            session => self.put(core, session.into_stored_with(core, saved.age, &saved.slots)?),
         }
     }
 
     /// What was in it before, but in the epoch that it comes from.
     pub(crate) fn past(&self) -> &Past {
         &self.past
-    }
-
-    /// Whether anything was.
-    pub(crate) fn has_past(&self) -> bool {
-        self.past != Past::default()
     }
 
     fn set_past(&mut self, floor_ms: u64, lineage: Vec<Version>) -> Result<(), RecordError> {

@@ -29,6 +29,7 @@ use super::data::Stored;
 use super::draft::Access;
 use super::inner::{Inner, Past};
 use super::record::Record;
+use super::saving::Answers;
 use super::shard::{Shard, overloaded};
 use crate::logic::gate::Gate;
 use crate::logic::replication::Lost;
@@ -158,11 +159,11 @@ impl Followers {
 
 /// What a follower keeps a session for longer by than its owner does, so that no copy loses one
 /// that its owner still has: accesses are told only once in that time.
-fn grace(core: &Core, stored: &Stored) -> std::time::Duration {
+pub(super) fn grace(core: &Core, stored: &Stored) -> std::time::Duration {
     core.ttl(stored.data.ttl_micros) / 4
 }
 
-pub(super) fn record<'a>(core: &Core, stored: &'a Stored) -> Record<'a> {
+fn record<'a>(core: &Core, stored: &'a Stored) -> Record<'a> {
     let expires = stored.expires + grace(core, stored);
     Record::of(&stored.key, &stored.data, expires, core.now())
 }
@@ -193,7 +194,8 @@ impl Inner {
     /// Tells the followers of a change that is made: the session is as it is now, and its window
     /// beside this news as it was. The shard was at `prev` before.
     pub(super) fn tell(&mut self, core: &Core, prev: u64, key: &SessionKey, news: News) {
-        self.save(core, key);
+        let answers = news.came.map_or(Answers::Same, |is_keyed| Answers::Came { is_keyed });
+        self.save(core, key, answers);
         let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
             return;
         };
@@ -208,7 +210,7 @@ impl Inner {
 
     /// Tells the followers of a session all of which is new to them.
     pub(super) fn tell_arrival(&mut self, core: &Core, prev: u64, key: &SessionKey) {
-        self.save(core, key);
+        self.save(core, key, Answers::All);
         let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
             return;
         };
@@ -220,7 +222,7 @@ impl Inner {
 
     /// Tells the followers that entries of a session's window have left.
     pub(super) fn tell_trim(&mut self, core: &Core, prev: u64, key: &SessionKey, trim: Trim) {
-        self.save(core, key);
+        self.save(core, key, Answers::All);
         self.save_past();
         let floor_ms = self.floor_ms();
         let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {

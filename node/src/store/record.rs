@@ -15,13 +15,14 @@ use stead_shared::wire::link::ONCE_SINCE;
 use super::core::Core;
 use super::data::{Counter, Data, Stored, Timer};
 use super::inner::Past;
+use crate::disk::SavedSlot;
 use crate::logic::heal::Written;
 use crate::logic::heal::counter::{self, Part};
-use crate::logic::window::{Entry, Trim};
+use crate::logic::window::{Entry, Trim, Window};
 
 mod window;
 
-pub(crate) use window::{WindowChange, WindowRecord};
+pub(crate) use window::{EntryRecord, Extent, WindowChange, WindowRecord};
 
 /// The newest format of records that this code knows: those that tell of windows have it.
 const FORMAT: u8 = 2;
@@ -85,6 +86,11 @@ pub(crate) enum Record<'a> {
     ),
     /// Of what follows, whoever took the shard over has all that was answered.
     Unconfirmed,
+    /// A session or a tombstone on disk, with all that is known of it but the entries of its window,
+    /// each of which is in a slot beside it.
+    AtRest(#[serde(borrow)] SessionRecord<'a>, SessionPast, Option<Extent>),
+    /// Such an entry, and its number.
+    Slot(u32, #[serde(borrow)] EntryRecord<'a>),
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,14 +204,19 @@ impl<'a> Record<'a> {
             | Self::Trimmed { .. }
             | Self::ShardPast { .. }
             | Self::Whole(..)
-            | Self::Unconfirmed => false,
+            | Self::Unconfirmed
+            | Self::AtRest(..)
+            | Self::Slot(..) => false,
         }
     }
 
     fn key(&self) -> Option<&'a [u8]> {
         match self {
-            Self::Shard { .. } | Self::ShardPast { .. } | Self::Unconfirmed => None,
+            Self::Shard { .. } | Self::ShardPast { .. } | Self::Unconfirmed | Self::Slot(..) => {
+                None
+            }
             Self::Session(SessionRecord { key, .. })
+            | Self::AtRest(SessionRecord { key, .. }, ..)
             | Self::Whole(SessionRecord { key, .. }, ..)
             | Self::Changed(SessionRecord { key, .. }, _)
             | Self::Gone { key }
@@ -219,29 +230,41 @@ impl<'a> Record<'a> {
     /// # Errors
     /// When it is a record of something else, or one that cannot be.
     pub(crate) fn into_stored(self, core: &Core, age: Duration) -> Result<Stored, RecordError> {
-        let (mut session, past, window) = match self {
+        let (session, past, window) = match self {
             Self::Session(session) => (session, None, None),
             Self::Whole(session, past, window) => (session, Some(past), window),
             Self::Shard { .. }
             | Self::ShardPast { .. }
             | Self::Unconfirmed
+            | Self::AtRest(..)
+            | Self::Slot(..)
             | Self::Gone { .. }
             | Self::Touched { .. }
             | Self::Changed(..)
             | Self::Trimmed { .. } => return Err(RecordError::Malformed),
         };
-        let now = core.now();
-        session.age(age);
-        let mut stored = session.into_stored(now);
-        if let Some(past) = past {
-            stored = past.complete(stored)?;
-            core.see_stamp(stored.data.written);
-        }
-        if let Some(mut window) = window {
+        let window = window.map(|mut window| {
             window.age(age);
-            stored.set_window(window.into_window(now));
-        }
-        Ok(stored)
+            window.into_window(core.now())
+        });
+        restored(core, (session, past, window), age)
+    }
+
+    /// The session that a row of the disk and its slots have all of.
+    ///
+    /// # Errors
+    /// When it is a record of something else, or its slots are not those of its window.
+    pub(crate) fn into_stored_with(
+        self,
+        core: &Core,
+        age: Duration,
+        slots: &[SavedSlot],
+    ) -> Result<Stored, RecordError> {
+        let Self::AtRest(session, past, extent) = self else {
+            return self.into_stored(core, age);
+        };
+        let window = extent.map(|extent| extent.fill(core.now(), slots)).transpose()?;
+        restored(core, (session, Some(past), window), age)
     }
 
     /// What of it a process is told that does not know windows.
@@ -254,6 +277,8 @@ impl<'a> Record<'a> {
             Self::ShardPast { seq, .. } => Self::Shard { seq },
             // It counts as a change all the same.
             Self::Trimmed { .. } | Self::Unconfirmed => Self::Shard { seq: 0 },
+            Self::AtRest(session, ..) => Self::Session(session),
+            Self::Slot(..) => Self::Shard { seq: 0 },
             Self::Shard { .. } | Self::Session(_) | Self::Gone { .. } | Self::Touched { .. } => {
                 self
             }
@@ -272,9 +297,19 @@ impl<'a> Record<'a> {
     /// The record of a session, or of a tombstone, as it is at `now`.
     pub(crate) fn of(key: &'a [u8], data: &'a Data, expires: Time, now: Time) -> Self {
         let session = SessionRecord::of(key, data, expires, now);
-        let parts = data.counters().iter().map(Counter::parts).collect();
-        let past = SessionPast { written_micros: data.written.0, parts };
-        Self::Whole(session, past, data.window().map(|window| WindowRecord::of(window, now)))
+        let window = data.window().map(|window| WindowRecord::of(window, now));
+        Self::Whole(session, SessionPast::of(data), window)
+    }
+
+    /// The same for the disk, without the entries of its window.
+    pub(crate) fn at_rest(key: &'a [u8], data: &'a Data, expires: Time, now: Time) -> Self {
+        let session = SessionRecord::of(key, data, expires, now);
+        Self::AtRest(session, SessionPast::of(data), data.window().map(Extent::of))
+    }
+
+    /// The record of an entry with this number.
+    pub(crate) fn slot(number: u32, entry: &'a Entry, now: Time) -> Self {
+        Self::Slot(number, EntryRecord::of(entry, now))
     }
 
     /// The record of a session whose change let `trim` leave its window, and `entry` come.
@@ -294,6 +329,24 @@ impl<'a> Record<'a> {
     pub(crate) fn touched(key: &'a [u8], expires: Time, now: Time) -> Self {
         Self::Touched { key, left_micros: micros_left(expires, now) }
     }
+}
+
+/// The session of a record that was made `age` ago, with its window.
+fn restored(
+    core: &Core,
+    (mut session, past, window): (SessionRecord<'_>, Option<SessionPast>, Option<Window>),
+    age: Duration,
+) -> Result<Stored, RecordError> {
+    session.age(age);
+    let mut stored = session.into_stored(core.now());
+    if let Some(past) = past {
+        stored = past.complete(stored)?;
+        core.see_stamp(stored.data.written);
+    }
+    if let Some(window) = window {
+        stored.set_window(window);
+    }
+    Ok(stored)
 }
 
 impl<'a> SessionRecord<'a> {
@@ -363,6 +416,11 @@ impl<'a> SessionRecord<'a> {
 }
 
 impl SessionPast {
+    fn of(data: &Data) -> Self {
+        let parts = data.counters().iter().map(Counter::parts).collect();
+        Self { written_micros: data.written.0, parts }
+    }
+
     /// What the session of the record that it came with is with this.
     ///
     /// # Errors
@@ -405,7 +463,7 @@ mod tests {
     use stead_shared::id::{BootId, Epoch, NodeId, RequestId};
 
     use super::*;
-    use crate::logic::window::{Added, Asked, Content, Kept, Keyed, Window};
+    use crate::logic::window::{Added, Asked, Content, Kept, Keyed};
 
     fn session() -> SessionRecord<'static> {
         let version = Version { epoch: Epoch { counter: 3, node: NodeId(9) }, seq: 17 };
@@ -466,6 +524,15 @@ mod tests {
         }
     }
 
+    fn at_rest() -> Record<'static> {
+        let Record::Whole(session, past, _) = whole() else { unreachable!("it is one") };
+        Record::AtRest(session, past, Some(Extent { floor_ms: 200, recent: (5, 1), keyed: (6, 0) }))
+    }
+
+    fn slot() -> Record<'static> {
+        Record::slot(5, Box::leak(Box::new(entry(3, None))), Time::ZERO)
+    }
+
     fn changed() -> Record<'static> {
         Record::Changed(session(), change())
     }
@@ -486,6 +553,8 @@ mod tests {
             Record::ShardPast { seq: 5, floor_ms: 7, lineage: vec![session().version] },
             whole(),
             Record::Unconfirmed,
+            at_rest(),
+            slot(),
         ] {
             assert_eq!(Record::decode(&record.encode()), Ok(record));
         }
@@ -584,6 +653,9 @@ mod tests {
         let past = Record::ShardPast { seq: 10, floor_ms: 300, lineage };
         assert_eq!(hex(&past.encode()), "02060aac020103090a");
         let past = "4d01020109130103090600";
+        let plain = &hex(&Record::Session(session()).encode())[4..];
+        assert_eq!(hex(&at_rest().encode()), format!("0209{plain}{past}01c80105010600"));
+        assert_eq!(hex(&slot().encode()), format!("020a05{}", &CHANGE[6..]));
         let window = &format!("01{WINDOW}");
         let plain = &hex(&Record::Session(session()).encode())[4..];
         assert_eq!(hex(&whole().encode()), format!("0207{plain}{past}{window}"));
@@ -600,7 +672,7 @@ mod tests {
         #[test]
         fn no_bytes_make_the_decoder_panic(bytes: Vec<u8>) {
             let _ = Record::decode(&bytes);
-            for variant in 0..8 {
+            for variant in 0..11 {
                 let format = if variant < 4 { FORMAT_PLAIN } else { FORMAT };
                 let framed = [&[format, variant], &bytes[..]].concat();
                 let now = Time::from_micros(u64::MAX - 5);

@@ -13,17 +13,20 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use stead_shared::id::{SessionKey, ShardId, Version};
+use stead_shared::time::Time;
 
 use super::core::Core;
+use super::data::Stored;
 use super::draft::Access;
-use super::following::record;
+use super::following::grace;
 use super::inner::{Inner, Past};
 use super::record::Record;
 use super::sessions::Sessions;
 use super::shard::Shard;
-use crate::disk::{Disk, DiskFailed, Role, ShardMeta};
+use crate::disk::{Disk, DiskFailed, Role, ShardMeta, Slots};
 use crate::logic::durable::Beginning;
 use crate::logic::gate::Gate;
+use crate::logic::window::slot_of;
 
 /// Under which a shard's past is written: no session has this key.
 const PAST_KEY: &[u8] = &[];
@@ -176,16 +179,17 @@ impl Pen {
     fn past(&mut self, at: Version, past: &Past) {
         if self.past != *past {
             self.past = past.clone();
-            self.put(at, PAST_KEY, Record::of_shard(at.seq, past.clone()).encode());
+            let record = Record::of_shard(at.seq, past.clone()).encode();
+            self.put(at, PAST_KEY, (record, Slots::Same));
         }
     }
 
-    pub(crate) fn put(&mut self, at: Version, key: &[u8], record: Bytes) {
+    fn put(&mut self, at: Version, key: &[u8], row: (Bytes, Slots)) {
         let shard = self.shard;
-        self.last = self.write(|disk| disk.put(shard, at, key, record)).unwrap_or(self.last);
+        self.last = self.write(|disk| disk.put(shard, at, key, row)).unwrap_or(self.last);
     }
 
-    pub(crate) fn remove(&mut self, at: Version, key: &[u8]) {
+    fn remove(&mut self, at: Version, key: &[u8]) {
         let shard = self.shard;
         self.last = self.write(|disk| disk.remove(shard, at, key)).unwrap_or(self.last);
     }
@@ -197,32 +201,52 @@ impl Pen {
             Ok(Record::Gone { key }) => self.remove(at, key),
             Ok(Record::Touched { key, .. }) => {
                 if sessions.get(key).is_some() {
-                    self.put_here(core, at, key, sessions);
+                    self.put_here(core, at, (key, Answers::Same), sessions);
                 }
             }
-            Ok(
-                Record::Session(session) | Record::Changed(session, _) | Record::Whole(session, ..),
-            ) => {
-                self.put_here(core, at, session.key(), sessions);
+            Ok(Record::Changed(session, change)) => {
+                let came = change.entry.map(|entry| entry.is_keyed());
+                let answers = came.map_or(Answers::Same, |is_keyed| Answers::Came { is_keyed });
+                self.put_here(core, at, (session.key(), answers), sessions);
             }
-            Ok(Record::Trimmed { key, .. }) => self.put_here(core, at, key, sessions),
-            Ok(Record::Shard { .. } | Record::ShardPast { .. } | Record::Unconfirmed) | Err(_) => {}
+            Ok(Record::Session(session) | Record::Whole(session, ..)) => {
+                self.put_here(core, at, (session.key(), Answers::All), sessions);
+            }
+            Ok(Record::Trimmed { key, .. }) => {
+                self.put_here(core, at, (key, Answers::All), sessions);
+            }
+            Ok(
+                Record::Shard { .. }
+                | Record::ShardPast { .. }
+                | Record::Unconfirmed
+                | Record::AtRest(..)
+                | Record::Slot(..),
+            )
+            | Err(_) => {}
         }
     }
 
     /// Writes a session as it is in `sessions`, or that it is no more.
-    fn put_here(&mut self, core: &Core, at: Version, key: &[u8], sessions: &Sessions) {
-        let Some(stored) = sessions.at_rest(key) else { return self.remove(at, key) };
-        let record = Record::of(&stored.key, &stored.data, stored.expires, core.now());
-        self.put(at, key, record.encode_about(stored.record_bytes()));
+    fn put_here(
+        &mut self,
+        core: &Core,
+        at: Version,
+        (key, answers): (&[u8], Answers),
+        sessions: &Sessions,
+    ) {
+        match sessions.at_rest(key) {
+            Some(stored) => {
+                let expires = stored.expires;
+                self.put(at, key, row_of(core, stored, expires, answers));
+            }
+            None => self.remove(at, key),
+        }
     }
 
     /// Writes all sessions. What was there before is to have been forgotten.
     pub(crate) fn put_all(&mut self, core: &Core, at: Version, sessions: &Sessions) {
-        let now = core.now();
         for stored in sessions.iter() {
-            let record = Record::of(&stored.key, &stored.data, stored.expires, now);
-            self.put(at, &stored.key, record.encode_about(stored.record_bytes()));
+            self.put(at, &stored.key, row_of(core, stored, stored.expires, Answers::All));
         }
     }
 
@@ -242,6 +266,43 @@ impl Pen {
         self.write(|disk| disk.forget(shard));
         self.saving.writers.remove_if(&shard, |_, writer| *writer == self.id);
     }
+}
+
+/// What of a session's window goes to disk with it. The rest is there.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Answers {
+    /// Nothing.
+    Same,
+    /// The entry that came last to one of the lists.
+    Came { is_keyed: bool },
+    /// All of it.
+    All,
+}
+
+/// What is written of a session that lives until `expires`.
+fn row_of(core: &Core, stored: &Stored, expires: Time, answers: Answers) -> (Bytes, Slots) {
+    let now = core.now();
+    let record = Record::at_rest(&stored.key, &stored.data, expires, now);
+    let record = record.encode_about(stored.record_bytes());
+    let window = stored.data.window();
+    let list = |is_keyed: bool| {
+        let entries = window.into_iter().flat_map(move |window| window.numbered(is_keyed));
+        entries.map(move |(number, entry)| {
+            (slot_of(is_keyed, number), Record::slot(number, entry, now).encode())
+        })
+    };
+    let slots = match answers {
+        Answers::Same => Slots::Same,
+        Answers::Came { is_keyed } => {
+            let newest = window.and_then(|window| window.numbered(is_keyed).next_back());
+            newest.map_or(Slots::Same, |(number, entry)| {
+                let record = Record::slot(number, entry, now).encode_about(entry.size() as u64);
+                Slots::One(slot_of(is_keyed, number), record)
+            })
+        }
+        Answers::All => Slots::All(list(false).chain(list(true)).collect()),
+    };
+    (record, slots)
 }
 
 impl Core {
@@ -271,12 +332,13 @@ impl Core {
 
 impl Inner {
     /// Writes a session as it is now, or that it is no more.
-    pub(super) fn save(&mut self, core: &Core, key: &SessionKey) {
+    pub(super) fn save(&mut self, core: &Core, key: &SessionKey, answers: Answers) {
         let (Some(pen), Some(epoch)) = (&mut self.pen, self.gate.epoch()) else { return };
         let (at, key) = (Version { epoch, seq: self.seq }, key.as_bytes());
         match self.sessions.at_rest(key) {
             Some(stored) => {
-                pen.put(at, key, record(core, stored).encode_about(stored.record_bytes()));
+                let expires = stored.expires + grace(core, stored);
+                pen.put(at, key, row_of(core, stored, expires, answers));
             }
             None => pen.remove(at, key),
         }
@@ -285,7 +347,7 @@ impl Inner {
     /// Writes a session that was accessed. Nobody waits for that.
     pub(super) fn save_touch(&mut self, core: &Core, key: &SessionKey) {
         let before = self.pen.as_ref().map(|pen| pen.last);
-        self.save(core, key);
+        self.save(core, key, Answers::Same);
         if let (Some(pen), Some(last)) = (&mut self.pen, before) {
             pen.last = last;
         }

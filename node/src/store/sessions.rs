@@ -76,11 +76,6 @@ impl Sessions {
         self.index.len() - self.tombstones
     }
 
-    /// How many have a record: those that exist, and tombstones.
-    pub(crate) fn n_records(&self) -> usize {
-        self.index.len()
-    }
-
     /// Whether there is nothing, not even a tombstone.
     pub(crate) fn is_empty(&self) -> bool {
         self.index.is_empty()

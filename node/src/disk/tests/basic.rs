@@ -19,10 +19,10 @@ async fn what_was_written_is_there_after_a_new_start() {
     assert_eq!(disk.done(), (last, false));
     disk.close().await.unwrap();
     let (disk, recovered) = scratch.open();
-    let found = |shard, meta, sessions| RecoveredShard {
+    let found = |shard, meta, rows| RecoveredShard {
         shard: ShardId(shard),
         meta: Some(meta),
-        sessions,
+        rows,
         damaged: None,
     };
     let unsaid = ShardMeta { at: at(7), role: Role::Unknown, complete: false, begun: None };
@@ -95,7 +95,7 @@ async fn a_full_queue_has_no_room_until_it_is_written() {
     assert!(disk.has_room());
     disk.close().await.unwrap();
     let (disk, recovered) = scratch.open();
-    assert_eq!(recovered.shards[0].sessions, number);
+    assert_eq!(recovered.shards[0].rows, number);
     disk.close().await.unwrap();
 }
 
@@ -124,15 +124,49 @@ async fn another_node_s_directory_is_refused_by_name() {
     assert!(text.contains("another cluster") && text.contains("0000000000000005"), "{text}");
     let identity = scratch.0.join("state/identity");
     let text = std::fs::read_to_string(&identity).unwrap();
-    let future = text.replace("state 1", "state 2");
+    let future = text.replace("state 2", "state 3");
     let lines = &future[..future.find("check ").unwrap()];
     let check = crc32fast::hash(lines.as_bytes());
     std::fs::write(&identity, format!("{lines}check {check:08x}\n")).unwrap();
-    assert!(refusal(scratch.config()).contains("format 2"));
+    assert!(refusal(scratch.config()).contains("format 3"));
     std::fs::write(&identity, text.replace("n1", "n3")).unwrap();
     assert!(refusal(scratch.config()).contains("missing or broken"));
     std::fs::remove_file(&identity).unwrap();
     assert!(refusal(scratch.config()).contains("missing or broken"));
     std::fs::write(&identity, text).unwrap();
     scratch.open().0.close().await.unwrap();
+}
+
+/// Goal: slots come back with their session, also behind a page's end, after the session came and
+/// went, and after a start that has to find out which there are.
+#[tokio::test]
+async fn slots_come_back_with_their_session() {
+    let scratch = Scratch::new("slots");
+    let (disk, _) = scratch.open();
+    let text = |slot: u8| Bytes::from(format!("{slot}-{}", "x".repeat(60)));
+    disk.meta(ShardId(1), owned(0));
+    for (seq, slot) in (1..).zip(0..100) {
+        put_with(&disk, 1, seq, "a", ("own", Slots::One(slot, text(slot))));
+    }
+    put_with(&disk, 1, 200, "a\0", ("other", Slots::One(191, text(191))));
+    put_with(&disk, 1, 201, "gone", ("own", Slots::All(vec![(0, text(0)), (150, text(150))])));
+    disk.remove(ShardId(1), at(202), b"gone");
+    disk.close().await.unwrap();
+    let (disk, recovered) = scratch.open();
+    assert_eq!((recovered.shards[0].rows, &recovered.shards[0].damaged), (103, &None));
+    let step = disk.read(ShardId(1), None, 1).unwrap();
+    assert_eq!((step.len(), &*step[0].key, &*step[0].record), (1, &b"a"[..], &b"own"[..]));
+    let slots: Vec<_> = step[0].slots.iter().map(|it| (it.slot, it.record.clone())).collect();
+    assert_eq!(slots, (0..100).map(|slot| (slot, text(slot))).collect::<Vec<_>>());
+    let step = disk.read(ShardId(1), Some(b"a"), 1000).unwrap();
+    assert_eq!((step.len(), &*step[0].key, step[0].slots[0].slot), (1, &b"a\0"[..], 191));
+    assert_eq!(disk.read(ShardId(1), Some(b"a\0"), 1000).unwrap(), []);
+    put_with(&disk, 1, 203, "a", ("own", Slots::All(vec![(7, text(7))])));
+    disk.remove(ShardId(1), at(204), b"a\0");
+    disk.close().await.unwrap();
+    let (disk, recovered) = scratch.open();
+    assert_eq!((recovered.shards[0].rows, &recovered.shards[0].damaged), (2, &None));
+    let step = disk.read(ShardId(1), None, 1000).unwrap();
+    assert_eq!(step[0].slots.iter().map(|it| it.slot).collect::<Vec<_>>(), [7]);
+    disk.close().await.unwrap();
 }

@@ -127,7 +127,7 @@ async fn a_database_that_was_not_made_to_its_end_is_made_anew() {
         for seq in 1..=2 {
             let (disk, recovered) = Disk::open(scratch.config())
                 .unwrap_or_else(|error| panic!("after {:?}: {error}", steps[n_done - 1]));
-            let found = recovered.shards.iter().map(|shard| shard.sessions).sum::<u64>();
+            let found = recovered.shards.iter().map(|shard| shard.rows).sum::<u64>();
             assert_eq!(found, seq - 1, "after {:?}", steps[n_done - 1]);
             disk.meta(ShardId(1), owned(seq));
             disk.wait(put(&disk, 1, seq, &format!("key{seq}"), "record")).await.unwrap();

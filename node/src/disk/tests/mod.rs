@@ -60,7 +60,12 @@ fn copied(seq: u64) -> ShardMeta {
 }
 
 fn put(disk: &Disk, shard: u32, seq: u64, key: &str, record: &str) -> u64 {
-    disk.put(ShardId(shard), at(seq), key.as_bytes(), Bytes::copy_from_slice(record.as_bytes()))
+    put_with(disk, shard, seq, key, (record, Slots::Same))
+}
+
+fn put_with(disk: &Disk, shard: u32, seq: u64, key: &str, (record, slots): (&str, Slots)) -> u64 {
+    let record = Bytes::copy_from_slice(record.as_bytes());
+    disk.put(ShardId(shard), at(seq), key.as_bytes(), (record, slots))
 }
 
 /// What a shard holds: key to number of the change and record. Read in steps of two rows or so.

@@ -209,7 +209,7 @@ proptest! {
             prop_assert_eq!(&window.marks, &is_long.then(|| Marks::of(window.recent())));
             for list in [&window.recent, &window.keyed] {
                 let bytes: usize = list.entries.iter().map(Entry::size).sum();
-                prop_assert_eq!(list.bytes, bytes);
+                prop_assert_eq!(list.bytes as usize, bytes);
                 prop_assert!(bytes <= LIST_BYTES_MAX);
             }
             for asked in &applied {
@@ -218,4 +218,30 @@ proptest! {
             }
         }
     }
+}
+
+/// Goal: each entry is alone in its slot while it is in the window, and a window that is put together
+/// from slots goes on where it was. Method: any run of requests with all counters about to wrap.
+#[test]
+fn no_two_entries_share_a_slot() {
+    let mut window = Window::default().numbered_from(u32::MAX - 70, u32::MAX - 70);
+    for counter in 0..400_u64 {
+        let name = counter.to_string();
+        let request =
+            if counter % 3 == 0 { keyed(counter, &name, 1) } else { asked(counter, 1, counter) };
+        let _ = add(&mut window, request, counter, NOW);
+        for is_keyed in [false, true] {
+            let (first, n) = window.extent(is_keyed);
+            let slots: std::collections::BTreeSet<u8> =
+                window.numbered(is_keyed).map(|(number, _)| slot_of(is_keyed, number)).collect();
+            assert_eq!(slots.len(), n as usize);
+            assert!(slots.iter().all(|slot| is_keyed_slot(*slot) == is_keyed));
+            assert!(slots.iter().all(|slot| SLOTS[usize::from(is_keyed)].contains(slot)));
+            assert_eq!(window.numbered(is_keyed).next().map_or(first, |(number, _)| number), first);
+        }
+    }
+    let parts = |is_keyed: bool| window.numbered(is_keyed).map(|(_, entry)| entry.clone());
+    let (recent, keyed) = (window.extent(false).0, window.extent(true).0);
+    let again = Window::from_parts(window.floor_ms(), parts(false), parts(true));
+    assert_eq!(again.numbered_from(recent, keyed), window);
 }

@@ -6,9 +6,10 @@ use stead_shared::time::Time;
 
 use std::time::Duration;
 
-use super::{as_bytes, micros_left};
+use super::{Record, RecordError, as_bytes, micros_left};
+use crate::disk::SavedSlot;
 use crate::logic::heal::counter::{self, Part};
-use crate::logic::window::{Added, Content, Entry, Kept, Keyed, Trim, Window};
+use crate::logic::window::{Added, Content, Entry, Kept, Keyed, Trim, Window, slot_of};
 
 /// All of a session's window.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,55 @@ pub(crate) struct WindowRecord<'a> {
     recent: Vec<EntryRecord<'a>>,
     #[serde(borrow)]
     keyed: Vec<EntryRecord<'a>>,
+}
+
+/// A window whose entries are elsewhere: of each list the number of its first entry, and how many
+/// there are.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Extent {
+    pub(super) floor_ms: u64,
+    pub(super) recent: (u32, u32),
+    pub(super) keyed: (u32, u32),
+}
+
+impl Extent {
+    pub(super) fn of(window: &Window) -> Self {
+        let (recent, keyed) = (window.extent(false), window.extent(true));
+        Self { floor_ms: window.floor_ms(), recent, keyed }
+    }
+
+    /// The window with its entries, which are among these slots.
+    ///
+    /// # Errors
+    /// [`RecordError`] when one is missing, or no record of an entry.
+    pub(super) fn fill(self, now: Time, slots: &[SavedSlot]) -> Result<Window, RecordError> {
+        let recent = entries(false, self.recent, slots, now)?;
+        let keyed = entries(true, self.keyed, slots, now)?;
+        let window = Window::from_parts(self.floor_ms, recent, keyed);
+        Ok(window.numbered_from(self.recent.0, self.keyed.0))
+    }
+}
+
+/// The entries of a list, the oldest first. Those that left are still in slots that nobody took since.
+fn entries(
+    is_keyed: bool,
+    (first, n): (u32, u32),
+    slots: &[SavedSlot],
+    now: Time,
+) -> Result<Vec<Entry>, RecordError> {
+    let entry = |number: u32| {
+        let slot = slot_of(is_keyed, number);
+        let at = slots.binary_search_by_key(&slot, |saved| saved.slot);
+        let saved = at.ok().and_then(|at| slots.get(at)).ok_or(RecordError::Malformed)?;
+        match Record::decode(&saved.record)? {
+            Record::Slot(found, mut entry) if found == number => {
+                entry.age(saved.age);
+                Ok(entry.into_entry(now))
+            }
+            _ => Err(RecordError::Malformed),
+        }
+    };
+    (0..n).map(|offset| entry(first.wrapping_add(offset))).collect()
 }
 
 /// What a change does to a session's window.
@@ -80,9 +130,8 @@ impl<'a> WindowRecord<'a> {
 
     /// Takes away what has passed of its entries' times since the record was made.
     pub(crate) fn age(&mut self, age: Duration) {
-        let age = u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
         for entry in self.recent.iter_mut().chain(&mut self.keyed) {
-            entry.left_micros = entry.left_micros.saturating_sub(age);
+            entry.age(age);
         }
     }
 
@@ -107,7 +156,18 @@ impl<'a> WindowChange<'a> {
 }
 
 impl<'a> EntryRecord<'a> {
-    fn of(entry: &'a Entry, now: Time) -> Self {
+    /// Takes away what has passed of its time since the record was made.
+    fn age(&mut self, age: Duration) {
+        let age = u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
+        self.left_micros = self.left_micros.saturating_sub(age);
+    }
+
+    /// Whether its client has named the request.
+    pub(crate) fn is_keyed(&self) -> bool {
+        self.key.is_some()
+    }
+
+    pub(super) fn of(entry: &'a Entry, now: Time) -> Self {
         let Entry { id, first_sent_ms, key, expires, answer, added } = entry;
         let key = key.as_deref();
         let content = answer.content.as_ref();
