@@ -26,6 +26,7 @@ use super::queue::{Next, Progress, Shared, Taken};
 use super::store::{Store, StoreError};
 use super::witness::WitnessFile;
 use super::{DiskFailed, DiskState};
+use crate::logic::grouping::Grouping;
 
 /// Bytes of changes in one batch, about. Several fit into what the database keeps in memory
 /// before it writes a table.
@@ -73,6 +74,7 @@ pub(super) struct Committer {
     unsynced_bytes: usize,
     progress: Progress,
     synced: Instant,
+    grouping: Grouping,
 }
 
 impl Committer {
@@ -95,6 +97,7 @@ impl Committer {
             unsynced_bytes: 0,
             progress: Progress::default(),
             synced: Instant::now(),
+            grouping: Grouping::default(),
         }
     }
 
@@ -117,6 +120,9 @@ impl Committer {
     fn serve(&mut self) -> Result<(), Abandoned> {
         loop {
             let due = self.due();
+            if let Some(wait) = self.grouping.wait().filter(|_| self.shared.sync) {
+                self.shared.gather(wait);
+            }
             match self.shared.take(BATCH_BYTES, due, self.progress.synced) {
                 Next::Ops(taken) => self.commit_all(taken)?,
                 Next::Due => {}
@@ -253,8 +259,10 @@ impl Committer {
         }
         let began = Instant::now();
         self.attempt(Self::sync_and_tell)?;
-        self.metrics.sync_seconds.record(began.elapsed().as_secs_f64());
         self.synced = Instant::now();
+        let took = self.synced - began;
+        self.metrics.sync_seconds.record(took.as_secs_f64());
+        self.grouping.synced(self.progress.written - self.progress.synced, took);
         self.shared.free(self.unsynced.iter().map(|prepared| prepared.queued).sum());
         self.unsynced.clear();
         self.unsynced_bytes = 0;

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::store::Store;
 use super::{DiskFailed, DiskState, Slots};
 use crate::logic::durable::ShardMeta;
+use crate::logic::grouping::LOOK_EACH;
 
 /// A change as it was handed over.
 #[derive(Debug)]
@@ -155,6 +156,17 @@ impl Shared {
 
     pub(super) fn closing(&self) -> Option<Instant> {
         self.lock().closing
+    }
+
+    /// Lets more come to what is queued: until nothing came between two looks, or for `wait`.
+    pub(super) fn gather(&self, wait: Duration) {
+        let until = Instant::now() + wait;
+        let mut inner = self.lock();
+        let mut n_ops = 0;
+        while n_ops < inner.ops.len() && inner.closing.is_none() && Instant::now() < until {
+            n_ops = inner.ops.len();
+            inner = self.pause(inner, Some(LOOK_EACH));
+        }
     }
 
     /// The next changes, of about `bytes_max` bytes in all; waits for them until `due`, or until

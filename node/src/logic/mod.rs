@@ -5,6 +5,7 @@ pub mod durable;
 pub mod forming;
 pub mod gate;
 pub mod genesis;
+pub mod grouping;
 pub mod heal;
 pub mod incoming;
 pub mod journal;
