@@ -115,9 +115,6 @@ pub struct Unreadable {
     pub reason: UnreadableReason,
 }
 
-/// How far ahead another node's clock may be for its stamps to count here: an hour in microseconds.
-const STAMP_AHEAD_MAX: u64 = 3_600_000_000;
-
 /// How many unreadable sessions are listed; the metric counts all.
 const UNREADABLE_LISTED_MAX: usize = 1000;
 
@@ -190,16 +187,15 @@ impl Core {
     /// The time of a change at `now`, above every one that was given or seen here.
     pub(crate) fn stamp(&self, now: Time) -> Written {
         let unix = self.unix_origin.load(Ordering::Relaxed) + now.as_micros();
-        let next = |last: u64| Some(unix.max(last.saturating_add(1)));
+        let next = |last: u64| Some(Written(last).next(unix).0);
         let last = self.stamp.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
-        Written(next(last.unwrap_or_else(|last| last)).unwrap_or(unix))
+        Written(last.unwrap_or_else(|last| last)).next(unix)
     }
 
     /// Another node gave this stamp.
     pub(crate) fn see_stamp(&self, written: Written) {
-        // Clocks that are wrong by more than an hour do not pull everybody's along.
         let unix = self.unix_origin.load(Ordering::Relaxed) + self.now().as_micros();
-        if written.0 < unix.saturating_add(STAMP_AHEAD_MAX) {
+        if written.counts_at(unix) {
             self.stamp.fetch_max(written.0, Ordering::Relaxed);
         }
     }

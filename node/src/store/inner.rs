@@ -1,6 +1,6 @@
 //! What is behind a shard's lock.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::{Deref, DerefMut};
 use std::sync::MutexGuard;
 
@@ -22,6 +22,7 @@ use super::shard::Shard;
 use super::throttle::Throttle;
 use super::turns::Waited;
 use crate::logic::gate::Gate;
+use crate::logic::heal::Healed;
 use crate::logic::heal::lineage::Lineage;
 use crate::logic::window::{Entry, Window};
 use crate::session::{StateError, Why};
@@ -136,7 +137,7 @@ pub(super) struct Inner {
     /// What is left of what was here before.
     pub(super) past: Option<Box<Past>>,
     /// The end of another history that is being merged, and the sessions of it that have been.
-    pub(super) healed: Option<Box<(Version, HashSet<SessionKey>)>>,
+    pub(super) healed: Option<Box<Healed<SessionKey>>>,
     /// Who is told of every change.
     pub(super) followers: Option<Box<Followers>>,
     /// Writes every change to disk.

@@ -14,9 +14,8 @@ use super::record::RecordError;
 use super::shard::Shard;
 use crate::logic::gate::Gate;
 use crate::logic::heal::lineage::Lineage;
-use crate::logic::heal::{
-    self, Decision, Histories, Merge, Side, Verdict, compare, counter, last_writer, twice,
-};
+use crate::logic::heal::value::{self, Stays, Value};
+use crate::logic::heal::{self, Decision, Healed, Histories, Merge, Side, counter, twice};
 use crate::logic::window::Window;
 
 /// What became of a session that was offered.
@@ -63,6 +62,12 @@ fn merged(decision: Decision) -> Option<Merged> {
         Decision::Lose => Some(Merged::Kept),
         Decision::Take | Decision::Merge => None,
     }
+}
+
+fn value_of(data: &Data) -> Option<Value<'_>> {
+    let bytes = data.value.as_deref()?;
+    let (schema, at, written) = (data.schema(), data.value_version, data.written);
+    Some(Value { bytes, schema, at, written })
 }
 
 fn side(stored: &Stored) -> Side {
@@ -170,7 +175,7 @@ impl Shard {
         inner.expires_at(due);
         inner.arm(self.id(), &self.core);
         inner.tell_arrival(&self.core, prev, key);
-        inner.note_healed(key, &histories.theirs);
+        Healed::note(&mut inner.healed, key.clone(), &histories.theirs);
         drop(inner);
         let Some(loser) = loser else { return Ok(Merged::Taken) };
         self.core.conflicts.add(Conflict::of(key, self.id(), kept, &loser));
@@ -187,16 +192,6 @@ impl Inner {
         }
     }
 
-    /// What a session was at the end of another history is in it: when that is offered again it is
-    /// no conflict with what has become of it since.
-    fn note_healed(&mut self, key: &SessionKey, theirs: &Lineage) {
-        let Some(&tip) = theirs.ends().last() else { return };
-        match self.healed.as_deref_mut().filter(|(of, _)| *of == tip) {
-            Some((_, keys)) => drop(keys.insert(key.clone())),
-            None => self.healed = Some(Box::new((tip, [key.clone()].into()))),
-        }
-    }
-
     fn decide(
         &self,
         key: &SessionKey,
@@ -209,10 +204,7 @@ impl Inner {
             // Our own changes would seem older than this one.
             return Err(RecordError::Malformed.into());
         }
-        if let Some((tip, keys)) = self.healed.as_deref()
-            && Some(tip) == histories.theirs.ends().last()
-            && keys.contains(key)
-        {
+        if self.healed.as_ref().is_some_and(|healed| healed.has(key, &histories.theirs)) {
             return Ok(Decision::Keep);
         }
         let here = self.sessions.at_rest(key.as_bytes()).map(side);
@@ -243,45 +235,18 @@ impl Sides<'_> {
     }
 
     fn merge_value(&self, ours: &Data, theirs: &mut Data) -> Option<Data> {
-        let (Some(our_value), Some(their_value)) = (&ours.value, &theirs.value) else {
-            if ours.value.is_some() {
+        let stays = value::merge(value_of(ours), value_of(theirs), self.histories, self.merge);
+        match stays {
+            Stays::Theirs { loses } => loses.then(|| ours.clone()),
+            Stays::Ours { loses } => {
+                let loser = loses.then(|| theirs.clone());
                 theirs.take_value(ours);
+                loser
             }
-            return None;
-        };
-        let verdict =
-            compare(Some(ours.value_version), theirs.value_version, self.histories.ancestor);
-        if verdict == Verdict::Keep
-            || (our_value == their_value && ours.schema() == theirs.schema())
-        {
-            theirs.take_value(ours);
-            return None;
-        }
-        if verdict == Verdict::Take {
-            return None;
-        }
-        let by_time = || {
-            let (ours, theirs) =
-                ((ours.written, ours.value_version), (theirs.written, theirs.value_version));
-            last_writer(ours, theirs)
-        };
-        let merged = match self.merge {
-            Some(merge) if ours.schema() == theirs.schema() => {
-                merge.merge(None, our_value, their_value)
-            }
-            Some(_) | None => by_time(),
-        };
-        match merged {
-            heal::Merged::Both(bytes) => {
+            Stays::Both(bytes) => {
                 theirs.value = Some(Arc::from(bytes));
                 theirs.value_version = self.version;
                 None
-            }
-            heal::Merged::Theirs => Some(ours.clone()),
-            heal::Merged::Ours => {
-                let loser = theirs.clone();
-                theirs.take_value(ours);
-                Some(loser)
             }
         }
     }

@@ -15,8 +15,11 @@
 pub mod counter;
 pub mod lineage;
 pub mod twice;
+pub mod value;
 
+use std::collections::HashSet;
 use std::fmt;
+use std::hash::Hash;
 
 use stead_shared::id::{Epoch, Version};
 
@@ -147,6 +150,50 @@ pub fn compare(ours: Option<Version>, theirs: Version, ancestor: Option<Version>
 /// the logical part in the low bits of the physical one).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Written(pub u64);
+
+/// How far ahead another node's clock may be for its stamps to count here: an hour in microseconds.
+const AHEAD_MAX: u64 = 3_600_000_000;
+
+impl Written {
+    /// The stamp of a change at this time of day, where this one was given or seen before.
+    #[must_use]
+    pub fn next(self, unix_micros: u64) -> Self {
+        Self(unix_micros.max(self.0.saturating_add(1)))
+    }
+
+    /// Whether a stamp of another node counts at this time of day. Clocks that are wrong by more than
+    /// an hour do not pull everybody's along.
+    #[must_use]
+    pub fn counts_at(self, unix_micros: u64) -> bool {
+        self.0 < unix_micros.saturating_add(AHEAD_MAX)
+    }
+}
+
+/// The sessions of another history that were merged into this one, while more of them may be
+/// offered: what they were at its end is in what is here, and no conflict with what has become of it
+/// since.
+#[derive(Clone, Debug)]
+pub struct Healed<K> {
+    of: Version,
+    keys: HashSet<K>,
+}
+
+impl<K: Hash + Eq> Healed<K> {
+    /// Notes that a session of `theirs` was merged. Of two histories only the last one counts.
+    pub fn note(healed: &mut Option<Box<Self>>, key: K, theirs: &Lineage) {
+        let Some(&of) = theirs.ends().last() else { return };
+        match healed.as_deref_mut().filter(|healed| healed.of == of) {
+            Some(healed) => drop(healed.keys.insert(key)),
+            None => *healed = Some(Box::new(Self { of, keys: [key].into() })),
+        }
+    }
+
+    /// Whether a session of `theirs` was merged.
+    #[must_use]
+    pub fn has(&self, key: &K, theirs: &Lineage) -> bool {
+        Some(&self.of) == theirs.ends().last() && self.keys.contains(key)
+    }
+}
 
 /// What stays of a value that both sides changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
