@@ -35,7 +35,7 @@ impl Merging {
     /// Everything was merged: nobody will offer it again.
     pub fn finish(self) {
         if let Some(shard) = self.host.shard(self.at.shard) {
-            shard.end_healing();
+            shard.end_healing(&self.histories.theirs);
         }
     }
 

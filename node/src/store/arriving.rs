@@ -129,12 +129,12 @@ impl Arriving {
             Some(_) | None => core.stamp(core.now()),
         };
         if let Some(old) = old.filter(|old| !old.counters().is_empty()) {
-            let epoch = stored.data.version.epoch;
+            let at = stored.data.version;
             let counters = stored.data.counters().iter().map(|new| {
                 match old.counters().iter().find(|old| old.name == new.name) {
                     Some(old) => {
                         let mut counter = old.clone();
-                        counter.set(new.value, epoch);
+                        counter.set(new.value, at);
                         counter
                     }
                     None => new.clone(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stead_shared::id::{Epoch, Version};
+use stead_shared::id::Version;
 use stead_shared::time::Time;
 
 use super::answers::News;
@@ -55,43 +55,48 @@ struct Rare {
 pub(crate) struct Counter {
     pub(crate) name: Box<str>,
     pub(crate) value: i64,
-    /// The epoch of its last part. Most have no other.
-    epoch: Epoch,
+    /// The last change that added to its last part. Most have no other.
+    at: Version,
     /// All parts, where there is more than one, or one that is folded; else none. Few, and not counted
     /// as memory.
     parts: Vec<Part>,
 }
 
 impl Counter {
-    /// One whose value was made in one epoch.
-    pub(crate) fn new(name: &str, value: i64, epoch: Epoch) -> Self {
-        Self { name: name.into(), value, epoch, parts: Vec::new() }
+    /// One whose value was made in one epoch, up to this change.
+    pub(crate) fn new(name: &str, value: i64, at: Version) -> Self {
+        Self { name: name.into(), value, at, parts: Vec::new() }
     }
 
     /// One that is the sum of these; none of none.
     pub(crate) fn of(name: &str, parts: Vec<Part>) -> Option<Self> {
         let value = counter::value(&parts);
-        let epoch = parts.last()?.epoch;
+        let at = parts.last().map(|part| Version { epoch: part.epoch, seq: part.seq })?;
         let is_plain = parts.len() == 1 && !parts.iter().any(|part| part.is_folded);
         let parts = if is_plain { Vec::new() } else { parts };
-        Some(Self { name: name.into(), value, epoch, parts })
+        Some(Self { name: name.into(), value, at, parts })
     }
 
     /// What was added in each epoch.
     pub(crate) fn parts(&self) -> Vec<Part> {
         match self.parts.as_slice() {
-            [] => vec![Part { epoch: self.epoch, sum: self.value, is_folded: false }],
+            [] => vec![Part::new(self.at, self.value)],
             parts => parts.to_vec(),
         }
     }
 
-    /// It has this value in this epoch.
-    pub(crate) fn set(&mut self, value: i64, epoch: Epoch) {
-        if value != self.value && (epoch != self.epoch || !self.parts.is_empty()) {
+    /// It has this value with this change.
+    pub(crate) fn set(&mut self, value: i64, at: Version) {
+        if value == self.value {
+            return;
+        }
+        if at.epoch == self.at.epoch && self.parts.is_empty() {
+            self.at.seq = self.at.seq.max(at.seq);
+        } else {
             let mut parts = self.parts();
-            counter::add(&mut parts, epoch, value.wrapping_sub(self.value));
-            self.epoch = parts.last().map_or(epoch, |part| part.epoch);
-            self.parts = parts;
+            counter::add(&mut parts, at, value.wrapping_sub(self.value));
+            let last = parts.last().map(|part| Version { epoch: part.epoch, seq: part.seq });
+            (self.at, self.parts) = (last.unwrap_or(at), parts);
         }
         self.value = value;
     }
@@ -246,12 +251,12 @@ impl Data {
         at.ok().and_then(|at| counters.get(at)).map_or_else(Vec::new, Counter::parts)
     }
 
-    /// Adds to a counter that is there, in this epoch.
-    pub(crate) fn add_to(&mut self, name: &str, by: i64, epoch: Epoch) {
+    /// Adds to a counter that is there, with this change.
+    pub(crate) fn add_to(&mut self, name: &str, by: i64, at: Version) {
         let Some(counters) = &mut self.counters else { return };
         let found = Arc::make_mut(counters).iter_mut().find(|counter| &*counter.name == name);
         if let Some(counter) = found {
-            counter.set(counter.value.wrapping_add(by), epoch);
+            counter.set(counter.value.wrapping_add(by), at);
         }
     }
 

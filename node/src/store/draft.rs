@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stead_shared::id::{Epoch, Version};
+use stead_shared::id::Version;
 use stead_shared::time::Time;
 
 use super::core::{Core, UnreadableReason};
@@ -71,9 +71,9 @@ impl Changes {
             && ttl_micros.is_none()
     }
 
-    /// What they add to the counters of `data`, in `epoch`. Nothing where all that was there goes:
+    /// What they add to the counters of `data`, with the change `at`. Nothing where all that was there goes:
     /// then no history has it beside another.
-    pub(crate) fn added(&self, data: Option<&Data>, epoch: Epoch) -> Option<Box<Added>> {
+    pub(crate) fn added(&self, data: Option<&Data>, at: Version) -> Option<Box<Added>> {
         if self.delete {
             return None;
         }
@@ -81,7 +81,7 @@ impl Changes {
             let old = data.and_then(|data| data.counter(&new.name)).unwrap_or(0);
             (new.name.clone(), new.value.wrapping_sub(old))
         };
-        Added::new(self.counters.iter().map(by).collect(), epoch)
+        Added::new(self.counters.iter().map(by).collect(), at)
     }
 
     /// Makes the changes to `data`, as of `version`, at that time.
@@ -107,9 +107,9 @@ impl Changes {
             let counters = Arc::make_mut(data.counters.get_or_insert_default());
             for counter in self.counters {
                 match counters.binary_search_by(|old| old.name.cmp(&counter.name)) {
-                    Ok(at) => counters[at].set(counter.value, version.epoch),
+                    Ok(at) => counters[at].set(counter.value, version),
                     Err(at) => {
-                        let new = Counter::new(&counter.name, counter.value, version.epoch);
+                        let new = Counter::new(&counter.name, counter.value, version);
                         counters.insert(at, new);
                     }
                 }

@@ -313,7 +313,8 @@ impl Inner {
         }
         let here = self.sessions.at_rest(key.as_bytes());
         if let Some(entry) = &mut entry {
-            entry.added = changes.added(here.map(|here| &here.data), epoch);
+            let next = Version { epoch, seq: 1 + self.seq };
+            entry.added = changes.added(here.map(|here| &here.data), next);
         }
         let old = here.map_or(Footprint::NONE, Stored::footprint);
         let known = window(here);

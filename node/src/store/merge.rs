@@ -94,8 +94,16 @@ impl Shard {
     }
 
     /// All of another history is in this one.
-    pub(crate) fn end_healing(&self) {
-        self.lock().healed = None;
+    pub(crate) fn end_healing(&self, theirs: &Lineage) {
+        let mut inner = self.lock();
+        inner.healed = None;
+        let Gate::Serving(epoch) = inner.gate else { return };
+        let mut past = inner.past();
+        if past.lineage.learn(theirs, epoch) {
+            inner.past = past.boxed();
+            let prev = inner.next_seq(0);
+            inner.tell_seq(&self.core, prev);
+        }
     }
 
     /// Where what is in it comes from.
@@ -148,11 +156,11 @@ impl Shard {
                 let epoch = inner.served_since(offered)?;
                 let version = Version { epoch, seq: 1 + seq.max(inner.seq) };
                 let (ours, theirs) = (windows.of(&here.data), windows.of(&stored.data));
-                let (window, amends, n_twice) = twice::unite(ours, theirs, histories, epoch, now);
+                let (window, amends, n_twice) = twice::unite(ours, theirs, histories, version, now);
                 self.core.metrics.executed_twice.increment(n_twice as u64);
                 let sides = Sides { histories, merge, version };
                 loser = sides.merge(&here.data, &mut stored.data);
-                amends.iter().for_each(|it| stored.data.add_to(&it.name, it.by, epoch));
+                amends.iter().for_each(|it| stored.data.add_to(&it.name, it.by, version));
                 stored.data.version = version;
                 stored.expires = stored.expires.max(here.expires);
                 stored.bytes =

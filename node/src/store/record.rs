@@ -395,7 +395,7 @@ impl<'a> SessionRecord<'a> {
         let mut counters: Vec<Counter> = self
             .counters
             .into_iter()
-            .map(|(name, value)| Counter::new(name, value, self.version.epoch))
+            .map(|(name, value)| Counter::new(name, value, self.version))
             .collect();
         // Lookups rely on the order, and a peer's word is no proof of it.
         counters.sort_by(|a, b| a.name.cmp(&b.name));
@@ -489,7 +489,7 @@ mod tests {
         let version = Version { epoch: Epoch { counter: 3, node: NodeId(9) }, seq: 17 };
         let answer = Kept { status: 200, version, has_etag: true, content };
         let counters = name.map(|name| (name.into(), 5)).into_iter().collect();
-        let added = Added::new(counters, version.epoch);
+        let added = Added::new(counters, version);
         Entry { added, ..Entry::new(asked, answer, Time::ZERO) }
     }
 
@@ -507,8 +507,8 @@ mod tests {
     fn whole() -> Record<'static> {
         let epoch = |counter| Epoch { counter, node: NodeId(9) };
         let parts = vec![
-            Part { epoch: epoch(1), sum: -10, is_folded: true },
-            Part { epoch: epoch(3), sum: 3, is_folded: false },
+            Part { epoch: epoch(1), seq: 4, sum: -10, is_folded: true },
+            Part { epoch: epoch(3), seq: 9, sum: 3, is_folded: false },
         ];
         let past = SessionPast { written_micros: 77, parts: vec![parts] };
         Record::Whole(session(), past, Some(window()))
@@ -516,7 +516,7 @@ mod tests {
 
     #[test]
     fn parts_that_do_not_make_the_counter_are_refused() {
-        let part = |sum| Part { epoch: session().version.epoch, sum, is_folded: false };
+        let part = |sum| Part::new(session().version, sum);
         for parts in [vec![], vec![vec![]], vec![vec![part(-6)]], vec![vec![part(-7), part(0)]]] {
             let past = SessionPast { written_micros: 1, parts };
             let stored = past.complete(session().into_stored(Time::ZERO));
@@ -633,7 +633,7 @@ mod tests {
 
     const WINDOW: &str = "c80101010701ac0200808ece1cc8010309110101046865616404626f647900\
                           01010702ac0201036b65790980c0ddeec102c8010309110101046865616404626f6479\
-                          0101036b65790a0103090200";
+                          0101036b65790a010309110200";
     const CHANGE: &str = "010001010703ac0200808ece1cc8010309110101046865616404626f647900";
 
     #[test]
@@ -652,7 +652,7 @@ mod tests {
         let lineage = vec![Version { seq: 10, ..session().version }];
         let past = Record::ShardPast { seq: 10, floor_ms: 300, lineage };
         assert_eq!(hex(&past.encode()), "02060aac020103090a");
-        let past = "4d01020109130103090600";
+        let past = "4d010201090413010309090600";
         let plain = &hex(&Record::Session(session()).encode())[4..];
         assert_eq!(hex(&at_rest().encode()), format!("0209{plain}{past}01c80105010600"));
         assert_eq!(hex(&slot().encode()), format!("020a05{}", &CHANGE[6..]));

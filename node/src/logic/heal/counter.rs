@@ -1,11 +1,12 @@
 //! Counters that several histories added to.
 //!
 //! A counter is made of parts: what was added in each epoch. Only its owner adds in an epoch, so of
-//! two values of one part the one from the history that went further in that epoch is the right
-//! one, and the sum over all parts misses nothing and counts nothing twice.
+//! two values of one part the one that was added to last is the right one, and the sum over all
+//! parts misses nothing and counts nothing twice. Each part says itself when that was: a history
+//! that took one over from another knows of the epoch no more than that.
 
 use serde::{Deserialize, Serialize};
-use stead_shared::id::Epoch;
+use stead_shared::id::{Epoch, Version};
 
 use super::lineage::Lineage;
 
@@ -18,18 +19,31 @@ pub const PARTS_MAX: usize = 8;
 pub struct Part {
     /// The epoch.
     pub epoch: Epoch,
+    /// The number of the last change that added to it.
+    pub seq: u64,
     /// The sum of what was added.
     pub sum: i64,
     /// Earlier epochs are in it, too.
     pub is_folded: bool,
 }
 
-/// Adds `by` in `epoch`.
-pub fn add(parts: &mut Vec<Part>, epoch: Epoch, by: i64) {
-    match parts.binary_search_by_key(&epoch, |part| part.epoch) {
-        Ok(at) => parts[at].sum = parts[at].sum.wrapping_add(by),
-        Err(at) => {
-            parts.insert(at, Part { epoch, sum: by, is_folded: false });
+impl Part {
+    /// What one change added.
+    #[must_use]
+    pub fn new(at: Version, by: i64) -> Self {
+        Self { epoch: at.epoch, seq: at.seq, sum: by, is_folded: false }
+    }
+}
+
+/// Adds `by` with the change `at`.
+pub fn add(parts: &mut Vec<Part>, at: Version, by: i64) {
+    match parts.binary_search_by_key(&at.epoch, |part| part.epoch) {
+        Ok(n) => {
+            let part = &mut parts[n];
+            (part.seq, part.sum) = (part.seq.max(at.seq), part.sum.wrapping_add(by));
+        }
+        Err(n) => {
+            parts.insert(n, Part::new(at, by));
             fold(parts, PARTS_MAX);
         }
     }
@@ -52,8 +66,9 @@ pub fn value(parts: &[Part]) -> i64 {
 fn fold(parts: &mut Vec<Part>, most: usize) {
     while most < parts.len() && 2 <= parts.len() {
         let oldest = parts.remove(0);
-        parts[0].sum = parts[0].sum.wrapping_add(oldest.sum);
-        parts[0].is_folded = true;
+        let part = &mut parts[0];
+        (part.seq, part.sum) = (part.seq.max(oldest.seq), part.sum.wrapping_add(oldest.sum));
+        part.is_folded = true;
     }
 }
 
@@ -62,8 +77,8 @@ fn fold_up_to(parts: &[Part], epoch: Epoch) -> Vec<Part> {
     let n_old = parts.partition_point(|part| part.epoch <= epoch);
     let (old, new) = parts.split_at(n_old);
     let mut folded = Vec::with_capacity(1 + new.len());
-    if !old.is_empty() {
-        folded.push(Part { epoch, sum: value(old), is_folded: true });
+    if let Some(seq) = old.iter().map(|part| part.seq).max() {
+        folded.push(Part { epoch, seq, sum: value(old), is_folded: true });
     }
     folded.extend_from_slice(new);
     folded
@@ -90,15 +105,16 @@ pub fn merge(ours: (&[Part], &Lineage), theirs: (&[Part], &Lineage)) -> Vec<Part
     merged
 }
 
-/// The part of an epoch, from whoever went further in it. Who did and has none has deleted it.
+/// The part of an epoch, as it was after the last change that added to it. Who has come through that
+/// change and has no such part has deleted it.
 fn pick(epoch: Epoch, [one, other]: &[(Vec<Part>, &Lineage); 2]) -> Option<Part> {
     let part =
         |side: &(Vec<Part>, &Lineage)| side.0.iter().find(|part| part.epoch == epoch).copied();
-    let (end, other_end) = (one.1.end_of(epoch), other.1.end_of(epoch));
+    let is_deleted = |part: Part, lineage: &Lineage| Some(part.seq) <= lineage.end_of(epoch);
     match (part(one), part(other)) {
-        (Some(part), Some(other)) => Some(if end < other_end { other } else { part }),
-        (Some(part), None) => (other_end < end || end.is_none()).then_some(part),
-        (None, Some(part)) => (end < other_end || other_end.is_none()).then_some(part),
+        (Some(part), Some(other)) => Some(if part.seq < other.seq { other } else { part }),
+        (Some(part), None) => (!is_deleted(part, other.1)).then_some(part),
+        (None, Some(part)) => (!is_deleted(part, one.1)).then_some(part),
         (None, None) => None,
     }
 }
@@ -106,7 +122,7 @@ fn pick(epoch: Epoch, [one, other]: &[(Vec<Part>, &Lineage); 2]) -> Option<Part>
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use stead_shared::id::{NodeId, Version};
+    use stead_shared::id::NodeId;
 
     use super::*;
 
@@ -125,8 +141,9 @@ mod tests {
     impl Side {
         fn add(&mut self, epoch: Epoch, by: i64) {
             self.seq += 1;
-            add(&mut self.parts, epoch, by);
-            self.lineage.reach(Version { epoch, seq: self.seq });
+            let at = Version { epoch, seq: self.seq };
+            add(&mut self.parts, at, by);
+            self.lineage.reach(at);
         }
 
         fn merged(&self, other: &Self) -> Vec<Part> {
@@ -172,6 +189,21 @@ mod tests {
         other.add(epoch(5, 1), 100);
         other.add(epoch(7, 3), 7);
         assert_eq!(value(&other.merged(&heir)), 8);
+    }
+
+    #[test]
+    fn what_came_from_a_third_history_is_as_new_as_it_was_there() {
+        let mut owner = Side::default();
+        owner.add(epoch(5, 1), 100);
+        let mut heir = owner.clone();
+        owner.add(epoch(5, 1), 7);
+        heir.add(epoch(6, 2), 30);
+        // It began empty, and has what the owner had: it has not come through that epoch.
+        let mut other = Side::default();
+        other.add(epoch(7, 3), 1);
+        (other.parts, other.seq) = (other.merged(&owner), 2);
+        assert_eq!(value(&other.merged(&heir)), 138);
+        assert_eq!(other.merged(&heir), heir.merged(&other));
     }
 
     proptest! {

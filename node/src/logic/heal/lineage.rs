@@ -8,8 +8,9 @@ use stead_shared::id::{Epoch, Version};
 pub const EPOCHS_MAX: usize = 32;
 
 /// The epochs in which a shard was served and changed, oldest first, each with the last change in
-/// it. Nobody but its owner changes anything in an epoch, so that two nodes whose lineages name the
-/// same epoch have the same changes of it, up to the lower of their ends.
+/// it that is in the shard's state. Nobody but its owner changes anything in an epoch, so that two nodes
+/// whose lineages name the same epoch have the same changes of it, up to the lower of their ends.
+/// Epochs of other histories are in it once all that those had was merged.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lineage {
     ends: Vec<Version>,
@@ -19,10 +20,10 @@ impl Lineage {
     /// Of a shard that was never changed.
     pub const EMPTY: Self = Self { ends: Vec::new() };
 
-    /// What another member says. None when the epochs or the changes go back.
+    /// What another member says. None when the epochs go back.
     #[must_use]
     pub fn of(ends: Vec<Version>) -> Option<Self> {
-        let grows = |pair: &[Version]| pair[0].epoch < pair[1].epoch && pair[0].seq < pair[1].seq;
+        let grows = |pair: &[Version]| pair[0].epoch < pair[1].epoch;
         let is_lineage = ends.len() <= EPOCHS_MAX && ends.windows(2).all(grows);
         is_lineage.then_some(Self { ends })
     }
@@ -46,6 +47,33 @@ impl Lineage {
                 }
             }
         }
+    }
+
+    /// All that another history has is in this one, which is served in the epoch `served`. Whether that
+    /// is more than before.
+    pub fn learn(&mut self, other: &Self, served: Epoch) -> bool {
+        let mut is_news = false;
+        for end in other.ends.iter().filter(|end| end.epoch < served) {
+            if self.has(*end) {
+                continue;
+            }
+            is_news = true;
+            match self.ends.binary_search_by_key(&end.epoch, |known| known.epoch) {
+                Ok(n) => self.ends[n].seq = end.seq,
+                Err(n) => self.ends.insert(n, *end),
+            }
+        }
+        let n_surplus = self.ends.len().saturating_sub(EPOCHS_MAX);
+        self.ends.drain(..n_surplus);
+        is_news
+    }
+
+    /// Whether a change is in it. One of an epoch before all that are remembered counts as if it were.
+    #[must_use]
+    pub fn has(&self, change: Version) -> bool {
+        let oldest = self.ends.first().filter(|_| EPOCHS_MAX <= self.ends.len());
+        let is_forgotten = oldest.is_some_and(|oldest| change.epoch < oldest.epoch);
+        is_forgotten || Some(change.seq) <= self.end_of(change.epoch)
     }
 
     /// The last change made in `epoch`; none where it was not served in it, or nothing changed.
@@ -90,13 +118,6 @@ pub enum Relation {
     Parted(Option<Version>),
 }
 
-/// Whether a change of either side's own history is one that both have.
-#[must_use]
-pub fn is_common(change: Version, ancestor: Option<Version>) -> bool {
-    let rank = |version: Version| (version.epoch, version.seq);
-    ancestor.is_some_and(|ancestor| rank(change) <= rank(ancestor))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -118,10 +139,9 @@ mod tests {
         let heir = lineage(&[at(3, 1, 40), at(5, 1, 100), at(6, 2, 130)]);
         assert_eq!(owner.relation(&heir), Relation::Parted(Some(at(5, 1, 100))));
         assert_eq!(heir.relation(&owner), Relation::Parted(Some(at(5, 1, 100))));
-        assert!(is_common(at(5, 1, 100), owner.ancestor(&heir)));
-        assert!(is_common(at(3, 1, 7), owner.ancestor(&heir)));
-        assert!(!is_common(at(5, 1, 101), owner.ancestor(&heir)));
-        assert!(!is_common(at(6, 2, 101), owner.ancestor(&heir)));
+        assert!(owner.has(at(5, 1, 101)) && !heir.has(at(5, 1, 101)));
+        assert!(heir.has(at(6, 2, 101)) && !owner.has(at(6, 2, 101)));
+        assert!(owner.has(at(3, 1, 7)) && heir.has(at(3, 1, 7)));
     }
 
     #[test]
@@ -138,7 +158,6 @@ mod tests {
         let owner = lineage(&[at(5, 1, 100)]);
         let fresh = lineage(&[at(6, 2, 3)]);
         assert_eq!(owner.relation(&fresh), Relation::Parted(None));
-        assert!(!is_common(at(5, 1, 1), None));
         assert_eq!(Lineage::EMPTY.relation(&owner), Relation::Behind);
         assert_eq!(Lineage::EMPTY.relation(&Lineage::EMPTY), Relation::Same);
     }
@@ -157,10 +176,27 @@ mod tests {
         assert_eq!(it.ends().last(), Some(&at(104, 1, 107)));
     }
 
+    /// A change of another history is not in this one, however old the epoch is that it was made in.
+    #[test]
+    fn what_was_merged_is_known_and_what_was_not_is_not() {
+        let mut heir = lineage(&[at(5, 1, 100), at(7, 2, 160)]);
+        let other = lineage(&[at(5, 1, 90), at(6, 3, 150), at(8, 3, 170)]);
+        assert!(!heir.has(at(6, 3, 1)));
+        assert!(heir.learn(&other, at(8, 2, 0).epoch));
+        assert_eq!(heir.ends(), [at(5, 1, 100), at(6, 3, 150), at(7, 2, 160)]);
+        assert!(heir.has(at(6, 3, 150)) && !heir.has(at(6, 3, 151)));
+        assert!(!heir.learn(&other, at(8, 2, 0).epoch));
+        heir.reach(at(8, 2, 171));
+        for n in 0..40 {
+            assert!(heir.learn(&lineage(&[at(10 + n, 1, 200)]), at(99, 1, 0).epoch));
+        }
+        assert_eq!(heir.ends().len(), EPOCHS_MAX);
+        assert!(heir.has(at(6, 3, 151)), "it is as good as known");
+    }
+
     #[test]
     fn what_goes_back_is_no_lineage() {
         assert!(Lineage::of(vec![at(2, 1, 4), at(1, 1, 5)]).is_none());
-        assert!(Lineage::of(vec![at(2, 1, 4), at(3, 1, 4)]).is_none());
         assert!(Lineage::of(vec![at(2, 1, 4); EPOCHS_MAX + 1]).is_none());
     }
 

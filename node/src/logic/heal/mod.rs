@@ -23,7 +23,7 @@ use std::hash::Hash;
 
 use stead_shared::id::{Epoch, Version};
 
-use self::lineage::{Lineage, is_common};
+use self::lineage::Lineage;
 
 /// Where two states of a shard come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub fn decide(served: Epoch, here: Option<Side>, theirs: Side, histories: &Histo
     if histories.theirs == Lineage::EMPTY {
         return decide_alone(served, version_here, theirs.version);
     }
-    match (compare(version_here, theirs.version, histories.ancestor), here) {
+    match (compare(version_here, theirs.version, histories), here) {
         (Verdict::Keep, _) => Decision::Keep,
         (Verdict::Take, _) => Decision::Take,
         // What was answered to nobody may have been asked for again, and be in what is here.
@@ -133,14 +133,14 @@ pub enum Verdict {
 
 /// Compares the last changes of a session, here and there.
 #[must_use]
-pub fn compare(ours: Option<Version>, theirs: Version, ancestor: Option<Version>) -> Verdict {
+pub fn compare(ours: Option<Version>, theirs: Version, histories: &Histories) -> Verdict {
     match ours {
-        _ if is_common(theirs, ancestor) => Verdict::Keep,
+        _ if histories.ours.has(theirs) => Verdict::Keep,
         // Nobody but its owner changes anything in an epoch: the later change knew the earlier one.
         Some(ours) if ours.epoch == theirs.epoch && theirs.seq <= ours.seq => Verdict::Keep,
         Some(ours) if ours.epoch == theirs.epoch => Verdict::Take,
         None => Verdict::Take,
-        Some(ours) if is_common(ours, ancestor) => Verdict::Take,
+        Some(ours) if histories.theirs.has(ours) => Verdict::Take,
         Some(_) => Verdict::Both,
     }
 }
@@ -247,7 +247,9 @@ mod tests {
 
     #[test]
     fn who_changed_a_session_since_has_it() {
-        let parted = Some(at(5, 100));
+        let lineage = |ends: &[Version]| Lineage::of(ends.to_vec()).unwrap();
+        let ours = lineage(&[at(5, 100), at(6, 150)]);
+        let parted = Histories::new(ours, lineage(&[at(5, 120)]));
         for (ours, theirs, wanted) in [
             (Some(at(5, 90)), at(5, 90), Verdict::Keep),
             (Some(at(6, 101)), at(5, 90), Verdict::Keep),
@@ -257,12 +259,17 @@ mod tests {
             (None, at(5, 90), Verdict::Keep),
             (None, at(5, 101), Verdict::Take),
         ] {
-            assert_eq!(compare(ours, theirs, parted), wanted, "{ours:?} {theirs:?}");
+            assert_eq!(compare(ours, theirs, &parted), wanted, "{ours:?} {theirs:?}");
         }
-        assert_eq!(compare(Some(at(6, 1)), at(5, 1), None), Verdict::Both);
-        assert_eq!(compare(Some(at(5, 1)), at(5, 2), None), Verdict::Take);
-        assert_eq!(compare(Some(at(5, 2)), at(5, 1), None), Verdict::Keep);
-        assert_eq!(compare(None, at(5, 1), None), Verdict::Take);
+        // It was taken over from a third history, which had it from before this one parted from theirs.
+        let foreign = Version { epoch: Epoch { counter: 4, node: NodeId(3) }, seq: 120 };
+        assert_eq!(compare(Some(at(5, 90)), foreign, &parted), Verdict::Both);
+        assert_eq!(compare(None, foreign, &parted), Verdict::Take);
+        let unknown = &Histories::UNKNOWN;
+        assert_eq!(compare(Some(at(6, 1)), at(5, 1), unknown), Verdict::Both);
+        assert_eq!(compare(Some(at(5, 1)), at(5, 2), unknown), Verdict::Take);
+        assert_eq!(compare(Some(at(5, 2)), at(5, 1), unknown), Verdict::Keep);
+        assert_eq!(compare(None, at(5, 1), unknown), Verdict::Take);
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! that the request had added to. So it does not matter which side does it, how often they
 //! are merged, and whether both sides had taken it away already.
 
-use stead_shared::id::Epoch;
+use stead_shared::id::Version;
 use stead_shared::time::Time;
 
 use super::Histories;
@@ -28,14 +28,14 @@ pub struct Amends {
 }
 
 /// Makes one window of those of two histories of a session, within the bounds of one, at `now`.
-/// Says what is to be added to counters in the epoch `served`, in which the merged session goes on,
-/// and how many requests were executed on both sides.
+/// Says what is to be added to counters with the change `served`, which merges the session, and how
+/// many requests were executed on both sides.
 #[must_use]
 pub fn unite(
     ours: &Window,
     theirs: &Window,
     histories: &Histories,
-    served: Epoch,
+    served: Version,
     now: Time,
 ) -> (Window, Vec<Amends>, usize) {
     let (mut amends, mut n_twice) = (Vec::new(), 0);
@@ -56,7 +56,7 @@ fn reconcile(
     ours: &mut Entry,
     theirs: &Entry,
     histories: &Histories,
-    served: Epoch,
+    served: Version,
 ) -> Option<i64> {
     let (ours, theirs) = (ours.added.as_mut()?, theirs.added.as_ref()?);
     let sides = ((&*ours.counts, &histories.ours), (&*theirs.counts, &histories.theirs));
@@ -70,17 +70,17 @@ fn reconcile(
 }
 
 impl Added {
-    /// Of a request that is executed in `epoch`; none where it adds to no counter.
+    /// Of a request that makes the change `at`; none where it adds to no counter.
     #[must_use]
-    pub fn new(counters: Vec<(Box<str>, i64)>, epoch: Epoch) -> Option<Box<Self>> {
-        let counts = vec![Part { epoch, sum: 1, is_folded: false }];
+    pub fn new(counters: Vec<(Box<str>, i64)>, at: Version) -> Option<Box<Self>> {
+        let counts = vec![Part::new(at, 1)];
         (!counters.is_empty()).then(|| Box::new(Self { counters, counts }))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use stead_shared::id::{BootId, NodeId, RequestId, Version};
+    use stead_shared::id::{BootId, Epoch, NodeId, RequestId};
 
     use super::*;
     use crate::logic::heal::lineage::Lineage;
@@ -101,7 +101,8 @@ mod tests {
         let asked = Asked { id, attempt: 1, first_sent_ms: 1, key: None };
         let answer = Kept { status: 200, version: NO_VERSION, has_etag: false, content: None };
         let mut entry = Entry::new(asked, answer, Time::ZERO);
-        entry.added = Added::new(vec![("n".into(), by)], epoch(at));
+        let at = Version { epoch: epoch(at), seq: 10 * at };
+        entry.added = Added::new(vec![("n".into(), by)], at);
         Window::from_parts(0, [entry], [])
     }
 
@@ -115,7 +116,8 @@ mod tests {
         let (on_owner, on_heir) = (window(7, 5, 2), window(7, 5, 3));
         let histories = Histories::new(heir.clone(), owner.clone());
         let merge = |ours: &Window, theirs: &Window, histories: &Histories, at: u64| {
-            unite(ours, theirs, histories, epoch(at), Time::ZERO)
+            let at = Version { epoch: epoch(at), seq: 10 * at };
+            unite(ours, theirs, histories, at, Time::ZERO)
         };
         let (by_heir, made, n_twice) = merge(&on_heir, &on_owner, &histories, 4);
         assert_eq!((made, n_twice, by_heir.recent().len()), (amends(-5), 1, 1));
@@ -138,7 +140,8 @@ mod tests {
         let (owner, heir) = (lineage(&[(1, 10), (2, 20)]), lineage(&[(1, 10), (3, 20)]));
         let histories = Histories::new(heir, owner);
         let merge = |ours: &Window, theirs: &Window| {
-            let (window, amends, n_twice) = unite(ours, theirs, &histories, epoch(4), Time::ZERO);
+            let at = Version { epoch: epoch(4), seq: 40 };
+            let (window, amends, n_twice) = unite(ours, theirs, &histories, at, Time::ZERO);
             (window.recent().len(), amends.len(), n_twice)
         };
         assert_eq!(merge(&window(7, 5, 1), &window(7, 5, 1)), (1, 0, 0));

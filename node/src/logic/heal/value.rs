@@ -49,7 +49,7 @@ pub fn merge(
         (None, _) => return Stays::Theirs { loses: false },
     };
     let is_same = (ours.bytes, ours.schema) == (theirs.bytes, theirs.schema);
-    match compare(Some(ours.at), theirs.at, histories.ancestor) {
+    match compare(Some(ours.at), theirs.at, histories) {
         Verdict::Keep => return Stays::Ours { loses: false },
         Verdict::Take | Verdict::Both if is_same => return Stays::Ours { loses: false },
         Verdict::Take => return Stays::Theirs { loses: false },
