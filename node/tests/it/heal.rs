@@ -282,3 +282,40 @@ async fn what_nobody_was_answered_does_not_count_beside_what_was_asked_again() {
     assert_eq!(read(&heir, "alone").await.1, Some(101));
     assert_eq!(heir.conflicts(), []);
 }
+
+/// The same as [`meet`], of one who serves in the epoch `at`.
+async fn meet_at(owner: &Host, heir: &Host, at: Epoch) {
+    let aside = owner.set_aside(SHARD).unwrap();
+    let mut merging = heir.merging(ShardEpoch { shard: SHARD, epoch: at });
+    for record in aside.records() {
+        merging.add(&record).await.unwrap();
+    }
+    merging.finish();
+}
+
+/// What was taken over from an older history is not in a copy that was made before.
+#[tokio::test]
+async fn what_was_taken_over_goes_on_to_who_has_an_older_copy() {
+    let later = |n| Epoch { counter: NEXT.counter + n, node: NodeId(78 + n) };
+    let (owner, heir, other, last) = (host(None), host(None), host(None), host(None));
+    put(&owner, "both", "common").await;
+    part(&owner, &heir);
+    put(&heir, "there", "heir").await;
+    take_over_from(&heir, NEXT, &other, later(1));
+    put(&other, "both", "other").await;
+    put(&owner, "new", "owner").await;
+    put(&owner, "both", "owner").await;
+    assert_eq!(meet(&owner, &heir).await, (2, 0));
+    meet_at(&heir, &other, later(1)).await;
+    assert_eq!(read(&other, "new").await.0.as_deref(), Some("owner"));
+    // The later writer's stays, the other one is listed.
+    assert_eq!(read(&other, "both").await.0.as_deref(), Some("owner"));
+    assert_eq!(other.conflicts().len(), 1);
+    // From now on it is known what was taken over, also to who goes on from here.
+    take_over_from(&other, later(1), &last, later(2));
+    put(&last, "new", "last").await;
+    add(&other, "new", 1).await;
+    meet_at(&other, &last, later(2)).await;
+    assert_eq!(read(&last, "new").await, (Some("last".to_owned()), Some(1)));
+    assert!(last.conflicts().is_empty(), "its writer had seen what it replaced");
+}

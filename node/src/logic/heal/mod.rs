@@ -11,6 +11,11 @@
 //!
 //! A session that is missing on one side and was changed on the other stays: a change is worth
 //! more than a deletion, which leaves no trace.
+//!
+//! A change is known on a side whose [lineage](Lineage) has it: it was made in an epoch that the side's
+//! state has come through that far, itself or by merging all that another one had. What was merged
+//! of a history that is not all here yet counts as changed here: it is never dropped, but a value may
+//! be listed as a conflict that had been seen.
 
 pub mod counter;
 pub mod lineage;
@@ -263,7 +268,8 @@ mod tests {
         }
         // It was taken over from a third history, which had it from before this one parted from theirs.
         let foreign = Version { epoch: Epoch { counter: 4, node: NodeId(3) }, seq: 120 };
-        assert_eq!(compare(Some(at(5, 90)), foreign, &parted), Verdict::Both);
+        assert_eq!(compare(Some(at(5, 90)), foreign, &parted), Verdict::Take);
+        assert_eq!(compare(Some(at(6, 101)), foreign, &parted), Verdict::Both);
         assert_eq!(compare(None, foreign, &parted), Verdict::Take);
         let unknown = &Histories::UNKNOWN;
         assert_eq!(compare(Some(at(6, 1)), at(5, 1), unknown), Verdict::Both);
