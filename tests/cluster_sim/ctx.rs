@@ -19,6 +19,7 @@ use stead_shared::sim::{Host, Sim};
 use stead_shared::time::Time;
 use stead_shared::view::ClusterParams;
 
+use crate::content::Healing;
 use crate::disk::{Disk, DiskKnobs};
 use crate::host::Ask;
 use crate::links::{Kind, Links, Msg};
@@ -83,6 +84,8 @@ pub(crate) enum Happens {
     /// A packet of gossip that was due then.
     Gossip(Time),
     Offer(u64),
+    /// The next session of an offer.
+    TakeIn(u64),
     /// The next step of the one who writes to disk.
     Disk(DiskStep),
     Drain,
@@ -133,6 +136,9 @@ pub(crate) struct Knobs {
     pub(crate) n_clients: u32,
     pub(crate) think: Range<Duration>,
     pub(crate) rules: Rules,
+    pub(crate) healing: Healing,
+    /// Cuts are healed and nobody dies: what is merged is looked at closely.
+    pub(crate) heals: bool,
     /// Only dead nodes are declared dead, and no cut isolates anybody.
     pub(crate) honest: bool,
 }

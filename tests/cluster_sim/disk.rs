@@ -14,6 +14,7 @@ use stead_node::logic::durable::{
     Counted, MetaRow, Role, RowError, Seen, ShardMeta, Tally, Verdict, decode_meta, decode_session,
     encode_meta, encode_session, encode_witness, judge, parse_witness,
 };
+use stead_node::logic::heal::lineage::Lineage;
 use stead_node::logic::rows::{row_key, start_of};
 use stead_shared::id::{Epoch, NodeId, ShardId, Version};
 use stead_shared::time::Time;
@@ -26,6 +27,9 @@ pub(crate) const SYNC_EVERY: Duration = Duration::from_secs(1);
 const QUEUE_MAX: usize = 24;
 /// So many syncs back a journal may be read that has lost its end.
 const OLDER_MAX: usize = 4;
+
+/// Under which a shard's past is written: no session has this number.
+const PAST: u8 = u8::MAX;
 
 const NOBODY: Version = Version { epoch: Epoch { counter: 0, node: NodeId(0) }, seq: 0 };
 
@@ -45,7 +49,7 @@ pub(crate) struct DiskKnobs {
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Put { shard: ShardId, at: Version, session: u8, state: Session },
-    Meta { shard: ShardId, meta: ShardMeta },
+    Meta { shard: ShardId, meta: ShardMeta, past: Lineage },
     Forget { shard: ShardId },
 }
 
@@ -103,6 +107,7 @@ pub(crate) struct Found {
     pub(crate) shard: ShardId,
     pub(crate) meta: Option<ShardMeta>,
     pub(crate) damaged: bool,
+    pub(crate) past: Lineage,
     pub(crate) sessions: BTreeMap<u8, Session>,
 }
 
@@ -118,8 +123,30 @@ struct Committer {
     n_unsynced: usize,
     rows: BTreeMap<ShardId, MetaRow>,
     digests: BTreeMap<Vec<u8>, u64>,
+    /// What is written of what shards have come through.
+    pasts: BTreeMap<ShardId, Lineage>,
     /// Shards whose rows go once it is on disk that they mean nothing.
     erasing: Vec<ShardId>,
+}
+
+impl Committer {
+    /// Writes a row of a shard: a session, or what it has come through.
+    fn put(
+        &mut self,
+        (shard, session): (ShardId, u8),
+        at: Version,
+        number: u64,
+        row: &mut MetaRow,
+        batch: &mut Batch,
+    ) {
+        let key = row_key(shard, &[session], None);
+        let (value, digest) = encode_session(&key, at, 0, &number.to_be_bytes());
+        if let Some(old) = self.digests.insert(key.clone(), digest) {
+            row.tally.take(old);
+        }
+        row.tally.add(digest);
+        batch.rows.push((Row::Session(key), Some(value)));
+    }
 }
 
 /// See the module's page.
@@ -127,6 +154,8 @@ struct Committer {
 pub(crate) struct Disk {
     /// Every state of a session that was ever written: rows hold their numbers.
     states: Vec<Session>,
+    /// The same of what shards have come through.
+    pasts: Vec<Lineage>,
     rows: Rows,
     /// What there was some syncs ago.
     older: VecDeque<Rows>,
@@ -210,20 +239,24 @@ impl Disk {
         match op {
             Op::Put { at, session, state, .. } => {
                 row.meta.at = at;
-                let key = row_key(shard, &[session], None);
                 let number = self.states.len() as u64;
                 self.states.push(state);
-                let (value, digest) = encode_session(&key, at, 0, &number.to_be_bytes());
-                if let Some(old) = self.committer.digests.insert(key.clone(), digest) {
-                    row.tally.take(old);
-                }
-                row.tally.add(digest);
-                batch.rows.push((Row::Session(key), Some(value)));
+                self.committer.put((shard, session), at, number, row, batch);
             }
-            Op::Meta { meta, .. } => row.meta = meta,
+            Op::Meta { meta, past, .. } => {
+                row.meta = meta;
+                let known = self.committer.pasts.get(&shard);
+                if *known.unwrap_or(&Lineage::EMPTY) != past {
+                    self.committer.pasts.insert(shard, past.clone());
+                    let number = self.pasts.len() as u64;
+                    self.pasts.push(past);
+                    self.committer.put((shard, PAST), meta.at, number, row, batch);
+                }
+            }
             Op::Forget { .. } => {
                 (row.forgetting, row.damaged, row.tally) = (true, false, Tally::default());
                 self.committer.erasing.push(shard);
+                self.committer.pasts.remove(&shard);
                 let end = start_of(ShardId(shard.0 + 1));
                 let keys = self.committer.digests.range(start_of(shard)..end);
                 let keys: Vec<Vec<u8>> = keys.map(|(key, _)| key.clone()).collect();
@@ -363,7 +396,7 @@ impl Disk {
         (found, seen): (&mut Vec<Found>, &mut Vec<Seen>),
     ) {
         let mut counted = Counted::default();
-        let mut sessions = BTreeMap::new();
+        let (mut sessions, mut past) = (BTreeMap::new(), Lineage::EMPTY);
         let mut digests = Vec::new();
         for (key, value) in self.rows.of(shard) {
             match decode_session(key, value) {
@@ -371,7 +404,11 @@ impl Disk {
                     counted.tally.add(row.digest);
                     digests.push((key.clone(), row.digest));
                     let number = u64::from_be_bytes(row.record.try_into().expect("a number"));
-                    sessions.insert(key[4], self.states[number as usize].clone());
+                    if key[4] == PAST {
+                        past = self.pasts[number as usize].clone();
+                    } else {
+                        sessions.insert(key[4], self.states[number as usize].clone());
+                    }
                 }
                 Err(_) => counted.broken += 1,
             }
@@ -398,7 +435,8 @@ impl Disk {
             seen.push(Seen { shard, commit, at, gone });
         }
         self.committer.digests.extend(digests);
-        found.push(Found { shard, meta: row.map(|row| row.meta), damaged, sessions });
+        self.committer.pasts.insert(shard, past.clone());
+        found.push(Found { shard, meta: row.map(|row| row.meta), damaged, past, sessions });
     }
 
     /// The changes of a shard that the next start finds whole.
@@ -414,7 +452,13 @@ impl Disk {
             let number = u64::from_be_bytes(row.record.try_into().ok()?);
             Some(&self.states[number as usize].ops)
         };
-        self.rows.of(shard).filter_map(read).flatten().copied().collect()
+        self.rows
+            .of(shard)
+            .filter(|(key, _)| key[4] != PAST)
+            .filter_map(read)
+            .flatten()
+            .copied()
+            .collect()
     }
 }
 

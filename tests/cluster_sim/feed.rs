@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use stead_node::logic::gate::Gate;
+use stead_node::logic::heal::lineage::Lineage;
 use stead_node::logic::ownership::{Event, Unfollowed};
 use stead_node::logic::replication::{Lost, Outbox};
 use stead_shared::claims::Replicas;
@@ -28,6 +29,7 @@ pub(crate) enum Item {
     FillBegin {
         shard: ShardId,
         at: Version,
+        past: Lineage,
     },
     Fill {
         shard: ShardId,
@@ -55,6 +57,10 @@ pub(crate) enum Item {
         at: Version,
         prev: Version,
         state: Option<(u8, Session)>,
+        /// All of the session is new to the copy.
+        is_whole: bool,
+        /// With the number: the epochs before.
+        past: Option<Lineage>,
     },
 }
 
@@ -226,6 +232,21 @@ impl NodeModel {
         prev: u64,
         session: Option<u8>,
     ) {
+        self.tell(ctx, (shard, prev), session, false);
+    }
+
+    /// A session has come here, and all of it is new to those who follow.
+    pub(crate) fn tell_arrival(&mut self, ctx: &mut Ctx, shard: ShardId, prev: u64, session: u8) {
+        self.tell(ctx, (shard, prev), Some(session), true);
+    }
+
+    fn tell(
+        &mut self,
+        ctx: &mut Ctx,
+        (shard, prev): (ShardId, u64),
+        session: Option<u8>,
+        is_whole: bool,
+    ) {
         self.save_change(ctx, shard, session);
         let Some(here) = self.host.shards.get_mut(&shard) else { return };
         here.origin = None;
@@ -235,7 +256,9 @@ impl NodeModel {
         ctx.oracle.entry(ctx.sim.now(), shard, at, state.as_ref());
         ctx.oracle.reached(self.me, state.as_ref().map(|(_, state)| state));
         let prev = Version { epoch, seq: prev };
-        self.append(ctx, shard, &Item::Entry { shard, at, prev, state });
+        let has_past = session.is_none() && here.past != Lineage::EMPTY;
+        let past = has_past.then(|| here.past.clone());
+        self.append(ctx, shard, &Item::Entry { shard, at, prev, state, is_whole, past });
     }
 
     /// The shard was served in `old` and is in another epoch now: followers go along.
@@ -247,6 +270,7 @@ impl NodeModel {
         }
         here.origin = Some(old);
         let prev = Version { epoch: old, seq: here.seq };
+        here.past.reach(prev);
         self.append(ctx, shard, &Item::NextEpoch { shard, epoch, prev });
         self.look_at_waiting(ctx);
     }
@@ -261,6 +285,12 @@ impl NodeModel {
     }
 
     // ---- what the machine wants ------------------------------------------------------------
+
+    /// Whether all answers of a shard have waited for this one.
+    pub(crate) fn is_answered_at(&self, shard: ShardId, member: NodeBoot) -> bool {
+        let follows = self.host.shards.get(&shard).map_or(&[][..], |here| &here.follows);
+        follows.iter().any(|it| it.is_member && it.to == member)
+    }
 
     pub(crate) fn set_replicas(&mut self, ctx: &mut Ctx, sets: &[(ShardId, Replicas)]) {
         for (shard, set) in sets {
@@ -452,7 +482,8 @@ impl NodeModel {
         }
         let here = &self.host.shards[&shard];
         let at = Version { epoch: here.epoch(), seq: here.seq };
-        let since = self.push(ctx, to, Item::FillBegin { shard, at });
+        let past = here.past.clone();
+        let since = self.push(ctx, to, Item::FillBegin { shard, at, past });
         if let Some(follow) = self.follow(shard, id) {
             (follow.phase, follow.last) = (Phase::Live { since }, since);
         }
@@ -614,13 +645,13 @@ impl NodeModel {
 
     // ---- waiting ---------------------------------------------------------------------------
 
-    fn waits(&self, shard: ShardId) -> Vec<(NodeBoot, u64)> {
+    pub(crate) fn waits(&self, shard: ShardId) -> Vec<(NodeBoot, u64)> {
         let follows = self.host.shards.get(&shard).map_or(&[][..], |here| &here.follows);
         let members = follows.iter().filter(|it| it.is_awaited());
         members.map(|it| (it.to, it.awaited())).filter(|it| !self.is_acked(*it)).collect()
     }
 
-    fn is_acked(&self, (to, position): (NodeBoot, u64)) -> bool {
+    pub(crate) fn is_acked(&self, (to, position): (NodeBoot, u64)) -> bool {
         self.feeds.by_node.get(&to).is_some_and(|feed| position <= feed.outbox.acked())
     }
 

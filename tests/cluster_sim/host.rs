@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use stead_node::logic::gate::Gate;
+use stead_node::logic::heal::Healed;
+use stead_node::logic::heal::lineage::Lineage;
 use stead_node::logic::window::{Asked, Content, Entry, Kept, Met, Window};
 use stead_shared::control::{HandoffId, ShardEpoch};
 use stead_shared::id::{BootId, Epoch, RequestId, ShardId, Version};
@@ -10,6 +12,7 @@ use stead_shared::refusal::Refusal;
 use stead_shared::rules::Rules;
 use stead_shared::time::Time;
 
+use crate::content::{Clock, Content as State, added};
 use crate::ctx::SESSIONS;
 use crate::feed::Follow;
 use crate::saved::Pen;
@@ -31,11 +34,12 @@ pub(crate) struct Ask {
     pub(crate) conn: u64,
 }
 
-/// One session: a counter, and which requests have raised it.
+/// One session: which requests have changed it, for the judge, and what they have made of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Session {
     pub(crate) version: Option<Version>,
     pub(crate) ops: Vec<u32>,
+    pub(crate) content: State,
     pub(crate) window: Window,
 }
 
@@ -46,6 +50,22 @@ impl Session {
 
     pub(crate) fn is_there(&self) -> bool {
         self.version.is_some()
+    }
+}
+
+/// What is in a shard.
+#[derive(Clone, Debug)]
+pub(crate) struct Contents {
+    pub(crate) seq: u64,
+    /// The epochs that it has come through before.
+    pub(crate) past: Lineage,
+    pub(crate) sessions: Vec<Session>,
+}
+
+impl Contents {
+    fn nothing() -> Self {
+        let sessions = vec![Session::default(); usize::from(SESSIONS)];
+        Self { seq: 0, past: Lineage::EMPTY, sessions }
     }
 }
 
@@ -69,8 +89,9 @@ pub(crate) struct Shard {
     pub(crate) throttle: Option<u64>,
     /// The epoch in which it was served before, until it changes.
     pub(crate) origin: Option<Epoch>,
-    /// Where the copy ended that it was served from.
-    pub(crate) since: Option<Version>,
+    /// The epochs that it has come through before this one.
+    pub(crate) past: Lineage,
+    pub(crate) healed: Option<Box<Healed<u8>>>,
     pub(crate) follows: Vec<Follow>,
     /// Writes every change to disk.
     pub(crate) pen: Option<Pen>,
@@ -79,6 +100,18 @@ pub(crate) struct Shard {
 impl Shard {
     pub(crate) fn epoch(&self) -> Epoch {
         self.gate.epoch().expect("a shard that is gone is not kept")
+    }
+
+    /// The epochs that it has come through, this one included.
+    pub(crate) fn lineage(&self) -> Lineage {
+        let mut lineage = self.past.clone();
+        lineage.reach(Version { epoch: self.epoch(), seq: self.seq });
+        lineage
+    }
+
+    /// What is in it, given up.
+    pub(crate) fn into_contents(self) -> Contents {
+        Contents { seq: self.seq, past: self.lineage(), sessions: self.sessions }
     }
 
     fn is_idle(&self) -> bool {
@@ -109,6 +142,8 @@ pub(crate) enum Ended {
         value: u64,
         /// The session had this write already.
         is_twice: bool,
+        /// The write whose value it replaced.
+        saw: Option<u32>,
     },
     /// Nothing may be changed now, and nothing was.
     Refused,
@@ -127,15 +162,21 @@ fn value_of(kept: &Kept) -> u64 {
 }
 
 /// The shards of one node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct HostModel {
     pub(crate) shards: BTreeMap<ShardId, Shard>,
+    pub(crate) clock: Clock,
     lives: u64,
 }
 
 impl HostModel {
-    fn fresh(&mut self, epoch: Epoch, seq: u64, sessions: Vec<Session>) -> Shard {
+    pub(crate) fn new(clock: Clock) -> Self {
+        Self { shards: BTreeMap::new(), clock, lives: 0 }
+    }
+
+    fn fresh(&mut self, epoch: Epoch, contents: Contents) -> Shard {
         self.lives += 1;
+        let Contents { seq, past, sessions } = contents;
         Shard {
             gate: Gate::Serving(epoch),
             life: self.lives,
@@ -146,7 +187,8 @@ impl HostModel {
             sealers: Vec::new(),
             throttle: None,
             origin: None,
-            since: None,
+            past,
+            healed: None,
             follows: Vec::new(),
             pen: None,
         }
@@ -155,11 +197,13 @@ impl HostModel {
     pub(crate) fn activate(
         &mut self,
         at: ShardEpoch,
-        seq: u64,
-        sessions: Vec<Session>,
+        mut contents: Contents,
         origin: Option<Epoch>,
     ) {
-        let mut shard = self.fresh(at.epoch, seq, sessions);
+        if let Some(epoch) = origin {
+            contents.past.reach(Version { epoch, seq: contents.seq });
+        }
+        let mut shard = self.fresh(at.epoch, contents);
         shard.origin = origin;
         self.shards.insert(at.shard, shard);
     }
@@ -169,7 +213,7 @@ impl HostModel {
         if self.shards.contains_key(&at.shard) {
             return self.reopen(at);
         }
-        self.activate(at, 0, vec![Session::default(); usize::from(SESSIONS)], None);
+        self.activate(at, Contents::nothing(), None);
         Vec::new()
     }
 
@@ -239,7 +283,7 @@ impl HostModel {
         let session = &mut shard.sessions[usize::from(ask.session)];
         if !ask.is_write {
             let version = Version { epoch, seq: shard.seq };
-            return Ended::Ran { version, value: session.value(), is_twice: false };
+            return Ended::Ran { version, value: session.value(), is_twice: false, saw: None };
         }
         let asked = asked(ask);
         match Window::meet(Some(&session.window), 0, &asked, rules) {
@@ -253,19 +297,21 @@ impl HostModel {
         let is_twice = session.ops.contains(&ask.op);
         session.ops.push(ask.op);
         session.version = Some(version);
+        let saw = session.content.change(ask.op, version, || self.clock.stamp(now));
         let value = session.value();
         let content = Content::new(&value.to_be_bytes(), &[]);
         let kept = Kept { status: 200, version, has_etag: false, content };
         // Copies are whole here: they need not be told what leaves.
-        let _ = session.window.add(Entry::new(asked, kept, now), now);
-        Ended::Ran { version, value, is_twice }
+        let entry = Entry { added: added(ask.op, version), ..Entry::new(asked, kept, now) };
+        let _ = session.window.add(entry, now);
+        Ended::Ran { version, value, is_twice, saw }
     }
 
     /// What an answer with this value tells of.
     pub(crate) fn ops(&self, ask: &Ask, value: u64) -> Vec<u32> {
         let here = self.shards.get(&ask.shard);
-        here.map_or(&[][..], |it| &it.sessions[usize::from(ask.session)].ops[..value as usize])
-            .to_vec()
+        let ops = here.map_or(&[][..], |it| &it.sessions[usize::from(ask.session)].ops);
+        ops[..ops.len().min(value as usize)].to_vec()
     }
 
     /// What follows a turn: the next one, and seals that have ended.

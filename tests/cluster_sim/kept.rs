@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use stead_node::logic::durable::{Role, ShardMeta};
 use stead_node::logic::gate::Gate;
+use stead_node::logic::heal::lineage::Lineage;
 use stead_node::logic::ownership::Event;
 use stead_node::logic::replication::{Accept, CopyRules, CopyState, EntryHead, Lost};
 use stead_shared::control::ShardEpoch;
@@ -12,17 +13,19 @@ use stead_shared::id::{Epoch, NodeBoot, ShardId, Version};
 
 use crate::ctx::{Ctx, Happens, SESSIONS};
 use crate::feed::Item;
-use crate::host::Session;
+use crate::host::{Contents, Session};
 use crate::links::Msg;
 use crate::node::NodeModel;
+use crate::offers::Aside;
 use crate::oracle::Violation;
 use crate::saved::Pen;
-use crate::transfer::Aside;
 
 /// A copy.
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) state: CopyState,
+    /// The epochs that it has come through before the one of its last change.
+    pub(crate) past: Lineage,
     pub(crate) sessions: Vec<Session>,
     /// A shard that was served here until it was granted away.
     pub(crate) is_own: bool,
@@ -102,7 +105,7 @@ impl NodeModel {
     fn take_in(&mut self, ctx: &mut Ctx, owner: NodeBoot, item: Item) -> Result<(), Lost> {
         let rules = &CopyRules { replica_checks_previous: ctx.knobs.rules.appends_follow };
         match item {
-            Item::FillBegin { shard, at } => {
+            Item::FillBegin { shard, at, past } => {
                 self.is_served(ctx, shard, at.epoch)?;
                 if self.saving.as_ref().is_some_and(|saving| saving.keeps(shard)) {
                     return Err(Lost::NoCopy);
@@ -110,8 +113,8 @@ impl NodeModel {
                 let here = self.kept.copies.get(&shard).map(|copy| &copy.state);
                 let state = CopyState::begin_fill(here, owner, at, rules)?;
                 let sessions = vec![Session::default(); usize::from(SESSIONS)];
-                let mut copy = Kept { state, sessions, is_own: false, pen: None };
-                copy.pen = self.begin_on_disk(ctx, shard, copy.meta());
+                let mut copy = Kept { state, past, sessions, is_own: false, pen: None };
+                copy.pen = self.begin_on_disk(ctx, shard, copy.meta(), &copy.past);
                 self.kept.copies.insert(shard, copy);
                 let shards = vec![ShardEpoch { shard, epoch: at.epoch }];
                 self.report(ctx, Event::CopyBegun { owner, shards });
@@ -121,6 +124,7 @@ impl NodeModel {
                 let Some(copy) = self.kept.copies.get_mut(&shard) else { return Ok(()) };
                 if outcome(copy.state.fill(owner, epoch, rules))? {
                     ctx.oracle.reached(self.me, [&state]);
+                    self.host.clock.see(ctx.sim.now(), state.content.written);
                     copy.sessions[usize::from(session)] = state;
                     self.save_copy(ctx, shard, Some(session));
                 }
@@ -138,7 +142,9 @@ impl NodeModel {
                 self.keep_own(ctx, shard, (owner, epoch), Some(prev));
                 self.is_here(ctx, shard, epoch)?;
                 let Some(copy) = self.kept.copies.get_mut(&shard) else { return Ok(()) };
-                outcome(copy.state.adopt(owner, epoch, prev, rules))?;
+                if outcome(copy.state.adopt(owner, epoch, prev, rules))? {
+                    copy.past.reach(prev);
+                }
                 self.save_copy(ctx, shard, None);
                 let shards = vec![ShardEpoch { shard, epoch }];
                 self.report(ctx, Event::CopyComplete { owner, shards });
@@ -146,10 +152,12 @@ impl NodeModel {
             Item::NextEpoch { shard, epoch, prev } => {
                 self.is_here(ctx, shard, epoch)?;
                 let Some(copy) = self.kept.copies.get_mut(&shard) else { return Ok(()) };
-                outcome(copy.state.next_epoch(owner, epoch, prev, rules))?;
+                if outcome(copy.state.next_epoch(owner, epoch, prev, rules))? {
+                    copy.past.reach(prev);
+                }
                 self.save_copy(ctx, shard, None);
             }
-            Item::Entry { shard, at, prev, state } => {
+            Item::Entry { shard, at, prev, state, is_whole, past } => {
                 self.is_here(ctx, shard, at.epoch)?;
                 let Some(copy) = self.kept.copies.get_mut(&shard) else { return Ok(()) };
                 let Version { epoch, seq } = at;
@@ -158,8 +166,16 @@ impl NodeModel {
                     ctx.oracle.entry(ctx.sim.now(), shard, at, state.as_ref());
                     ctx.oracle.reached(self.me, state.as_ref().map(|(_, state)| state));
                     let session = state.as_ref().map(|(session, _)| *session);
-                    if let Some((session, state)) = state {
-                        copy.sessions[usize::from(session)] = state;
+                    copy.past = past.unwrap_or_else(|| copy.past.clone());
+                    if let Some((session, mut state)) = state {
+                        let here = &mut copy.sessions[usize::from(session)];
+                        if is_whole {
+                            self.host.clock.see(ctx.sim.now(), state.content.written);
+                        } else {
+                            let stamp = || self.host.clock.stamp(ctx.sim.now());
+                            state.derive(here, stamp);
+                        }
+                        *here = state;
                     }
                     self.save_copy(ctx, shard, session);
                 }
@@ -239,9 +255,10 @@ impl NodeModel {
         if !is_sealed || end.is_some_and(|end| end != at) {
             return;
         }
-        let Some((seq, sessions, pen)) = self.take_out(ctx, shard) else { return };
+        let Some((contents, pen)) = self.take_out(ctx, shard) else { return };
+        let Contents { seq, past, sessions } = contents;
         let state = CopyState::of_own(owner, epoch, Version { seq, ..at });
-        self.kept.copies.insert(shard, Kept { state, sessions, is_own: true, pen });
+        self.kept.copies.insert(shard, Kept { state, past, sessions, is_own: true, pen });
         self.save_copy(ctx, shard, None);
     }
 
@@ -263,8 +280,10 @@ impl NodeModel {
             let Some(copy) = self.kept.copies.remove(&at.shard) else { continue };
             let pen = self.current(at.shard, copy.pen);
             if copy.sessions.iter().any(Session::is_there) {
-                let state = (copy.state.at.seq, copy.sessions);
-                self.set_aside(ctx, Aside::of(at, to, state, pen));
+                let Kept { state, mut past, sessions, .. } = copy;
+                past.reach(state.at);
+                let contents = Contents { seq: state.at.seq, past, sessions };
+                self.set_aside(ctx, Aside::of(at, to, contents, pen));
             } else {
                 self.forget_on_disk(ctx, at.shard, pen);
             }
@@ -297,13 +316,11 @@ impl NodeModel {
         }
         let end = self.kept.copies.get(&at.shard).map(|copy| copy.state.at);
         let pen = end.and_then(|end| self.take_pen_at(at.shard, end));
-        let Some(Kept { state, sessions, .. }) = self.kept.copies.remove(&at.shard) else {
+        let Some(Kept { state, past, sessions, .. }) = self.kept.copies.remove(&at.shard) else {
             return false;
         };
-        self.serve_arrived(ctx, at, (state.at.seq, sessions), Some(state.at.epoch), pen);
-        if let Some(here) = self.host.shards.get_mut(&at.shard) {
-            here.since = Some(state.at);
-        }
+        let contents = Contents { seq: state.at.seq, past, sessions };
+        self.serve_arrived(ctx, at, contents, Some(state.at.epoch), pen);
         ctx.oracle.opened(ctx.sim.now(), self.me, at);
         self.begun(ctx, at);
         true

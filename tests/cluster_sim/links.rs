@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use stead_node::logic::heal::lineage::Lineage;
 use stead_node::logic::replication::Lost;
 use stead_shared::claims::ClaimsUpdate;
 use stead_shared::control::{Control, HandoffId, ShardEpoch};
@@ -15,7 +16,7 @@ use stead_shared::time::Time;
 
 use crate::ctx::{Ctx, Happens, ms};
 use crate::feed::Item;
-use crate::host::{Ask, Session};
+use crate::host::{Ask, Contents, Session};
 
 /// After so long without a sign a connection is given up: a ping after 1 s, 2 s for its answer.
 const DEAD_AFTER: std::time::Duration = std::time::Duration::from_secs(3);
@@ -46,7 +47,7 @@ pub(crate) enum Msg {
     /// All of it was sent; where the shards ended.
     End {
         handoff: HandoffId,
-        ends: Vec<(ShardId, Version)>,
+        ends: Vec<(ShardId, Version, Lineage)>,
     },
     /// To copies: the first has this position.
     Items {
@@ -62,8 +63,9 @@ pub(crate) enum Msg {
     Offer {
         number: u64,
         at: ShardEpoch,
-        seq: u64,
-        sessions: Vec<Session>,
+        contents: Contents,
+        /// Whoever took the shard over has all of it that was answered.
+        unconfirmed: bool,
     },
     /// Whether all of them are settled.
     Settled {

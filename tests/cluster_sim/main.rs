@@ -3,7 +3,9 @@
 //!
 //! `SEED=n` runs one seed and prints its log; `SEEDS=n` runs so many.
 
+mod content;
 mod ctx;
+mod cuts;
 mod disk;
 mod feed;
 mod history;
@@ -11,7 +13,9 @@ mod host;
 mod kept;
 mod links;
 mod membership;
+mod merges;
 mod node;
+mod offers;
 mod oracle;
 mod plan;
 mod router;
@@ -22,6 +26,8 @@ mod world;
 
 use std::time::Duration;
 
+use content::Healing;
+use cuts::plan_with_cuts;
 use oracle::{Finding, Violation};
 use plan::{Luck, Plan, plan, plan_with_copies, plan_with_disks, rolling};
 use rules::Rule;
@@ -66,6 +72,7 @@ fn run_seeds(luck_of: fn(u64) -> Luck, plan: Planner, n_seeds: u64) {
         return;
     }
     let (mut n_events, mut n_moves, mut n_taken_over, mut n_ops) = (0, 0, 0, 0);
+    let (mut n_taken, mut n_merged, mut n_conflicts, mut n_false) = (0, 0, 0, 0);
     let n_seeds = number("SEEDS").unwrap_or(n_seeds);
     let mut failed = Vec::new();
     for seed in number("FROM").unwrap_or(0)..n_seeds {
@@ -75,13 +82,18 @@ fn run_seeds(luck_of: fn(u64) -> Luck, plan: Planner, n_seeds: u64) {
         n_moves += u64::from(outcome.n_moves);
         n_taken_over += u64::from(outcome.n_taken_over);
         n_ops += outcome.n_ops;
+        n_taken += u64::from(outcome.merges.n_taken);
+        n_merged += u64::from(outcome.merges.n_merged);
+        n_conflicts += outcome.merges.n_conflicts();
+        n_false += outcome.merges.n_false;
         for Finding { at, what, text } in outcome.findings {
             failed.push(format!("SEED={seed} {luck:?}: {at:?} {what:?}: {text}"));
         }
     }
     println!(
         "{n_seeds} seeds: {n_events} events, {n_ops} requests, {n_moves} shards moved, \
-         {n_taken_over} taken over"
+         {n_taken_over} taken over; of sessions that two sides had {n_taken} taken, {n_merged} \
+         merged, {n_conflicts} conflicts, {n_false} of them are none"
     );
     assert!(failed.is_empty(), "{} findings:\n{}", failed.len(), failed.join("\n"));
 }
@@ -99,6 +111,11 @@ fn no_seed_with_copies_finds_a_violation() {
 #[test]
 fn no_seed_with_disks_finds_a_violation() {
     run_seeds(Luck::with_disks, plan_with_disks, 350);
+}
+
+#[test]
+fn no_seed_with_cuts_finds_a_violation() {
+    run_seeds(|_| Luck::Cuts, |_, seed, rules| plan_with_cuts(seed, rules), 400);
 }
 
 #[test]
@@ -151,6 +168,21 @@ fn a_rule_that_is_off_is_found_out() {
             let outcome = run(seed, &rule.plan(seed, Rules::ALL), false);
             assert!(outcome.findings.is_empty(), "{rule:?} {seed}: {:#?}", outcome.findings);
         }
+    }
+}
+
+/// As for rules, of what becomes of histories that had parted.
+#[test]
+fn what_is_merged_wrong_is_found_out() {
+    for (healing, expected) in Healing::WRONG {
+        let found = (0..SEEDS_MAX).find(|&seed| {
+            let mut plan = plan_with_cuts(seed, Rules::ALL);
+            plan.knobs.healing = healing;
+            let outcome = run(seed, &plan, false);
+            outcome.findings.iter().any(|finding| finding.what == expected)
+        });
+        println!("{healing:?}: {expected:?}, seed {found:?}");
+        assert!(found.is_some(), "{healing:?} was not found out");
     }
 }
 
@@ -437,6 +469,29 @@ fn who_owns_a_shard_by_now_tells_again_how_it_began() {
 #[test]
 fn what_is_offered_from_disk_is_settled_before_its_shard_comes() {
     assert_clean_with_disks(2252);
+}
+
+fn assert_clean_with_cuts(seed: u64) {
+    let outcome = run(seed, &plan_with_cuts(seed, Rules::ALL), false);
+    assert!(outcome.findings.is_empty(), "{seed}: {:#?}", outcome.findings);
+}
+
+/// A shard that began empty took over what another history had, and was merged with one that knew less
+/// of that: whose counters were taken for newer, since it had come through the epoch itself.
+#[test]
+fn what_came_from_a_third_history_is_as_new_as_it_was_there() {
+    assert_clean_with_cuts(5);
+    assert_clean_with_cuts(83);
+    assert_clean_with_cuts(118);
+}
+
+/// The same, and then the shard and a copy of it parted: what had been taken over after that was older
+/// than where they had, and counted as if both had it.
+#[test]
+fn what_was_taken_over_since_is_not_in_a_copy() {
+    for seed in [210, 255, 503, 543] {
+        assert_clean_with_cuts(seed);
+    }
 }
 
 #[test]

@@ -13,16 +13,18 @@ use stead_shared::refusal::{Claim, Refusal};
 use stead_shared::sim::Host;
 use stead_shared::time::Time;
 
+use crate::content::Clock;
 use crate::ctx::{BALANCE_QUIET, Ctx, Happens, ms};
 use crate::feed::Feeds;
-use crate::host::{Admitted, Ask, Ended, HostModel, Session, Shard};
+use crate::host::{Admitted, Ask, Contents, Ended, HostModel, Session, Shard};
 use crate::kept::KeptCopies;
 use crate::links::{Answer, Kind, Msg};
 use crate::membership::{Change, DOWN_GRACE, Health, News, Sight};
+use crate::offers::{Aside, Intake};
 use crate::oracle::Violation;
 use crate::plan::Step;
 use crate::saved::{Pen, Saving, may_be_gone, open_disk};
-use crate::transfer::{Aside, Copy, CopyTask};
+use crate::transfer::{Copy, CopyTask};
 
 /// See the module's page.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub(crate) struct NodeModel {
     pub(crate) copies: BTreeMap<HandoffId, Copy>,
     pub(crate) asides: BTreeMap<u64, Aside>,
     pub(crate) next_aside: u64,
+    pub(crate) intakes: BTreeMap<u64, Intake>,
+    pub(crate) next_intake: u64,
     granted: BTreeMap<ShardId, Epoch>,
     tick: (Time, u64),
     /// What the judge of moves knows: when the members' digest changed, and unannounced deaths.
@@ -85,11 +89,13 @@ impl NodeModel {
             me,
             machine,
             sight,
-            host: HostModel::default(),
+            host: HostModel::new(Clock::of(me.node)),
             tasks: BTreeMap::new(),
             copies: BTreeMap::new(),
             asides: BTreeMap::new(),
             next_aside: 0,
+            intakes: BTreeMap::new(),
+            next_intake: 0,
             granted: BTreeMap::new(),
             tick: (ctx.now() + ms(1), 1),
             told: Arc::new(Members { me: me.node, list: Vec::new() }),
@@ -173,6 +179,7 @@ impl NodeModel {
             }
             Happens::Gossip(due) => self.on_gossip(ctx, due),
             Happens::Offer(number) => self.offer(ctx, number),
+            Happens::TakeIn(number) => self.take_in_step(ctx, number),
             Happens::Disk(step) => self.disk_step(ctx, step),
             Happens::Drain => {
                 let news = ctx.set_phase(self.at, Phase::Leaving);
@@ -508,7 +515,7 @@ impl NodeModel {
                 let answer = Answer::Done { epoch, value };
                 self.answer_when_acked(ctx, ask, life, answer, ops);
             }
-            Ended::Ran { version, value, is_twice } => {
+            Ended::Ran { version, value, is_twice, saw } => {
                 let value = read.unwrap_or(value);
                 if ask.is_write {
                     let newest = self.claim_of_others(ask.shard);
@@ -517,6 +524,7 @@ impl NodeModel {
                     if is_twice {
                         ctx.oracle.ran_twice(ctx.sim.now(), ask.op);
                     }
+                    ctx.oracle.merges.saw(ask.op, saw);
                     for task in self.tasks.values_mut() {
                         task.changed(ask.shard, ask.session);
                     }
@@ -610,7 +618,7 @@ impl NodeModel {
             Action::DropState { shards } => {
                 for shard in shards {
                     self.granted.remove(&shard);
-                    if let Some((_, _, pen)) = self.take_out(ctx, shard) {
+                    if let Some((_, pen)) = self.take_out(ctx, shard) {
                         self.forget_on_disk(ctx, shard, pen);
                     }
                 }
@@ -798,7 +806,7 @@ impl NodeModel {
         &mut self,
         ctx: &mut Ctx,
         id: ShardId,
-    ) -> Option<(u64, Vec<Session>, Option<Pen>)> {
+    ) -> Option<(Contents, Option<Pen>)> {
         let (mut shard, away) = self.host.take_out(id)?;
         ctx.oracle.dropped(self.me, id);
         for ask in away {
@@ -808,7 +816,7 @@ impl NodeModel {
         self.seals_ended(ctx, &waiting);
         self.unfollowed(ctx, &shard);
         let pen = shard.pen.take();
-        Some((shard.seq, shard.sessions, pen))
+        Some((shard.into_contents(), pen))
     }
 
     /// The process is gone; what others hold of each shard is given.
@@ -838,7 +846,7 @@ impl NodeModel {
         }
         for aside in self.asides.values() {
             let may_go = may_be_gone(ctx, self.at, aside.at.shard);
-            ctx.oracle.excuse(aside.at.shard, ops_of(&aside.sessions).filter(may_go));
+            ctx.oracle.excuse(aside.at.shard, ops_of(&aside.contents.sessions).filter(may_go));
         }
     }
 
@@ -867,7 +875,7 @@ impl NodeModel {
     pub(crate) fn ops_here(&self, shard: ShardId) -> impl Iterator<Item = u32> {
         let gate = self.host.shards.get(&shard).into_iter().flat_map(|s| ops_of(&s.sessions));
         let asides = self.asides.values().filter(move |aside| aside.at.shard == shard);
-        gate.chain(asides.flat_map(|aside| ops_of(&aside.sessions)))
+        gate.chain(asides.flat_map(|aside| ops_of(&aside.contents.sessions)))
     }
 }
 

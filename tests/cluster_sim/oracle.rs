@@ -1,8 +1,8 @@
 //! The judge. It sees what machines decide and what clients are told, and nothing else.
 //!
 //! A change is *excused* when it may be gone: its shard's owner died with it, for there are no
-//! copies in this mode; or two nodes that took each other for dead had both changed the session,
-//! which the merge tells of.
+//! copies in this mode. That two nodes which took each other for dead had both changed the session is
+//! no excuse.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use stead_shared::time::Time;
 use crate::ctx::{BALANCE_STAY, N_SHARDS};
 use crate::history::{Done, Op};
 use crate::host::Session;
+use crate::merges::Merges;
 
 /// What can be found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,6 +70,10 @@ pub(crate) enum Violation {
     DamageUnnoticed,
     /// R13: somebody took over who has no copy.
     NothingToOpen,
+    /// A counter is not the sum of what was added.
+    CounterOff,
+    /// The value of an acknowledged write is gone, and nobody who overwrote it had seen it.
+    LostValue,
 }
 
 /// What was found out, and when.
@@ -130,6 +135,7 @@ pub(crate) struct Oracle {
     tried: BTreeMap<u32, (Epoch, Option<Time>)>,
     /// When the last packet was sent that a process heard, while it is not alone.
     heard: BTreeMap<NodeBoot, Time>,
+    pub(crate) merges: Merges,
     pub(crate) n_moves: u32,
     /// Shards that were served from copies of dead owners.
     pub(crate) n_taken_over: u32,
@@ -500,6 +506,11 @@ impl Oracle {
 
     pub(crate) fn is_answered(&self) -> bool {
         self.ops.iter().all(|op| op.done.is_some())
+    }
+
+    /// Whose gates of a shard are open.
+    pub(crate) fn servers(&self, shard: ShardId) -> Vec<NodeBoot> {
+        self.open.get(&shard).into_iter().flat_map(|open| open.keys().copied()).collect()
     }
 
     pub(crate) fn is_served(&self) -> bool {

@@ -9,6 +9,7 @@ use stead_shared::id::BootId;
 use stead_shared::rules::Rules;
 use stead_shared::sim::Host;
 
+use crate::content::Healing;
 use crate::ctx::{Knobs, N_ROUTERS, PIN_SETS, ms};
 use crate::disk::DiskKnobs;
 
@@ -179,6 +180,8 @@ pub(crate) enum Luck {
     Restarts,
     /// Disks that fail, are slow, or lose what was on them.
     Disks,
+    /// See [`crate::cuts`].
+    Cuts,
 }
 
 impl Luck {
@@ -227,35 +230,35 @@ impl Luck {
             | Self::Disks
             | Self::Copies => true,
             Self::Handoffs => rng.random_bool(0.7),
-            Self::Wild | Self::Echoes | Self::Zombies => false,
+            Self::Wild | Self::Echoes | Self::Zombies | Self::Cuts => false,
         }
     }
 }
 
-struct Draw {
-    rng: StdRng,
-    n_nodes: u32,
-    honest: bool,
+pub(crate) struct Draw {
+    pub(crate) rng: StdRng,
+    pub(crate) n_nodes: u32,
+    pub(crate) honest: bool,
 }
 
 impl Draw {
-    fn below(&mut self, n: u32) -> u32 {
+    pub(crate) fn below(&mut self, n: u32) -> u32 {
         self.rng.random_range(0..n.max(1))
     }
 
-    fn millis(&mut self, range: Range<u64>) -> Duration {
+    pub(crate) fn millis(&mut self, range: Range<u64>) -> Duration {
         ms(self.rng.random_range(range))
     }
 
-    fn one<T: Copy>(&mut self, all: &[T]) -> T {
+    pub(crate) fn one<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.rng.random_range(0..all.len())]
     }
 
-    fn node(&mut self) -> Host {
+    pub(crate) fn node(&mut self) -> Host {
         Host(self.below(self.n_nodes))
     }
 
-    fn two(&mut self) -> (Host, Host) {
+    pub(crate) fn two(&mut self) -> (Host, Host) {
         let n = self.n_nodes + N_ROUTERS;
         let from = self.below(n);
         (Host(from), Host((from + 1 + self.below(n - 1)) % n))
@@ -319,7 +322,7 @@ impl Draw {
         }
     }
 
-    fn knobs(&mut self, rules: Rules) -> Knobs {
+    pub(crate) fn knobs(&mut self, rules: Rules) -> Knobs {
         let us = Duration::from_micros;
         let delay = self.one(&[(100, 1_500), (100, 1_500), (200, 8_000), (1_000, 40_000)]);
         let news = self.one(&[(5, 60), (20, 200), (50, 500)]);
@@ -340,6 +343,8 @@ impl Draw {
             n_clients: 4,
             think: ms(3)..ms(60),
             rules,
+            healing: Healing::Whole,
+            heals: false,
             honest: self.honest,
         }
     }
@@ -471,7 +476,7 @@ pub(crate) fn plan(luck: Luck, seed: u64, rules: Rules) -> Plan {
     let mut from = 2_000;
     let mut triggers = Vec::new();
     match luck {
-        Luck::Honest | Luck::Wild => {}
+        Luck::Honest | Luck::Wild | Luck::Cuts => {}
         Luck::Restarts => {
             (n_faults, n_triggers) = (draw.below(3), draw.below(2));
         }

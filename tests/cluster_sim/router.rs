@@ -154,6 +154,7 @@ impl RouterModel {
             | Happens::Compare
             | Happens::Gossip(_)
             | Happens::Offer(_)
+            | Happens::TakeIn(_)
             | Happens::Disk(_)
             | Happens::Drain
             | Happens::Next { .. }

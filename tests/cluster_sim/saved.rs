@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use stead_node::logic::durable::{Beginning, Role, ShardMeta};
 use stead_node::logic::gate::Gate;
+use stead_node::logic::heal::lineage::Lineage;
 use stead_node::logic::ownership::Event;
 use stead_node::logic::recovery::Saved;
 use stead_shared::control::{BegunShard, HandoffId, SavedKind, ShardEpoch};
@@ -15,10 +16,10 @@ use stead_shared::time::Time;
 
 use crate::ctx::{Ctx, Happens, SESSIONS, ms};
 use crate::disk::{Disk, Found, Op, SYNC_EVERY};
-use crate::host::{Ask, Session};
+use crate::host::{Ask, Contents, Session};
 use crate::node::NodeModel;
+use crate::offers::Aside;
 use crate::oracle::Violation;
-use crate::transfer::Aside;
 
 /// Between two attempts while the disk fails.
 const RETRY_EVERY: Duration = Duration::from_millis(500);
@@ -60,6 +61,7 @@ enum Settled {
 struct KeptShard {
     at: Version,
     begun: Option<Beginning>,
+    past: Lineage,
     sessions: Vec<Session>,
 }
 
@@ -114,7 +116,13 @@ impl Saving {
         pen
     }
 
-    fn begin(&mut self, disk: &mut Disk, shard: ShardId, meta: ShardMeta) -> Option<Pen> {
+    fn begin(
+        &mut self,
+        disk: &mut Disk,
+        shard: ShardId,
+        meta: ShardMeta,
+        past: &Lineage,
+    ) -> Option<Pen> {
         if self.keeps(shard) {
             return None;
         }
@@ -122,7 +130,7 @@ impl Saving {
         if self.writers.insert(shard, pen.id).is_some() {
             self.last = disk.push(Op::Forget { shard });
         }
-        self.write(disk, shard, &mut pen, Op::Meta { shard, meta });
+        self.write(disk, shard, &mut pen, Op::Meta { shard, meta, past: past.clone() });
         Some(pen)
     }
 
@@ -169,7 +177,8 @@ fn kept_of(found: &Found) -> Option<(KeptShard, Saved)> {
     let of = |session| found.sessions.get(&session).cloned().unwrap_or_default();
     let sessions = (0..SESSIONS).map(of).collect();
     let begun = found.meta.and_then(|meta| meta.begun);
-    Some((KeptShard { at, begun, sessions }, Saved { at, kind, sealed, begun }))
+    let past = found.past.clone();
+    Some((KeptShard { at, begun, past, sessions }, Saved { at, kind, sealed, begun }))
 }
 
 /// What is found on disk at the start: how it is kept, and what the machine is told.
@@ -231,7 +240,8 @@ impl NodeModel {
         let meta = ShardMeta { at, role, complete: true, begun: None };
         if let Some(pen) = &mut here.pen {
             let disk = &mut ctx.disks[self.at.0 as usize];
-            saving.write(disk, shard, pen, Op::Meta { shard, meta });
+            let past = here.past.clone();
+            saving.write(disk, shard, pen, Op::Meta { shard, meta, past });
         }
     }
 
@@ -253,9 +263,10 @@ impl NodeModel {
         ctx: &mut Ctx,
         shard: ShardId,
         meta: ShardMeta,
+        past: &Lineage,
     ) -> Option<Pen> {
         let disk = &mut ctx.disks[self.at.0 as usize];
-        self.saving.as_mut()?.begin(disk, shard, meta)
+        self.saving.as_mut()?.begin(disk, shard, meta, past)
     }
 
     /// Writes of a shard that was claimed empty that it was; `old`: one that was here already.
@@ -270,7 +281,7 @@ impl NodeModel {
         let version = Version { epoch: at.epoch, seq: 0 };
         let begun = Some(Beginning { epoch: at.epoch, from: None });
         let meta = ShardMeta { at: version, role: Role::Owner, complete: true, begun };
-        let pen = self.begin_on_disk(ctx, at.shard, meta);
+        let pen = self.begin_on_disk(ctx, at.shard, meta, &Lineage::EMPTY);
         if let Some(here) = self.host.shards.get_mut(&at.shard) {
             here.pen = pen;
         }
@@ -290,20 +301,23 @@ impl NodeModel {
         &mut self,
         ctx: &mut Ctx,
         at: ShardEpoch,
-        (seq, sessions): (u64, Vec<Session>),
+        contents: Contents,
         origin: Option<Epoch>,
         pen: Option<Pen>,
     ) {
         let pen = pen.or_else(|| {
-            let version = Version { epoch: at.epoch, seq };
+            let version = Version { epoch: at.epoch, seq: contents.seq };
             let meta = ShardMeta { at: version, role: Role::Owner, complete: false, begun: None };
-            let mut pen = self.begin_on_disk(ctx, at.shard, meta)?;
+            let mut pen = self.begin_on_disk(ctx, at.shard, meta, &contents.past)?;
             let disk = &mut ctx.disks[self.at.0 as usize];
             let saving = self.saving.as_mut()?;
-            saving.put_all(disk, (at.shard, version), &mut pen, &sessions);
+            saving.put_all(disk, (at.shard, version), &mut pen, &contents.sessions);
             Some(pen)
         });
-        self.host.activate(at, seq, sessions, origin);
+        for session in &contents.sessions {
+            self.host.clock.see(ctx.sim.now(), session.content.written);
+        }
+        self.host.activate(at, contents, origin);
         if let Some(here) = self.host.shards.get_mut(&at.shard) {
             here.pen = pen;
         }
@@ -335,14 +349,16 @@ impl NodeModel {
         let begun = ShardMeta { complete: false, ..meta };
         if !disk.has_room() {
             if let Some(mut pen) = copy.pen.take() {
-                saving.write(disk, shard, &mut pen, Op::Meta { shard, meta: begun });
+                let past = copy.past.clone();
+                saving.write(disk, shard, &mut pen, Op::Meta { shard, meta: begun, past });
             }
             return false;
         }
         if copy.pen.is_none_or(|pen| !saving.is_current(shard, pen)) {
-            let Some(mut pen) = saving.begin(disk, shard, begun) else { return false };
+            let past = copy.past.clone();
+            let Some(mut pen) = saving.begin(disk, shard, begun, &past) else { return false };
             saving.put_all(disk, (shard, meta.at), &mut pen, &copy.sessions);
-            saving.write(disk, shard, &mut pen, Op::Meta { shard, meta });
+            saving.write(disk, shard, &mut pen, Op::Meta { shard, meta, past });
             copy.pen = Some(pen);
         }
         true
@@ -363,7 +379,7 @@ impl NodeModel {
                 let state = copy.sessions[usize::from(session)].clone();
                 Op::Put { shard, at: meta.at, session, state }
             }
-            None => Op::Meta { shard, meta },
+            None => Op::Meta { shard, meta, past: copy.past.clone() },
         };
         if let Some(pen) = &mut copy.pen {
             saving.write(&mut ctx.disks[self.at.0 as usize], shard, pen, op);
@@ -399,6 +415,7 @@ impl NodeModel {
             ctx,
             shard,
             ShardMeta { at, role: Role::Copy { owner }, complete: false, begun: None },
+            &Lineage::EMPTY,
         )
     }
 
@@ -407,7 +424,7 @@ impl NodeModel {
         &mut self,
         ctx: &mut Ctx,
         (shard, at): (ShardId, Version),
-        sessions: &[Session],
+        contents: &Contents,
         pen: &mut Option<Pen>,
     ) -> bool {
         if self.saving.is_none() || self.is_on_disk_at(shard, at) {
@@ -419,11 +436,12 @@ impl NodeModel {
         let disk = &mut ctx.disks[self.at.0 as usize];
         let Some(saving) = &mut self.saving else { return true };
         let current = pen.filter(|pen| saving.is_current(shard, *pen));
-        let Some(mut ours) = current.or_else(|| saving.begin(disk, shard, meta(false))) else {
-            return false;
-        };
-        saving.put_all(disk, (shard, at), &mut ours, sessions);
-        saving.write(disk, shard, &mut ours, Op::Meta { shard, meta: meta(true) });
+        let past = &contents.past;
+        let begun = || saving.begin(disk, shard, meta(false), past);
+        let Some(mut ours) = current.or_else(begun) else { return false };
+        saving.put_all(disk, (shard, at), &mut ours, &contents.sessions);
+        let (meta, past) = (meta(true), past.clone());
+        saving.write(disk, shard, &mut ours, Op::Meta { shard, meta, past });
         *pen = Some(ours);
         true
     }
@@ -623,8 +641,9 @@ impl NodeModel {
             let pen = saving.release(at.shard, Some(begun));
             ctx.oracle.reached(self.me, &kept.sessions);
             ctx.oracle.opened_saved(at.shard, &kept.sessions);
-            let (seq, origin) = (kept.at.seq, Some(kept.at.epoch));
-            self.serve_arrived(ctx, at, (seq, kept.sessions), origin, Some(pen));
+            let KeptShard { at: end, past, sessions, .. } = kept;
+            let contents = Contents { seq: end.seq, past, sessions };
+            self.serve_arrived(ctx, at, contents, Some(end.epoch), Some(pen));
             ctx.oracle.opened(ctx.sim.now(), self.me, at);
             self.begun(ctx, at);
             self.drop_replicas(ctx, &[at.shard]);
@@ -648,7 +667,10 @@ impl NodeModel {
             let Some(saving) = &mut self.saving else { continue };
             let Some(kept) = saving.kept.remove(&at.shard) else { continue };
             let pen = Some(Pen { id: KEPT, last: 0, begun: None });
-            self.set_aside(ctx, Aside::of(at, to, (kept.at.seq, kept.sessions), pen));
+            let KeptShard { at: end, mut past, sessions, .. } = kept;
+            past.reach(end);
+            let contents = Contents { seq: end.seq, past, sessions };
+            self.set_aside(ctx, Aside::of(at, to, contents, pen));
         }
     }
 

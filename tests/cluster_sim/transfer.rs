@@ -1,23 +1,19 @@
-//! State on its way between nodes: copies of shards that are served meanwhile, and offers of
-//! sessions that were given up.
+//! State on its way between nodes: copies of shards that are served meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use stead_node::logic::copying::Progress;
-use stead_node::logic::gate::Gate;
+use stead_node::logic::heal::lineage::Lineage;
 use stead_node::logic::ownership::Event;
 use stead_shared::control::{HandoffId, ShardEpoch};
 use stead_shared::id::{NodeBoot, ShardId, Version};
 
 use crate::ctx::{Ctx, Happens, SESSIONS, ms};
-use crate::host::Session;
+use crate::host::{Contents, Session};
 use crate::links::{Kind, Msg};
 use crate::node::NodeModel;
 use crate::saved::Pen;
-
-/// An offer is made so many times.
-const ATTEMPTS: u32 = 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -54,32 +50,8 @@ pub(crate) struct Copy {
     conn: u64,
     is_whole: bool,
     sessions: BTreeMap<(ShardId, u8), Session>,
-    ends: BTreeMap<ShardId, Version>,
+    ends: BTreeMap<ShardId, (Version, Lineage)>,
     pens: BTreeMap<ShardId, Pen>,
-}
-
-/// Sessions of a shard that was given up.
-#[derive(Debug)]
-pub(crate) struct Aside {
-    pub(crate) at: ShardEpoch,
-    to: NodeBoot,
-    seq: u64,
-    pub(crate) sessions: Vec<Session>,
-    attempt: u32,
-    conn: u64,
-    /// For what the disk holds of it.
-    pen: Option<Pen>,
-}
-
-impl Aside {
-    pub(crate) fn of(
-        at: ShardEpoch,
-        to: NodeBoot,
-        (seq, sessions): (u64, Vec<Session>),
-        pen: Option<Pen>,
-    ) -> Self {
-        Self { at, to, seq, sessions, attempt: 0, conn: 0, pen }
-    }
 }
 
 impl NodeModel {
@@ -151,7 +123,8 @@ impl NodeModel {
                 let shards = std::mem::take(&mut task.shards);
                 let end = |at: &ShardEpoch| {
                     let shard = self.host.shards.get(&at.shard)?;
-                    Some((at.shard, Version { epoch: shard.epoch(), seq: shard.seq }))
+                    let end = Version { epoch: shard.epoch(), seq: shard.seq };
+                    Some((at.shard, end, shard.past.clone()))
                 };
                 let ends = shards.iter().filter_map(end).collect();
                 self.tasks.remove(&handoff);
@@ -196,10 +169,7 @@ impl NodeModel {
             self.forget_arrival(ctx, handoff);
             self.feed(ctx, Event::ReceiveFailed(handoff));
         }
-        let offered = self.asides.iter().find(|(_, aside)| aside.conn == conn).map(|(n, _)| *n);
-        if let Some(number) = offered {
-            self.offer_later(ctx, number);
-        }
+        self.offer_is_broken(ctx, conn);
     }
 
     // ---- the target ------------------------------------------------------------------------
@@ -219,18 +189,14 @@ impl NodeModel {
             }
             Msg::End { handoff, ends } => {
                 if let Some(copy) = self.copies.get_mut(&handoff) {
-                    copy.ends = ends.into_iter().collect();
+                    copy.ends =
+                        ends.into_iter().map(|(shard, at, past)| (shard, (at, past))).collect();
                     copy.is_whole = true;
                     self.has_arrived(ctx, handoff);
                 }
             }
-            Msg::Offer { number, at, seq, sessions } => {
-                let all = self.merge(ctx, at, seq, sessions);
-                if all {
-                    self.offer_was_taken(ctx, conn, number);
-                } else {
-                    self.settled_offer(ctx, conn, number, false);
-                }
+            Msg::Offer { number, at, contents, unconfirmed } => {
+                self.begin_taking_in(ctx, (Some(conn), number), at, (contents, unconfirmed));
             }
             Msg::Settled { number, all: true } => {
                 self.forget_aside(ctx, number);
@@ -264,11 +230,12 @@ impl NodeModel {
     fn has_arrived(&mut self, ctx: &mut Ctx, handoff: HandoffId) {
         let Some(mut copy) = self.copies.remove(&handoff) else { return };
         let mut is_saved = true;
-        for (&shard, &at) in &copy.ends {
+        for (&shard, (at, past)) in &copy.ends {
             let of = |n| copy.sessions.get(&(shard, n)).cloned().unwrap_or_default();
-            let sessions: Vec<Session> = (0..SESSIONS).map(of).collect();
+            let sessions = (0..SESSIONS).map(of).collect();
+            let contents = Contents { seq: at.seq, past: past.clone(), sessions };
             let mut pen = copy.pens.remove(&shard);
-            is_saved &= self.save_arrival(ctx, (shard, at), &sessions, &mut pen);
+            is_saved &= self.save_arrival(ctx, (shard, *at), &contents, &mut pen);
             copy.pens.extend(pen.map(|pen| (shard, pen)));
         }
         self.copies.insert(handoff, copy);
@@ -286,14 +253,15 @@ impl NodeModel {
             let mut take = |session| copy.sessions.remove(&(at.shard, session)).unwrap_or_default();
             let sessions: Vec<Session> = (0..SESSIONS).map(&mut take).collect();
             ctx.oracle.reached(self.me, &sessions);
-            let end = copy.ends.get(&at.shard).copied();
+            let (end, past) = copy.ends.remove(&at.shard).unzip();
             let pen = self.current(at.shard, copy.pens.remove(&at.shard));
             let pen = pen.or_else(|| self.take_pen_at(at.shard, end?));
-            if let Some((_, _, pen)) = self.take_out(ctx, at.shard) {
+            if let Some((_, pen)) = self.take_out(ctx, at.shard) {
                 self.forget_on_disk(ctx, at.shard, pen);
             }
             let (seq, origin) = (end.map_or(0, |end| end.seq), end.map(|end| end.epoch));
-            self.serve_arrived(ctx, at, (seq, sessions), origin, pen);
+            let contents = Contents { seq, past: past.unwrap_or(Lineage::EMPTY), sessions };
+            self.serve_arrived(ctx, at, contents, origin, pen);
             ctx.oracle.opened(ctx.sim.now(), self.me, at);
             self.begun(ctx, at);
             if self.is_granted {
@@ -303,133 +271,5 @@ impl NodeModel {
         for (shard, pen) in copy.pens {
             self.forget_on_disk(ctx, shard, Some(pen));
         }
-    }
-
-    // ---- offers ----------------------------------------------------------------------------
-
-    pub(crate) fn yield_to(&mut self, ctx: &mut Ctx, to: NodeBoot, shards: &[ShardEpoch]) {
-        for &at in shards {
-            let taken = self.take_out(ctx, at.shard);
-            self.drop_saved(ctx, &[at.shard]);
-            let Some((seq, sessions, pen)) = taken else { continue };
-            if sessions.iter().any(Session::is_there) {
-                self.set_aside(ctx, Aside::of(at, to, (seq, sessions), pen));
-            } else {
-                self.forget_on_disk(ctx, at.shard, pen);
-            }
-        }
-    }
-
-    pub(crate) fn set_aside(&mut self, ctx: &mut Ctx, aside: Aside) {
-        self.next_aside += 1;
-        self.asides.insert(self.next_aside, aside);
-        ctx.after(self.at, Duration::from_micros(100), Happens::Offer(self.next_aside));
-    }
-
-    fn forget_aside(&mut self, ctx: &mut Ctx, number: u64) {
-        if let Some(aside) = self.asides.remove(&number) {
-            self.forget_on_disk(ctx, aside.at.shard, aside.pen);
-            self.report(ctx, Event::Offered(vec![aside.at.shard]));
-        }
-    }
-
-    pub(crate) fn settled_offer(&self, ctx: &mut Ctx, conn: u64, number: u64, all: bool) {
-        ctx.send(conn, self.at, Msg::Settled { number, all });
-    }
-
-    pub(crate) fn offer(&mut self, ctx: &mut Ctx, number: u64) {
-        let Some(aside) = self.asides.get(&number) else { return };
-        let claim = self.machine.book().get(aside.at.shard);
-        let claim = claim.filter(|(epoch, owner)| {
-            aside.at.epoch <= *epoch && self.sight.members.is_live(*owner)
-        });
-        let (epoch, owner) = claim.unwrap_or((aside.at.epoch, aside.to));
-        let at = ShardEpoch { epoch, ..aside.at };
-        let (seq, sessions) = (aside.seq, aside.sessions.clone());
-        if owner == self.me {
-            if self.merge(ctx, at, seq, sessions) {
-                self.forget_aside(ctx, number);
-            } else {
-                self.offer_later(ctx, number);
-            }
-            return;
-        }
-        let host = ctx.host_of(owner.node);
-        match host.and_then(|host| ctx.connect(self.at, host, owner.boot, Kind::Bulk)) {
-            Some(conn) => {
-                if let Some(aside) = self.asides.get_mut(&number) {
-                    aside.conn = conn;
-                }
-                ctx.send(conn, self.at, Msg::Offer { number, at, seq, sessions });
-            }
-            None => self.offer_later(ctx, number),
-        }
-    }
-
-    fn offer_later(&mut self, ctx: &mut Ctx, number: u64) {
-        let Some(aside) = self.asides.get_mut(&number) else { return };
-        aside.attempt += 1;
-        aside.conn = 0;
-        if aside.attempt < ATTEMPTS {
-            let pause = ms(200 << aside.attempt.min(6)).min(ms(10_000));
-            ctx.after(self.at, pause, Happens::Offer(number));
-        } else {
-            let (shard, pen) = (aside.at.shard, aside.pen.take());
-            self.leave_on_disk(shard, pen);
-            self.report(ctx, Event::Offered(vec![shard]));
-        }
-    }
-
-    /// Takes in what is not here. Whether every session was dealt with.
-    fn merge(&mut self, ctx: &mut Ctx, at: ShardEpoch, seq: u64, sessions: Vec<Session>) -> bool {
-        let busy = (0..SESSIONS).any(|session| self.host.is_busy(at.shard, session));
-        let refuses = self.disk_refuses(ctx);
-        let Some(here) = self.host.shards.get_mut(&at.shard) else { return false };
-        let is_served = matches!(here.gate, Gate::Serving(epoch) if at.epoch <= epoch);
-        let gate = here.gate;
-        ctx.note(|| {
-            let n = self.at.0;
-            format!("n{n}: an offer of shard {} {gate:?} busy {busy} refuses {refuses}", at.shard)
-        });
-        if !is_served || busy || refuses {
-            return false;
-        }
-        let prev = here.seq;
-        here.seq = prev.max(seq);
-        if prev < seq {
-            self.tell_change(ctx, at.shard, prev, None);
-        }
-        for (session, theirs) in (0..SESSIONS).zip(sessions) {
-            let Some(here) = self.host.shards.get_mut(&at.shard) else { return false };
-            // It was in the copy, and perhaps something came after it.
-            let is_in = |since: Version| {
-                theirs.version.is_some_and(|it| it.epoch == since.epoch && it.seq <= since.seq)
-            };
-            if here.since.is_some_and(is_in) {
-                continue;
-            }
-            let mine = &mut here.sessions[usize::from(session)];
-            let lacks =
-                |one: &Session, other: &Session| other.ops.iter().any(|op| !one.ops.contains(op));
-            if mine.is_there() && !lacks(mine, &theirs) {
-                continue;
-            }
-            // Both have changed it since they parted.
-            if mine.is_there() && theirs.is_there() && lacks(&theirs, mine) {
-                let lost = theirs.ops.into_iter().filter(|op| !mine.ops.contains(op));
-                ctx.oracle.excuse(at.shard, lost);
-            } else if theirs.is_there() {
-                *mine = theirs;
-                here.seq += 1;
-                let prev = here.seq - 1;
-                self.tell_change(ctx, at.shard, prev, Some(session));
-            }
-        }
-        for session in 0..SESSIONS {
-            for task in self.tasks.values_mut() {
-                task.changed(at.shard, session);
-            }
-        }
-        true
     }
 }

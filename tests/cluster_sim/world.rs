@@ -15,6 +15,7 @@ use crate::history::{Done, Op};
 use crate::host::Ask;
 use crate::links::{Kind, Links};
 use crate::membership::{Health, Truth};
+use crate::merges::Merges;
 use crate::node::NodeModel;
 use crate::oracle::{Finding, Oracle, Violation};
 use crate::plan::{Blow, Fault, Part, Plan, Step, Trigger};
@@ -43,6 +44,7 @@ pub(crate) struct Outcome {
     pub(crate) n_moves: u32,
     pub(crate) n_taken_over: u32,
     pub(crate) n_ops: usize,
+    pub(crate) merges: Merges,
 }
 
 /// Runs a plan to its end, or to the first finding.
@@ -54,13 +56,18 @@ pub(crate) fn run(seed: u64, plan: &Plan, log: bool) -> Outcome {
     let settled = Time::ZERO + plan.quiet_at + settles;
     n_events += world.run_until(settled);
     world.check_drains();
+    if plan.knobs.heals && world.ctx.oracle.findings.is_empty() {
+        world.check_owners();
+    }
     world.probe();
     n_events += world.run_until(settled + ms(1_500));
     world.is_over = true;
     // The last answers, and the end of a move that is just under way.
     for seconds in 1..=18 {
         world.note_quarantines();
-        let is_done = world.ctx.oracle.is_answered() && world.ctx.oracle.is_served();
+        let is_done = world.ctx.oracle.is_answered()
+            && world.ctx.oracle.is_served()
+            && !(plan.knobs.heals && world.has_asides());
         if is_done && 2 < seconds {
             break;
         }
@@ -76,6 +83,7 @@ pub(crate) fn run(seed: u64, plan: &Plan, log: bool) -> Outcome {
         n_moves: oracle.n_moves,
         n_taken_over: oracle.n_taken_over,
         n_ops: oracle.ops.len(),
+        merges: oracle.merges,
     }
 }
 
@@ -96,6 +104,7 @@ pub(crate) fn run_watched(seed: u64, plan: &Plan, from: Duration, log: bool) -> 
         n_moves: oracle.n_moves,
         n_taken_over: oracle.n_taken_over,
         n_ops: oracle.ops.len(),
+        merges: oracle.merges,
     }
 }
 
@@ -534,6 +543,40 @@ impl World {
         }
     }
 
+    /// Long enough after the last cut nobody else has a shard that somebody serves.
+    fn check_owners(&mut self) {
+        let now = self.ctx.now();
+        for shard in (0..N_SHARDS).map(ShardId) {
+            let open = self.ctx.oracle.servers(shard);
+            if 1 < open.len() {
+                let text = format!("{shard} is served by {open:?}");
+                self.ctx.oracle.find(now, Violation::NotSettled, text);
+            }
+        }
+    }
+
+    fn has_asides(&self) -> bool {
+        self.nodes.iter().flatten().any(NodeModel::has_asides)
+    }
+
+    /// What was changed on any side of a cut is there, once.
+    fn check_merges(&mut self) {
+        let mut found = Vec::new();
+        let oracle = &self.ctx.oracle;
+        for shard in (0..N_SHARDS).map(ShardId) {
+            let serves = |node: &&NodeModel| oracle.servers(shard).contains(&node.me);
+            let Some(node) = self.nodes.iter().flatten().find(serves) else { continue };
+            let Some(here) = node.host.shards.get(&shard) else { continue };
+            for (session, state) in (0..SESSIONS).zip(&here.sessions) {
+                found.extend(oracle.merges.check((shard, session), &oracle.ops, state));
+            }
+        }
+        let now = self.ctx.now();
+        for (what, text) in found {
+            self.ctx.oracle.find(now, what, text);
+        }
+    }
+
     fn note_quarantines(&mut self) {
         let aside = self.nodes.iter().flatten().flat_map(|node| node.machine.quarantined());
         self.ctx.oracle.quarantined = aside.collect();
@@ -569,6 +612,9 @@ impl World {
             .map(|op| format!("{op:?}"));
         if let Some(text) = failed {
             self.ctx.oracle.find(now, Violation::NotSettled, text);
+        }
+        if self.ctx.knobs.heals {
+            self.check_merges();
         }
     }
 }
