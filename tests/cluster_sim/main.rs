@@ -494,6 +494,14 @@ fn what_was_taken_over_since_is_not_in_a_copy() {
     }
 }
 
+/// A target had all of a shard, and the grant was lost with a cut: it took the shard over from a copy,
+/// or claimed it empty, and its source took that claim for its grant's and dropped what was there.
+#[test]
+fn what_was_granted_is_offered_to_a_target_that_serves_something_else() {
+    assert_clean_with_cuts(3770);
+    assert_clean_with_cuts(7931);
+}
+
 #[test]
 fn every_shard_is_in_two_places_while_one_node_after_the_other_leaves() {
     let only = number("SEED");

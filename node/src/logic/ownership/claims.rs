@@ -60,14 +60,13 @@ impl Ownership {
                 continue;
             }
             match slot {
-                // Somebody who was not granted it claimed it meanwhile: what is here never went there.
-                Slot::Granted { next, to, .. }
-                    if epoch >= next && epoch.counter == next.counter && owner != to =>
-                {
-                    yielded.entry(owner).or_default().push(ShardEpoch { shard, epoch });
-                }
-                Slot::Granted { next, .. } if epoch >= next => {
+                Slot::Granted { next, to, .. } if epoch == next && owner == to => {
                     dropped.push(ShardEpoch { shard, epoch: next });
+                }
+                // Whoever serves it there may have claimed it, or opened a copy, and what is here
+                // never went there. Where it has only gone on it is merged, which changes nothing.
+                Slot::Granted { next, .. } if epoch >= next => {
+                    yielded.entry(owner).or_default().push(ShardEpoch { shard, epoch });
                 }
                 // Even who held a copy may not have served that one.
                 Slot::Serving { epoch: mine } | Slot::Sealed { epoch: mine } if epoch > mine => {
@@ -87,6 +86,7 @@ impl Ownership {
             for handoff in self.outgoing.values_mut() {
                 handoff.shards.retain(|at| !yields.contains(&at.shard));
             }
+            self.finish_granted(out);
         }
         self.drop_outdated_copies(shards, out);
         if 0 < n_superseded {
@@ -152,6 +152,12 @@ impl Ownership {
         });
     }
 
+    /// The highest counter that is known, or may be used by a grant that is on its way here: its source
+    /// would take a claim at that for what it granted.
+    pub(super) fn highest(&self, shard: ShardId) -> u64 {
+        self.book.highest(shard).max(self.arrived.get(&shard).copied().unwrap_or(0))
+    }
+
     /// Opens a shard here and claims it.
     pub(super) fn serve(&mut self, at: ShardEpoch) {
         assert_eq!(at.epoch.node, self.config.me.node, "nobody serves in another's epoch");
@@ -163,6 +169,7 @@ impl Ownership {
             });
             self.filling.retain(|_, shards| !shards.is_empty());
         }
+        self.arrived.remove(&at.shard);
         self.served.insert(at.shard, at.epoch.counter);
         self.log.claim(at.shard, at.epoch.counter);
     }

@@ -160,6 +160,9 @@ pub struct Ownership {
     slots: BTreeMap<ShardId, Slot>,
     /// The highest counter at which this process ever served each shard.
     served: BTreeMap<ShardId, u64>,
+    /// The counters at which shards may have been granted here that have arrived: what is served of them
+    /// from something else is served above.
+    arrived: BTreeMap<ShardId, u64>,
     outgoing: BTreeMap<u64, Outgoing>,
     incoming: BTreeMap<HandoffId, Incoming>,
     query: Option<Query>,
@@ -242,6 +245,7 @@ impl Ownership {
             book,
             slots: BTreeMap::new(),
             served: BTreeMap::new(),
+            arrived: BTreeMap::new(),
             outgoing: BTreeMap::new(),
             incoming: BTreeMap::new(),
             query: None,

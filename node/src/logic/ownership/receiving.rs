@@ -59,6 +59,8 @@ impl Ownership {
         match self.incoming.get_mut(&id) {
             Some(incoming) => {
                 incoming.phase = incoming::Phase::CaughtUp;
+                let next = |at: &ShardEpoch| (at.shard, at.epoch.counter + 1);
+                self.arrived.extend(incoming.shards.iter().map(next));
                 let message = Control::CaughtUp { handoff: id };
                 out.push(Action::Send { to: id.source.node, message });
             }

@@ -412,7 +412,7 @@ impl Ownership {
     }
 
     fn serve_saved(&mut self, shard: ShardId) -> ShardEpoch {
-        let counter = 1 + self.book.highest(shard);
+        let counter = 1 + self.highest(shard);
         let at = ShardEpoch { shard, epoch: Epoch { counter, node: self.config.me.node } };
         self.serve(at);
         at

@@ -533,7 +533,7 @@ impl Ownership {
                 self.recheck_by(self.now + TAKE_EVERY);
                 continue;
             }
-            let counter = 1 + self.book.highest(shard).max(copy.epoch.counter);
+            let counter = 1 + self.highest(shard).max(copy.epoch.counter);
             let at = ShardEpoch { shard, epoch: Epoch { counter, node } };
             let set = self.book.replicas_of(owner, shard).cloned().unwrap_or(Replicas::NONE);
             for &boot in set.as_slice().iter().filter(|boot| **boot != self.config.me) {

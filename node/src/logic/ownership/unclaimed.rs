@@ -131,7 +131,7 @@ impl Ownership {
                 continue;
             }
             let raise = u64::from(self.config.rules.claims_raise_epoch);
-            let counter = (raise + self.book.highest(shard)).max(1);
+            let counter = (raise + self.highest(shard)).max(1);
             let epoch = Epoch { counter, node: self.config.me.node };
             let at = ShardEpoch { shard, epoch };
             // A copy whose source served on in a later epoch lacks what was changed in it.
