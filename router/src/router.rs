@@ -12,7 +12,7 @@ use bytes::Bytes;
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use stead_shared::claims::{Applied, Book, ClaimsUpdate};
 use stead_shared::config::{ConfigError, OnNoKey, RouterConfig, RouterOptions};
-use stead_shared::control::{Control, kind, who_holds};
+use stead_shared::control::{Control, ShardRange, Token, kind, who_holds};
 use stead_shared::id::{NodeBoot, NodeId};
 use stead_shared::member::{Members, Phase, Role};
 use stead_shared::net::admin::{ClusterAdmin, DrainReport, Local, Readiness, shard_count_of};
@@ -519,7 +519,9 @@ impl Driver {
                 // A process that the members do not show may yet be sent away, for its name is
                 // taken: its empty log must not replace the real one's.
                 if !known.views.borrow().members.is_live(update.owner) {
-                    known.book.doubt(update.owner);
+                    if known.book.pos_of(update.owner) < update.pos {
+                        known.book.doubt(update.owner);
+                    }
                     return false;
                 }
                 match known.book.apply(&update) {
@@ -566,9 +568,11 @@ impl Driver {
             Control::Relay { to, handoff, shards } => {
                 self.note(to, kind::CONTROL, Control::Grant { handoff, shards }.encode());
             }
+            Control::TakeOver { token, owner, pos, shards } => {
+                self.on_take_over(from, (token, owner, pos), &shards);
+            }
             // Who holds copies asks and tells nodes only.
             Control::Propose { .. }
-            | Control::TakeOver { .. }
             | Control::Takeable { .. }
             | Control::SeeClaims { .. }
             | Control::SeenClaims { .. }
@@ -586,6 +590,31 @@ impl Driver {
             | Control::Abort { .. }
             | Control::Served { .. } => counter!("stead_control_unexpected_total").increment(1),
         }
+    }
+
+    /// Tells who may take a dead owner's shards over what is known here of who has copies of them:
+    /// nobody else may know it any more.
+    fn on_take_over(
+        &self,
+        from: NodeBoot,
+        (token, owner, pos): (Token, NodeBoot, u64),
+        shards: &[ShardRange],
+    ) {
+        let (mut known_pos, mut holdings, mut highest) = (0, Vec::new(), Vec::new());
+        if let Some(known) = &self.known {
+            known_pos = known.book.pos_of(owner);
+            if pos < known_pos
+                && let Some(update) = known.book.log_of(owner)
+            {
+                self.note(from.node, kind::CLAIMS, update.encode());
+            }
+            let view = Arc::clone(&known.views.borrow());
+            let n_shards = view.params.shards.get();
+            (holdings, highest) =
+                who_holds(&known.book, n_shards, shards, |owner| view.members.is_live(owner));
+        }
+        let answer = Control::Takeable { token, pos: known_pos, holdings, highest };
+        self.note(from.node, kind::CONTROL, answer.encode());
     }
 
     /// Lost without a link, or when too much waits on it: whoever wants an answer asks again.

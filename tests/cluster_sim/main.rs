@@ -383,6 +383,15 @@ fn who_claims_a_shard_without_its_copy_is_offered_it() {
     assert_clean_with_copies(7661);
 }
 
+/// An owner let a replica go that was cut off, one node knew it, and both died or started again: only
+/// routers knew that the copy was too old, and were not asked.
+#[test]
+fn routers_know_who_is_named() {
+    assert_clean_with_copies(2956);
+    assert_clean_with_copies(8778);
+    assert_clean_with_copies(16_014);
+}
+
 fn assert_clean_with_disks(seed: u64) {
     let luck = Luck::with_disks(seed);
     let outcome = run(seed, &plan_with_disks(luck, seed, Rules::ALL), false);

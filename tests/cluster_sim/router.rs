@@ -199,7 +199,9 @@ impl RouterModel {
         match msg {
             Msg::Claims(update) => {
                 if !self.view.members.is_live(update.owner) {
-                    self.book.doubt(update.owner);
+                    if self.book.pos_of(update.owner) < update.pos {
+                        self.book.doubt(update.owner);
+                    }
                     return;
                 }
                 match self.book.apply(&update) {
@@ -241,6 +243,18 @@ impl RouterModel {
             Control::Relay { to, handoff, shards } => {
                 self.tell(ctx, to, Msg::Control(Control::Grant { handoff, shards }));
             }
+            Control::TakeOver { token, owner, pos, shards } => {
+                let known = self.book.pos_of(owner);
+                if pos < known
+                    && let Some(update) = self.book.log_of(owner)
+                {
+                    self.tell(ctx, from.node, Msg::Claims(update));
+                }
+                let is_live = |owner| self.view.members.is_live(owner);
+                let (holdings, highest) = who_holds(&self.book, N_SHARDS, &shards, is_live);
+                let takeable = Control::Takeable { token, pos: known, holdings, highest };
+                self.tell(ctx, from.node, Msg::Control(takeable));
+            }
             Control::Propose { .. }
             | Control::Accept { .. }
             | Control::Reject { .. }
@@ -251,7 +265,6 @@ impl RouterModel {
             | Control::CaughtUp { .. }
             | Control::Grant { .. }
             | Control::NoCopy { .. }
-            | Control::TakeOver { .. }
             | Control::Takeable { .. }
             | Control::SeeClaims { .. }
             | Control::SeenClaims { .. }

@@ -1,7 +1,7 @@
 //! Copies of others' shards, and taking those over whose owner has died (R5).
 //!
 //! ```text
-//! first live replica of the newest set               every other live node
+//! first live replica of the newest set               every other live node, routers too
 //!   TakeOver{dead owner, pos of its log, shards} ──▶    forgets what the dead owner handed off to it
 //!   ◀── (more of the dead owner's log)                  and was not granted yet
 //!   ◀── Takeable{holdings, highest}
@@ -25,6 +25,9 @@ use super::*;
 /// How long a node without a link is waited for that is not to take over itself. One with a link
 /// may serve what it was granted: it is waited for while it lives.
 const TAKE_FOR: Duration = Duration::from_secs(3);
+/// How long a router is waited for, which serves nothing: it may be the last one that knows of the
+/// newest set.
+const TAKE_FROM_ROUTERS: Duration = Duration::from_secs(1);
 /// How often those who are silent are asked again.
 const TAKE_EVERY: Duration = Duration::from_millis(100);
 /// How long those go first who are named before this node.
@@ -326,10 +329,8 @@ impl Ownership {
             return;
         }
         let shards = &shards | under_way.unwrap_or(&BTreeSet::new());
-        let members = Arc::clone(&self.members);
-        let nodes = members.live_peers().filter(|m| m.role == Role::Node);
         let waiting: BTreeSet<NodeId> = match self.config.rules.takeover_asks {
-            true => nodes.map(|m| m.id).collect(),
+            true => self.members.live_peers().map(|m| m.id).collect(),
             false => BTreeSet::new(),
         };
         let query = Query::new(self.next_token, self.digest, shards, waiting, self.now);
@@ -392,9 +393,15 @@ impl Ownership {
             let members = Arc::clone(&self.members);
             let query = &it.query;
             let gone = query.waiting.iter().copied().filter(|node| {
-                let lives = members.find(*node).is_some_and(|m| m.state.is_live());
-                let is_near = waited < TAKE_FOR || self.connected.contains_key(node);
-                !lives || !(is_near || self.is_heir_before_me(owner, query, *node))
+                let member = members.find(*node).filter(|m| m.state.is_live());
+                let is_connected = self.connected.contains_key(node);
+                !member.is_some_and(|member| match member.role {
+                    Role::Node => {
+                        let is_near = waited < TAKE_FOR || is_connected;
+                        is_near || self.is_heir_before_me(owner, query, *node)
+                    }
+                    Role::Router => is_connected && waited < TAKE_FROM_ROUTERS,
+                })
             });
             for node in gone.collect::<Vec<_>>() {
                 it.query.waiting.remove(&node);
@@ -464,6 +471,7 @@ impl Ownership {
         if let (Some((&owner, _)), Some(pos)) = (asked, pos) {
             self.told_of_log(owner, pos);
             if pos < self.book.pos_of(owner)
+                && self.members.find(from).is_some_and(|m| m.role == Role::Node)
                 && let Some(update) = self.book.log_of(owner)
             {
                 out.push(Action::SendClaims { to: from, update });
