@@ -519,12 +519,10 @@ impl Driver {
             Action::Adopt { to, shards, named } => self.adopt(to, shards, named, state),
             Action::StopFill { to, shards } => self.host.stop_following(to, &shards),
             Action::KeepCopy { owner, shards } => self.keep_copies(owner, &shards),
-            Action::DropReplicas { shards } => {
-                for shard in shards {
-                    self.host.drop_copy(shard);
-                }
-            }
+            Action::DropReplicas { shards } => self.drop_replicas(&shards),
             Action::OfferReplicas { to, shards } => self.offer_replicas(to, &shards, state),
+            Action::OfferReplaced { to, shards } => self.offer_replaced(to, &shards, state),
+            Action::DropReplaced { shards } => self.drop_replaced(&shards),
             Action::OpenReplica { shards } => state.results.extend(self.open_replicas(shards)),
             Action::OpenSaved { shards } => self.open_saved(&shards),
             Action::DropSaved { shards } => {

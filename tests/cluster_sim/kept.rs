@@ -43,6 +43,8 @@ impl Kept {
 #[derive(Debug, Default)]
 pub(crate) struct KeptCopies {
     pub(crate) copies: BTreeMap<ShardId, Kept>,
+    /// Complete ones whose place another owner's took, until it is decided what becomes of them.
+    pub(crate) replaced: BTreeMap<ShardId, Kept>,
     /// Up to which position each owner's items were taken in.
     taken: BTreeMap<NodeBoot, u64>,
     /// Shards of which an item was refused on a connection, and none that begins anew came since.
@@ -115,8 +117,13 @@ impl NodeModel {
                 let sessions = vec![Session::default(); usize::from(SESSIONS)];
                 let mut copy = Kept { state, past, sessions, is_own: false, pen: None };
                 copy.pen = self.begin_on_disk(ctx, shard, copy.meta(), &copy.past);
-                self.kept.copies.insert(shard, copy);
+                let old = self.kept.copies.insert(shard, copy);
                 let shards = vec![ShardEpoch { shard, epoch: at.epoch }];
+                if let Some(old) = old.filter(|it| it.state.complete && it.state.owner != owner) {
+                    self.kept.replaced.insert(shard, old);
+                    let shards = shards.clone();
+                    self.report(ctx, Event::CopyReplaced { owner, shards });
+                }
                 self.report(ctx, Event::CopyBegun { owner, shards });
             }
             Item::Fill { shard, epoch, session, state } => {
@@ -278,15 +285,27 @@ impl NodeModel {
                 continue;
             }
             let Some(copy) = self.kept.copies.remove(&at.shard) else { continue };
-            let pen = self.current(at.shard, copy.pen);
-            if copy.sessions.iter().any(Session::is_there) {
-                let Kept { state, mut past, sessions, .. } = copy;
-                past.reach(state.at);
-                let contents = Contents { seq: state.at.seq, past, sessions };
-                self.set_aside(ctx, Aside::of(at, to, contents, pen));
-            } else {
-                self.forget_on_disk(ctx, at.shard, pen);
+            self.offer_copy(ctx, to, at, copy);
+        }
+    }
+
+    pub(crate) fn offer_replaced(&mut self, ctx: &mut Ctx, to: NodeBoot, shards: &[ShardEpoch]) {
+        for &at in shards {
+            if let Some(copy) = self.kept.replaced.remove(&at.shard) {
+                self.offer_copy(ctx, to, at, copy);
             }
+        }
+    }
+
+    fn offer_copy(&mut self, ctx: &mut Ctx, to: NodeBoot, at: ShardEpoch, copy: Kept) {
+        let pen = self.current(at.shard, copy.pen);
+        if copy.sessions.iter().any(Session::is_there) {
+            let Kept { state, mut past, sessions, .. } = copy;
+            past.reach(state.at);
+            let contents = Contents { seq: state.at.seq, past, sessions };
+            self.set_aside(ctx, Aside::of(at, to, contents, pen));
+        } else {
+            self.forget_on_disk(ctx, at.shard, pen);
         }
     }
 

@@ -383,6 +383,15 @@ fn who_claims_a_shard_without_its_copy_is_offered_it() {
     assert_clean_with_copies(7661);
 }
 
+/// An owner that was taken for dead, and did not hear who took over, handed its shard on at a counter
+/// above that one's. When that one died, too, its copy was filled anew by who had got the shard, and
+/// what it held was nowhere else.
+#[test]
+fn what_is_replaced_is_offered_to_who_replaces_it() {
+    assert_clean_with_copies(5758);
+    assert_clean_with_copies(5770);
+}
+
 /// An owner let a replica go that was cut off, one node knew it, and both died or started again: only
 /// routers knew that the copy was too old, and were not asked.
 #[test]

@@ -631,6 +631,10 @@ impl NodeModel {
             Action::KeepCopy { owner, shards } => self.keep_copies(ctx, owner, &shards),
             Action::DropReplicas { shards } => self.drop_replicas(ctx, &shards),
             Action::OfferReplicas { to, shards } => self.offer_replicas(ctx, to, &shards),
+            Action::OfferReplaced { to, shards } => self.offer_replaced(ctx, to, &shards),
+            Action::DropReplaced { shards } => {
+                self.kept.replaced.retain(|shard, _| !shards.contains(shard));
+            }
             Action::OpenReplica { shards } => self.open_replicas(ctx, &shards),
             Action::Stop(_) => unreachable!("nobody is to stop here"),
             Action::OpenSaved { shards } => self.open_saved(ctx, &shards),
@@ -696,6 +700,8 @@ impl NodeModel {
             | Action::KeepCopy { .. }
             | Action::DropReplicas { .. }
             | Action::OfferReplicas { .. }
+            | Action::OfferReplaced { .. }
+            | Action::DropReplaced { .. }
             | Action::OpenReplica { .. }
             | Action::OpenSaved { .. }
             | Action::DropSaved { .. }

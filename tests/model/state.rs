@@ -323,6 +323,9 @@ impl State {
                 shards.into_iter().for_each(|at| node.keep_own((owner, at.epoch), None));
             }
             Action::DropReplicas { shards: _ } => node.kept = None,
+            Action::OfferReplaced { .. } | Action::DropReplaced { .. } => {
+                unreachable!("what is replaced is not kept here")
+            }
             Action::OfferReplicas { .. } => {
                 let gone = node.kept.take();
                 node.aside.extend(gone.into_iter().flat_map(|copy| copy.entries));

@@ -6,6 +6,7 @@ use super::*;
 use crate::logic::ownership::Unfollowed;
 use crate::logic::replication::Lost;
 use crate::replica::ReplicaReport;
+use crate::store::aside::SetAside;
 
 impl Driver {
     pub(super) fn on_replica(&mut self, report: ReplicaReport, state: &mut State) {
@@ -20,6 +21,7 @@ impl Driver {
                 Event::FollowerSilent(to)
             }
             ReplicaReport::CopyComplete { owner, shards } => Event::CopyComplete { owner, shards },
+            ReplicaReport::CopyReplaced { owner, shards } => Event::CopyReplaced { owner, shards },
             ReplicaReport::CopyBegun { owner, shards } => Event::CopyBegun { owner, shards },
         };
         self.feed(event, state);
@@ -59,13 +61,32 @@ impl Driver {
         }
     }
 
+    pub(super) fn drop_replicas(&self, shards: &[ShardId]) {
+        for shard in shards {
+            self.host.drop_copy(*shard);
+        }
+    }
+
+    pub(super) fn drop_replaced(&self, shards: &[ShardId]) {
+        shards.iter().for_each(|shard| self.host.drop_replaced(*shard));
+    }
+
     pub(super) fn offer_replicas(&self, to: NodeBoot, shards: &[ShardEpoch], state: &State) {
         let aside = |at: &ShardEpoch| Some((*at, self.host.set_copy_aside(at.shard)?));
+        self.offer_copies(to, shards.iter().filter_map(aside).collect(), state);
+    }
+
+    pub(super) fn offer_replaced(&self, to: NodeBoot, shards: &[ShardEpoch], state: &State) {
+        let aside = |at: &ShardEpoch| Some((*at, self.host.set_replaced_aside(at.shard)?));
+        self.offer_copies(to, shards.iter().filter_map(aside).collect(), state);
+    }
+
+    fn offer_copies(&self, to: NodeBoot, copies: Vec<(ShardEpoch, SetAside)>, state: &State) {
+        let n_shards = copies.len();
         let (aside, empty): (Vec<_>, Vec<_>) =
-            shards.iter().filter_map(aside).partition(|(_, it)| it.sessions() > 0);
+            copies.into_iter().partition(|(_, it)| it.sessions() > 0);
         empty.into_iter().for_each(|(_, mut aside)| aside.forget_on_disk());
         let n_sessions: usize = aside.iter().map(|(_, aside)| aside.sessions()).sum();
-        let n_shards = shards.len();
         tracing::warn!(n_shards, n_sessions, to = %to.node,
             "another node claimed these shards without their copies, which are here: it is offered \
              them");

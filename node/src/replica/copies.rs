@@ -226,11 +226,25 @@ pub(super) fn drop_copy(host: &Host, shard: ShardId) -> usize {
 /// Takes a complete copy out. What is on disk of it stays until that is settled.
 pub(super) fn set_aside(host: &Host, shard: ShardId) -> Option<SetAside> {
     let gone = host.replicas().copies.remove_if(&shard, |_, copy| copy.state.complete);
-    let (_, Copy { state, mut arriving, pen, .. }) = gone?;
+    gone.map(|(_, copy)| aside_of(host, shard, copy))
+}
+
+pub(super) fn set_replaced_aside(host: &Host, shard: ShardId) -> Option<SetAside> {
+    host.replicas().replaced.remove(&shard).map(|(_, copy)| aside_of(host, shard, copy))
+}
+
+pub(super) fn drop_replaced(host: &Host, shard: ShardId) {
+    if let Some((_, copy)) = host.replicas().replaced.remove(&shard) {
+        copy.forget(host.core());
+    }
+}
+
+fn aside_of(host: &Host, shard: ShardId, copy: Copy) -> SetAside {
+    let Copy { state, mut arriving, pen, .. } = copy;
     arriving.set_seq(state.at.seq);
     arriving.note_epoch(state.at);
     let pen = pen.filter(|pen| pen.is_current());
-    Some(SetAside::of(Arc::clone(host.core()), shard, arriving, pen))
+    SetAside::of(Arc::clone(host.core()), shard, arriving, pen)
 }
 
 /// Serves a complete copy; with `only_own` one that was made of a shard that was served here.
@@ -364,7 +378,14 @@ impl Intake {
         match entry {
             Entry::Occupied(mut copy) => {
                 let fresh = Copy::incomplete(&self.host, shard, state);
-                copy.insert(fresh).forget(self.host.core());
+                let old = copy.insert(fresh);
+                if old.state.complete && old.state.owner != self.owner {
+                    drop_replaced(&self.host, shard);
+                    self.host.replicas().replaced.insert(shard, old);
+                    news.replaced(ShardEpoch { shard, epoch: at.epoch });
+                } else {
+                    old.forget(self.host.core());
+                }
             }
             Entry::Vacant(free) => {
                 drop(free.insert(Copy::incomplete(&self.host, shard, state)));
@@ -478,6 +499,11 @@ impl News {
             let (owner, shards) = (self.owner, vec![at]);
             self.reports.push(ReplicaReport::CopyBegun { owner, shards });
         }
+    }
+
+    fn replaced(&mut self, at: ShardEpoch) {
+        let (owner, shards) = (self.owner, vec![at]);
+        self.reports.push(ReplicaReport::CopyReplaced { owner, shards });
     }
 
     fn complete(&mut self, at: ShardEpoch) {

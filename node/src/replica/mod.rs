@@ -71,6 +71,14 @@ pub enum ReplicaReport {
         /// The shards, with the epochs in which they are served.
         shards: Vec<ShardEpoch>,
     },
+    /// Before the next one: complete copies of another owner's are being replaced, and wait for what
+    /// becomes of them.
+    CopyReplaced {
+        /// Who replaces them.
+        owner: NodeBoot,
+        /// The shards, with the epochs in which they are served.
+        shards: Vec<ShardEpoch>,
+    },
     /// What was kept here of these shards is being replaced.
     CopyBegun {
         /// Who owns the shards.
@@ -86,6 +94,8 @@ pub(crate) struct Replicas {
     wiring: OnceLock<Wiring>,
     feeds: Mutex<Feeds>,
     copies: DashMap<ShardId, Copy>,
+    /// Complete copies whose place another owner's took, until it is decided what becomes of them.
+    replaced: DashMap<ShardId, Copy>,
     /// Followers of shards that are not here yet.
     adoptions: Mutex<BTreeMap<ShardId, Vec<Adoption>>>,
     /// Up to which position each owner's items were taken in.
@@ -121,6 +131,7 @@ impl Replicas {
             wiring: OnceLock::new(),
             feeds: Mutex::default(),
             copies: DashMap::new(),
+            replaced: DashMap::new(),
             adoptions: Mutex::default(),
             taken: DashMap::new(),
             meters: Arc::new(FeedMeters::new()),
@@ -305,6 +316,16 @@ impl Host {
     /// Takes a complete copy out, to be offered to who serves the shard.
     pub(crate) fn set_copy_aside(&self, shard: ShardId) -> Option<SetAside> {
         copies::set_aside(self, shard)
+    }
+
+    /// The same of one whose place another owner's took.
+    pub(crate) fn set_replaced_aside(&self, shard: ShardId) -> Option<SetAside> {
+        copies::set_replaced_aside(self, shard)
+    }
+
+    /// Forgets a copy whose place another owner's took.
+    pub(crate) fn drop_replaced(&self, shard: ShardId) {
+        copies::drop_replaced(self, shard);
     }
 
     /// Serves a complete copy from now on, in `epoch`. False when there is none, it has promised

@@ -369,3 +369,33 @@ fn a_copy_that_is_given_up_is_merged() {
         assert_eq!(pair.other.stats().sessions, 0);
     });
 }
+
+/// Another owner fills a copy where a complete one was: that one waits for what becomes of it.
+#[test]
+fn a_copy_that_another_owner_replaces_can_still_be_offered() {
+    run(async {
+        let mut pair = Pair::new();
+        ask(&pair.owner, 1, 1, 1, Method::GET).await;
+        pair.fill();
+        assert_eq!(pair.deliver(true), []);
+        let mut stranger = Pair::new();
+        stranger.owner = host();
+        stranger.owner.activate_empty(SHARD, NEXT);
+        stranger.other = pair.other.clone();
+        stranger.intake = Intake::new(&pair.other, B);
+        ask(&stranger.owner, 2, 2, 1, Method::GET).await;
+        stranger.fill();
+        assert_eq!(stranger.deliver(true), []);
+        let aside = pair.other.set_replaced_aside(SHARD).unwrap();
+        let mut merging = stranger.owner.merging(ShardEpoch { shard: SHARD, epoch: NEXT });
+        for record in aside.records() {
+            merging.add(&record).await.unwrap();
+        }
+        merging.finish();
+        assert_eq!(ask(&stranger.owner, 1, 3, 1, Method::GET).await, "2");
+        // Its own owner's replaces nothing that waits.
+        stranger.fill();
+        assert_eq!(stranger.deliver(true), []);
+        assert!(pair.other.set_replaced_aside(SHARD).is_none());
+    });
+}

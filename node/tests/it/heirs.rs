@@ -333,6 +333,27 @@ fn who_claims_a_shard_without_its_copy_is_offered_it() {
     assert!(!world.done.iter().any(|(_, action)| opens(action)));
 }
 
+#[test]
+fn a_copy_that_is_replaced_is_offered_unless_its_owner_had_named_who_replaces_it() {
+    let mut world = World::new(3);
+    let shard = World::shards().find(|s| world.owner(*s) == NodeId(1)).unwrap();
+    let heir = world.replica(shard).unwrap();
+    let other = boot(if heir.node == NodeId(2) { 3 } else { 2 });
+    let at = ShardEpoch { shard, epoch: Epoch { counter: 9, node: other.node } };
+    let not_held = World::shards().find(|s| world.replica(*s) != Some(heir)).unwrap();
+    for (owner, shard, expected) in [
+        (other, shard, Action::OfferReplaced { to: other, shards: vec![at] }),
+        (boot(1), shard, Action::DropReplaced { shards: vec![shard] }),
+        (other, not_held, Action::DropReplaced { shards: vec![not_held] }),
+    ] {
+        world.done.clear();
+        let shards = vec![ShardEpoch { shard, ..at }];
+        world.queue.push_back((heir.node, Event::CopyReplaced { owner, shards }));
+        world.settle();
+        assert!(world.done.contains(&(heir.node, expected.clone())), "{expected:?}");
+    }
+}
+
 /// Claims it, after as many changes as that takes.
 fn counter_up(log: &mut ClaimLog, shard: ShardId, counter: u64) {
     log.release(shard);

@@ -86,6 +86,14 @@ pub enum Event {
         /// The shards, at its epochs.
         shards: Vec<ShardEpoch>,
     },
+    /// Before [`Event::CopyBegun`]: there were complete copies of another owner's, which wait for
+    /// [`Action::OfferReplaced`] or [`Action::DropReplaced`].
+    CopyReplaced {
+        /// The owner that fills.
+        owner: NodeBoot,
+        /// The shards, at its epochs.
+        shards: Vec<ShardEpoch>,
+    },
     /// Copies here are complete and follow their owner.
     CopyComplete {
         /// The owner.
@@ -255,6 +263,18 @@ pub enum Action {
         to: NodeBoot,
         /// The shards and its epochs.
         shards: Vec<ShardEpoch>,
+    },
+    /// Offer what [`Event::CopyReplaced`] told of to who replaces it, then drop it.
+    OfferReplaced {
+        /// The owner.
+        to: NodeBoot,
+        /// The shards and its epochs.
+        shards: Vec<ShardEpoch>,
+    },
+    /// Drop what [`Event::CopyReplaced`] told of: it is of no use.
+    DropReplaced {
+        /// The shards.
+        shards: Vec<ShardId>,
     },
     /// Open gates over copies of a dead owner's shards; tell [`Event::NotOpened`] where there is none.
     OpenReplica {

@@ -396,6 +396,7 @@ impl Ownership {
             Event::Filled { to, shards } => self.on_filled(to, &shards, out),
             Event::FollowerLost { to, shards } => self.on_follower_lost(to, &shards, out),
             Event::FollowerSilent(to) => self.on_follower_silent(to, out),
+            Event::CopyReplaced { owner, shards } => self.on_replaced(owner, shards, out),
             Event::CopyBegun { owner, shards } => self.on_copy(owner, &shards, false, out),
             Event::CopyComplete { owner, shards } => self.on_copy(owner, &shards, true, out),
             Event::NotOpened(shards) => self.on_not_opened(&shards),

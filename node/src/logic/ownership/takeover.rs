@@ -16,7 +16,7 @@
 //!
 //! Who could take over, and finds the shard served by somebody whom the dead owner had not named, was
 //! not heard when that one claimed it: on the other side of a cut, or taken for dead. It offers what it
-//! holds, and goes without.
+//! holds, and goes without. So does one whose copy such an owner fills anew.
 
 use stead_shared::claims::Replicas;
 
@@ -108,6 +108,28 @@ impl Ownership {
         }
         if self.is_dead(owner) {
             self.review_copies(out);
+        }
+    }
+
+    /// An owner fills copies of shards of which complete ones were here. Where they were another
+    /// owner's who had not named this one, that owner's changes may be nowhere else.
+    pub(super) fn on_replaced(
+        &self,
+        owner: NodeBoot,
+        shards: Vec<ShardEpoch>,
+        out: &mut Vec<Action>,
+    ) {
+        let is_missed = |at: &ShardEpoch| {
+            let copy = self.copies.get(&at.shard).filter(|copy| copy.owner != owner);
+            copy.is_some_and(|copy| self.may_be_missed(at.shard, copy, owner))
+        };
+        let (offered, dropped): (Vec<_>, Vec<_>) = shards.into_iter().partition(is_missed);
+        if !dropped.is_empty() {
+            let shards = dropped.into_iter().map(|at| at.shard).collect();
+            out.push(Action::DropReplaced { shards });
+        }
+        if !offered.is_empty() {
+            out.push(Action::OfferReplaced { to: owner, shards: offered });
         }
     }
 
@@ -287,10 +309,15 @@ impl Ownership {
         let (epoch, owner) = self.book.get(shard)?;
         let is_other = owner != self.config.me && owner != copy.owner;
         let serves = is_other && copy.epoch < epoch && self.members.is_live(owner);
+        (serves && self.may_be_missed(shard, copy, owner)).then_some((epoch, owner))
+    }
+
+    /// Whether `other`, who serves the shard, may lack what a copy holds: it is named with it, and
+    /// `other` is not.
+    fn may_be_missed(&self, shard: ShardId, copy: &HeldCopy, other: NodeBoot) -> bool {
         let may_be_named = self.is_named(copy.owner, shard).unwrap_or(copy.named || !copy.settled);
         let set = self.book.replicas_of(copy.owner, shard);
-        let is_stranger = !set.is_some_and(|set| set.contains(owner));
-        (serves && copy.complete && may_be_named && is_stranger).then_some((epoch, owner))
+        copy.complete && may_be_named && !set.is_some_and(|set| set.contains(other))
     }
 
     /// Whether `one` is to take a shard of `owner` over rather than `other`.
