@@ -392,6 +392,14 @@ fn what_is_replaced_is_offered_to_who_replaces_it() {
     assert_clean_with_copies(5770);
 }
 
+/// A replica took over from an owner that was wrongly taken for dead, and told it of its epoch. An
+/// aborted move raised the old owner's above that: it was the one to stay, and its answers waited for a
+/// copy that did not follow.
+#[test]
+fn who_outranks_its_replica_in_the_end_lets_it_go() {
+    assert_clean_with_copies(1741);
+}
+
 /// An owner let a replica go that was cut off, one node knew it, and both died or started again: only
 /// routers knew that the copy was too old, and were not asked.
 #[test]

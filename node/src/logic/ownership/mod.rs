@@ -191,6 +191,8 @@ pub struct Ownership {
     /// Until when replicas are left alone that did not acknowledge.
     shunned: BTreeMap<NodeBoot, Time>,
     leaving_sets: Vec<replicas::Leaving>,
+    /// Replicas that do not follow since they know of these epochs, which are higher.
+    outranked: BTreeMap<(ShardId, NodeBoot), Epoch>,
     n_under: usize,
     /// Copies of others' shards.
     copies: BTreeMap<ShardId, takeover::HeldCopy>,
@@ -264,6 +266,7 @@ impl Ownership {
             filling: BTreeMap::new(),
             shunned: BTreeMap::new(),
             leaving_sets: Vec::new(),
+            outranked: BTreeMap::new(),
             n_under: 0,
             copies: BTreeMap::new(),
             told_of: BTreeMap::new(),

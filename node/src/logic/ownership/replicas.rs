@@ -76,6 +76,7 @@ impl Ownership {
     pub(super) fn keep_copies(&mut self, out: &mut Vec<Action>) {
         let now = self.now;
         self.shunned.retain(|_, until| now < *until);
+        self.unfollow_outranked(out);
         let ready = |m: &&Member| {
             m.role == Role::Node && m.state == MemberState::Ready && m.id != self.config.me.node
         };
@@ -299,7 +300,11 @@ impl Ownership {
             match why {
                 // Somebody serves above this node. Nothing of what waits is acknowledged; the
                 // claim tells the rest.
-                Unfollowed::HigherEpoch(epoch) => self.ask_claims(epoch.node, out),
+                Unfollowed::HigherEpoch(epoch) => {
+                    self.outranked.insert((shard, to), epoch);
+                    self.recheck = true;
+                    self.ask_claims(epoch.node, out);
+                }
                 Unfollowed::Behind | Unfollowed::NoCopy => lost.push(shard),
                 Unfollowed::NoMemory => {
                     self.shun(to);
@@ -315,6 +320,24 @@ impl Ownership {
         self.shun(to);
         let named = self.named(to);
         self.unfollow(to, named, out);
+    }
+
+    /// A replica that knew of a higher epoch follows no more, also when this node serves above that
+    /// one by now: an aborted move may have raised its own.
+    fn unfollow_outranked(&mut self, out: &mut Vec<Action>) {
+        let mut lost = Vec::new();
+        let slots = &self.slots;
+        self.outranked.retain(|&(shard, to), higher| match slots.get(&shard) {
+            Some(Slot::Serving { epoch }) if *higher < *epoch => {
+                lost.push((shard, to));
+                false
+            }
+            Some(_) => true,
+            None => false,
+        });
+        for (shard, to) in lost {
+            self.unfollow(to, vec![shard], out);
+        }
     }
 
     fn shun(&mut self, boot: NodeBoot) {
