@@ -83,7 +83,7 @@ async fn stead(dir: &Path, writers: u64, time: Duration) -> f64 {
         async move {
             let shard = ShardId((writer as u32) % SHARDS);
             let record = record(writer << 32 | number, RECORD_BYTES);
-            let row = (record, Slots::Same);
+            let row = (Some(record), Slots::Same);
             let position = disk.put(shard, at(number), key(writer, number).as_bytes(), row);
             disk.wait(position).await.expect("the disk works");
         }
@@ -148,7 +148,7 @@ async fn fill(dir: &Path, n: u64) -> Duration {
         disk.room().await;
         let shard = ShardId(number as u32 % SHARDS);
         let key = format!("session-{number:012}");
-        let row = (record(number, RECORD_BYTES), Slots::Same);
+        let row = (Some(record(number, RECORD_BYTES)), Slots::Same);
         disk.put(shard, at(number), key.as_bytes(), row);
     }
     for shard in (0..SHARDS).map(ShardId) {
@@ -179,7 +179,8 @@ fn recover(dir: &Path) -> Recovery {
             let step = disk.read(found.shard, after.as_deref(), 1 << 20).expect("it is whole");
             let Some(last) = step.last() else { break };
             after = Some(last.key.clone());
-            sessions.extend(step.into_iter().map(|one| (one.key, (one.at, one.record))));
+            let rows = step.into_iter().filter_map(|one| Some((one.key, one.own?)));
+            sessions.extend(rows.map(|(key, own)| (key, (own.at, own.record))));
         }
     }
     let read = began.elapsed() - opened;

@@ -253,7 +253,7 @@ fn read(
         let Some(last) = sessions.last() else { return Ok(Ok((arrived, n_rows))) };
         after = Some(last.key.clone());
         for session in &sessions {
-            n_rows += 1 + session.slots.len() as u64;
+            n_rows += u64::from(session.own.is_some()) + session.slots.len() as u64;
             match arrived.add_saved(core, session) {
                 Ok(()) => {}
                 Err(RecordError::MemoryFull) => {

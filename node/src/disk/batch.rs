@@ -8,7 +8,9 @@ use stead_shared::id::{Epoch, NodeId, ShardId, Version};
 use super::Slots;
 use super::queue::Op;
 use super::store::{Place, ShardIndex, Write};
-use crate::logic::durable::{MetaRow, Role, Seen, ShardMeta, Tally, encode_meta, encode_session};
+use crate::logic::durable::{
+    Mark, MetaRow, Role, Seen, ShardMeta, Tally, encode_meta, encode_session, mark_row,
+};
 use crate::logic::rows::row_key;
 
 /// The version of a shard of which nothing is known.
@@ -19,7 +21,7 @@ pub(super) const NOBODY: Version = Version { epoch: Epoch { counter: 0, node: No
 pub(super) struct Book {
     /// The number of the last commit.
     pub(super) commit: u64,
-    pub(super) rows: BTreeMap<ShardId, MetaRow>,
+    pub(super) rows: HashMap<ShardId, MetaRow>,
     pub(super) index: HashMap<ShardId, ShardIndex>,
 }
 
@@ -44,155 +46,165 @@ impl Prepared {
     }
 }
 
-/// Which change of a row counts: the last. Two changes of one row in one batch would have the same
-/// number in the database, and which of them it keeps is nobody's promise.
+/// The rows that a batch changes, each of which may come more than once: the last one counts. Two
+/// changes of one row in one batch would have the same number in the database, and which of them it
+/// keeps is nobody's promise.
+type Rows = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+/// A shard while its changes are gathered.
+struct Touched {
+    row: MetaRow,
+    /// Which of the rows is that of its last change. None for one that removed something.
+    last: Option<usize>,
+    /// Its own row says more than where it is.
+    is_said: bool,
+}
+
+/// The changes as one batch.
 pub(super) fn prepare(book: &mut Book, ops: &[Op]) -> Prepared {
-    let mut prepared = Prepared::default();
-    let mut written = SlotWrites::default();
-    let mut last: HashMap<(ShardId, &[u8]), usize> = HashMap::with_capacity(ops.len());
-    for (number, op) in ops.iter().enumerate() {
-        if let Op::Put { shard, key, .. } | Op::Remove { shard, key, .. } = op {
-            last.insert((*shard, key), number);
-        }
-    }
-    let mut touched = BTreeMap::new();
-    for (number, op) in ops.iter().enumerate() {
+    let (mut rows, mut all) = (Rows::with_capacity(ops.len()), BTreeMap::new());
+    for op in ops {
         match op {
-            Op::Put { shard, at, key, record, slots, written_ms } => {
-                let row = touch(book, &mut touched, *shard, *at);
-                row.meta.at = *at;
+            Op::Put { shard, at, key, own, slots, written_ms } => {
+                let touched = touch(book, &mut all, *shard, *at);
                 let index = book.index.entry(*shard).or_default();
-                let of = (*shard, &**key);
-                written.put(index, &mut row.tally, of, slots, (*at, *written_ms));
-                if last.get(&(*shard, key)) != Some(&number) {
-                    continue;
+                let mut session = Session { shard: *shard, key, index, touched, rows: &mut rows };
+                session.touched.row.meta.at = *at;
+                session.put_slots(slots, (*at, *written_ms));
+                if let Some(own) = own {
+                    session.put(None, own, (*at, *written_ms));
                 }
-                let key = row_key(*shard, key, None);
-                let (value, digest) = encode_session(&key, *at, *written_ms, record);
-                let old = index.replace(&key, Some(digest));
-                tally(&mut row.tally, old, Some(digest));
-                prepared.push(Place::Sessions, &key, Some(&value));
             }
             Op::Remove { shard, at, key } => {
-                let row = touch(book, &mut touched, *shard, *at);
-                row.meta.at = *at;
+                let touched = touch(book, &mut all, *shard, *at);
                 let index = book.index.entry(*shard).or_default();
-                written.remove_all(index, &mut row.tally, (*shard, key), &BTreeSet::new());
-                if last.get(&(*shard, key)) != Some(&number) {
-                    continue;
-                }
-                let key = row_key(*shard, key, None);
-                let old = index.replace(&key, None);
-                tally(&mut row.tally, old, None);
-                prepared.push(Place::Sessions, &key, None);
+                let mut session = Session { shard: *shard, key, index, touched, rows: &mut rows };
+                session.touched.row.meta.at = *at;
+                session.remove_slots(&BTreeSet::new());
+                session.remove(None);
+                session.touched.last = None;
             }
             Op::Meta { shard, meta } => {
-                touch(book, &mut touched, *shard, meta.at).meta = *meta;
+                let touched = touch(book, &mut all, *shard, meta.at);
+                (touched.row.meta, touched.is_said) = (*meta, true);
             }
             // The committer puts them between batches.
             Op::Forget { .. } => debug_assert!(false, "a shard is forgotten in steps"),
         }
     }
-    for (key, value) in written.0 {
-        prepared.push(Place::Sessions, &key, value.as_deref());
-    }
-    finish(book, touched, &mut prepared);
+    let mut prepared = Prepared::default();
+    finish(book, all, rows, &mut prepared);
     prepared
 }
 
-/// What becomes of rows of slots, whose keys these are.
-#[derive(Default)]
-struct SlotWrites(BTreeMap<Vec<u8>, Option<Vec<u8>>>);
+/// A session that is changed.
+struct Session<'a> {
+    shard: ShardId,
+    key: &'a [u8],
+    index: &'a mut ShardIndex,
+    touched: &'a mut Touched,
+    rows: &'a mut Rows,
+}
 
-impl SlotWrites {
-    fn put(
-        &mut self,
-        index: &mut ShardIndex,
-        tally: &mut Tally,
-        of: (ShardId, &[u8]),
-        slots: &Slots,
-        written: (Version, u64),
-    ) {
+impl Session<'_> {
+    fn put(&mut self, slot: Option<u8>, record: &[u8], (at, written_ms): (Version, u64)) {
+        let row = row_key(self.shard, self.key, slot);
+        if let Some(slot) = slot {
+            self.index.note_slot(&row[..row.len() - 1], slot);
+        }
+        let (value, digest) = encode_session(&row, at, written_ms, record);
+        if let Some(old) = self.index.replace(&row, Some(digest)) {
+            self.touched.row.tally.take(old);
+        }
+        self.touched.row.tally.add(digest);
+        self.touched.last = Some(self.rows.len());
+        self.rows.push((row, Some(value)));
+    }
+
+    fn remove(&mut self, slot: Option<u8>) {
+        let row = row_key(self.shard, self.key, slot);
+        if let Some(old) = self.index.replace(&row, None) {
+            self.touched.row.tally.take(old);
+            self.rows.push((row, None));
+        }
+    }
+
+    fn put_slots(&mut self, slots: &Slots, written: (Version, u64)) {
         match slots {
             Slots::Same => {}
-            Slots::One(slot, record) => self.put_one(index, tally, of, (*slot, record), written),
+            Slots::One(slot, record) => self.put(Some(*slot), record, written),
             Slots::All(all) => {
-                let stay = all.iter().map(|(slot, _)| *slot).collect();
-                self.remove_all(index, tally, of, &stay);
+                self.remove_slots(&all.iter().map(|(slot, _)| *slot).collect());
                 for (slot, record) in all {
-                    self.put_one(index, tally, of, (*slot, record), written);
+                    self.put(Some(*slot), record, written);
                 }
             }
         }
     }
 
-    fn put_one(
-        &mut self,
-        index: &mut ShardIndex,
-        tally: &mut Tally,
-        (shard, key): (ShardId, &[u8]),
-        (slot, record): (u8, &[u8]),
-        (at, written_ms): (Version, u64),
-    ) {
-        let row = row_key(shard, key, Some(slot));
-        let (value, digest) = encode_session(&row, at, written_ms, record);
-        index.note_slot(&row_key(shard, key, None), slot);
-        self::tally(tally, index.replace(&row, Some(digest)), Some(digest));
-        self.0.insert(row, Some(value));
-    }
-
-    /// Removes the slots of a session, but those that are written anew.
-    fn remove_all(
-        &mut self,
-        index: &mut ShardIndex,
-        tally: &mut Tally,
-        (shard, key): (ShardId, &[u8]),
-        but: &BTreeSet<u8>,
-    ) {
-        let filled = index.take_slots(&row_key(shard, key, None));
+    /// Removes its slots, but those that are written anew.
+    fn remove_slots(&mut self, but: &BTreeSet<u8>) {
+        let filled = self.index.take_slots(&row_key(self.shard, self.key, None));
         for slot in filled.filter(|slot| !but.contains(slot)) {
-            let row = row_key(shard, key, Some(slot));
-            if let Some(old) = index.replace(&row, None) {
-                tally.take(old);
-                self.0.insert(row, None);
-            }
+            self.remove(Some(slot));
         }
     }
 }
 
 fn touch<'a>(
     book: &Book,
-    touched: &'a mut BTreeMap<ShardId, MetaRow>,
+    touched: &'a mut BTreeMap<ShardId, Touched>,
     shard: ShardId,
     at: Version,
-) -> &'a mut MetaRow {
+) -> &'a mut Touched {
     touched.entry(shard).or_insert_with(|| {
         let meta = ShardMeta { at, role: Role::Unknown, complete: false, begun: None };
         let new =
             MetaRow { meta, commit: 0, tally: Tally::default(), forgetting: false, damaged: false };
-        book.rows.get(&shard).copied().unwrap_or(new)
+        let known = book.rows.get(&shard);
+        Touched { row: known.copied().unwrap_or(new), last: None, is_said: known.is_none() }
     })
 }
 
-fn tally(tally: &mut Tally, old: Option<u64>, new: Option<u64>) {
-    if let Some(old) = old {
-        tally.take(old);
-    }
-    if let Some(new) = new {
-        tally.add(new);
-    }
-}
-
-fn finish(book: &mut Book, touched: BTreeMap<ShardId, MetaRow>, prepared: &mut Prepared) {
-    if touched.is_empty() {
+/// Numbers the batch. Where a shard is goes along with the row of its last change, where there is
+/// one and that is all to say.
+fn finish(
+    book: &mut Book,
+    all: BTreeMap<ShardId, Touched>,
+    mut rows: Rows,
+    prepared: &mut Prepared,
+) {
+    if all.is_empty() {
         return;
     }
     book.commit += 1;
-    for (shard, mut row) in touched {
+    let mut own = Vec::new();
+    for (shard, Touched { mut row, last, is_said }) in all {
         row.commit = book.commit;
+        let index = book.index.entry(shard).or_default();
+        match last.filter(|_| !is_said).and_then(|last| rows.get_mut(last)) {
+            Some((key, Some(value))) => {
+                mark_row(value, Mark { commit: row.commit, tally: row.tally });
+                index.newest = Some(key.as_slice().into());
+            }
+            Some((_, None)) | None => {
+                index.newest = None;
+                own.push((shard, row));
+            }
+        }
         book.rows.insert(shard, row);
-        prepared.push(Place::Shards, &shard.0.to_be_bytes(), Some(&encode_meta(shard, &row)));
         prepared.seen.push(seen(shard, &row));
+    }
+    // Of equal ones the last stays behind.
+    rows.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let mut rows = rows.into_iter().peekable();
+    while let Some((key, value)) = rows.next() {
+        if rows.peek().is_none_or(|(next, _)| *next != key) {
+            prepared.push(Place::Sessions, &key, value.as_deref());
+        }
+    }
+    for (shard, row) in own {
+        prepared.push(Place::Shards, &shard.0.to_be_bytes(), Some(&encode_meta(shard, &row)));
     }
 }
 
@@ -205,11 +217,12 @@ pub(super) fn begin_to_forget(book: &mut Book, shards: &[ShardId]) -> Prepared {
     let mut prepared = Prepared::default();
     let mut touched = BTreeMap::new();
     for &shard in shards {
-        let row = touch(book, &mut touched, shard, NOBODY);
+        let touched = touch(book, &mut touched, shard, NOBODY);
+        let row = &mut touched.row;
         (row.forgetting, row.damaged, row.tally) = (true, false, Tally::default());
         book.index.remove(&shard);
     }
-    finish(book, touched, &mut prepared);
+    finish(book, touched, Rows::new(), &mut prepared);
     prepared
 }
 
@@ -224,6 +237,7 @@ impl Prepared {
     /// The last of a shard that is being forgotten goes: its own row.
     pub(super) fn forget_shard(&mut self, book: &mut Book, shard: ShardId) {
         book.rows.remove(&shard);
+        book.index.remove(&shard);
         self.push(Place::Shards, &shard.0.to_be_bytes(), None);
     }
 }
@@ -263,8 +277,8 @@ pub(super) fn segments(ops: Vec<Op>) -> Vec<Segment> {
 pub(super) fn mark_damaged(book: &mut Book, shard: ShardId) -> Prepared {
     let mut prepared = Prepared::default();
     let mut touched = BTreeMap::new();
-    touch(book, &mut touched, shard, NOBODY).damaged = true;
-    finish(book, touched, &mut prepared);
+    touch(book, &mut touched, shard, NOBODY).row.damaged = true;
+    finish(book, touched, Rows::new(), &mut prepared);
     prepared
 }
 
@@ -281,9 +295,9 @@ mod tests {
     }
 
     fn put(shard: u32, key: &'static str, seq: u64) -> Op {
-        let (key, record) = (Bytes::from(key), Bytes::from(seq.to_string()));
+        let (key, own) = (Bytes::from(key), Some(Bytes::from(seq.to_string())));
         let slots = Slots::Same;
-        Op::Put { shard: ShardId(shard), at: at(seq), key, record, slots, written_ms: 1 }
+        Op::Put { shard: ShardId(shard), at: at(seq), key, own, slots, written_ms: 1 }
     }
 
     #[test]
@@ -297,8 +311,8 @@ mod tests {
         let (a1, b1, a2) =
             (&b"\0\0\0\x01a\0\0"[..], &b"\0\0\0\x01b\0\0"[..], &b"\0\0\0\x02a\0\0"[..]);
         let (one, two) = (&[0, 0, 0, 1][..], &[0, 0, 0, 2][..]);
-        assert_eq!(rows, [(b1, false), (a1, true), (a2, true), (one, true), (two, true)]);
-        let value = prepared.writes[1].value.as_ref().unwrap();
+        assert_eq!(rows, [(a1, true), (b1, false), (a2, true), (one, true), (two, true)]);
+        let value = prepared.writes[0].value.as_ref().unwrap();
         let row = decode_session(a1, value).unwrap();
         assert_eq!((row.at, row.record), (at(4), &b"4"[..]));
         let meta = decode_meta(ShardId(1), prepared.writes[3].value.as_ref().unwrap()).unwrap();
@@ -311,9 +325,46 @@ mod tests {
         assert_eq!(book.commit, 2);
     }
 
+    /// Goal: where a shard is goes along with its changes, and is in its own row when they are none.
+    #[test]
+    fn a_shard_s_own_row_is_written_only_when_it_says_more() {
+        let mut book = Book::default();
+        let own = |prepared: &Prepared| {
+            prepared.writes.iter().filter(|write| write.place == Place::Shards).count()
+        };
+        let mark = |prepared: &Prepared| {
+            let rows = prepared
+                .writes
+                .iter()
+                .filter_map(|write| Some((&write.key, write.value.as_ref()?)));
+            let rows = rows.filter_map(|(key, value)| decode_session(key, value).ok());
+            rows.filter_map(|row| Some((row.at.seq, row.mark?.commit, row.mark?.tally.rows)))
+                .collect()
+        };
+        let check = |prepared: &Prepared, n_own: usize, expected: Vec<(u64, u64, u64)>| {
+            let marks: Vec<(u64, u64, u64)> = mark(prepared);
+            assert_eq!((own(prepared), marks), (n_own, expected));
+        };
+        check(&prepare(&mut book, &[put(1, "a", 1)]), 1, vec![]);
+        check(&prepare(&mut book, &[put(1, "a", 2), put(1, "b", 3)]), 0, vec![(3, 2, 2)]);
+        check(&prepare(&mut book, &[put(1, "b", 4), put(1, "a", 5)]), 0, vec![(5, 3, 2)]);
+        let remove = |seq| Op::Remove { shard: ShardId(1), at: at(seq), key: Bytes::from("b") };
+        check(&prepare(&mut book, &[put(1, "a", 6), remove(7)]), 1, vec![]);
+        check(&prepare(&mut book, &[remove(8), put(1, "a", 9)]), 0, vec![(9, 5, 1)]);
+        let meta = ShardMeta { at: at(10), role: Role::Owner, complete: true, begun: None };
+        check(
+            &prepare(&mut book, &[put(1, "a", 10), Op::Meta { shard: ShardId(1), meta }]),
+            1,
+            vec![],
+        );
+        assert_eq!(book.index[&ShardId(1)].newest, None);
+        check(&prepare(&mut book, &[put(1, "a", 11)]), 0, vec![(11, 7, 1)]);
+        assert_eq!(book.index[&ShardId(1)].newest.as_deref(), Some(&b"\0\0\0\x01a\0\0"[..]));
+    }
+
     fn put_slots(seq: u64, slots: Slots) -> Op {
-        let (key, record) = (Bytes::from("a"), Bytes::from("own"));
-        Op::Put { shard: ShardId(1), at: at(seq), key, record, slots, written_ms: 1 }
+        let (key, own) = (Bytes::from("a"), Some(Bytes::from("own")));
+        Op::Put { shard: ShardId(1), at: at(seq), key, own, slots, written_ms: 1 }
     }
 
     fn one(slot: u8) -> Slots {

@@ -350,17 +350,21 @@ impl Committer {
             .iter()
             .flat_map(|batch| batch.seen.iter().map(|seen| seen.shard))
             .collect();
-        let lost: Vec<ShardId> = self
-            .book
-            .rows
-            .iter()
-            .filter(|(shard, row)| !pending.contains(shard) && !row.damaged)
-            .filter(|(shard, row)| match metas.get(shard) {
-                Some(Ok(found)) => found.commit < row.commit,
-                Some(Err(_)) | None => true,
-            })
-            .map(|(shard, _)| *shard)
-            .collect();
+        let mut lost = Vec::new();
+        for (&shard, row) in &self.book.rows {
+            if pending.contains(&shard) || row.damaged {
+                continue;
+            }
+            let newest = self.book.index.get(&shard).and_then(|index| index.newest.as_ref());
+            let found = match (metas.get(&shard), newest) {
+                (Some(Ok(_)), Some(newest)) => store.mark_of(newest)?,
+                (Some(Ok(found)), None) => Some(found.commit),
+                (Some(Err(_)) | None, _) => None,
+            };
+            if found.is_none_or(|found| found < row.commit) {
+                lost.push(shard);
+            }
+        }
         for shard in lost {
             tracing::error!(%shard, "the disk has lost what was on it; the shard is damaged there");
             self.metrics.damaged.increment(1);

@@ -247,21 +247,17 @@ pub struct RecoveredShard {
 pub struct SavedSession {
     /// Its key.
     pub key: Bytes,
-    /// Its last change.
-    pub at: Version,
-    /// What was given to [`Disk::put`].
-    pub record: Bytes,
-    /// Time since it was written; zero when the clock went back.
-    pub age: Duration,
+    /// Its own row, if it has one.
+    pub own: Option<SavedRow>,
     /// Its slots, in order; also those that it has no use for any more.
-    pub slots: Vec<SavedSlot>,
+    pub slots: Vec<(u8, SavedRow)>,
 }
 
-/// A session's slot as it was written.
+/// A row of a session as it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SavedSlot {
-    /// Its number.
-    pub slot: u8,
+pub struct SavedRow {
+    /// The change that wrote it.
+    pub at: Version,
     /// What was given to [`Disk::put`].
     pub record: Bytes,
     /// Time since it was written; zero when the clock went back.
@@ -311,8 +307,8 @@ impl Disk {
         Ok((Self { handle: Arc::new(Handle { shared, herald }) }, recovered))
     }
 
-    /// Keeps `record` as the session's newest, and what is in its slots, both or neither. Gives the
-    /// change's position.
+    /// Keeps `own` as the session's own row, unless that stays, and what is in its slots, all or
+    /// nothing. Gives the change's position.
     ///
     /// This and the next three never block. Changes of a shard come in the order of its numbers.
     pub fn put(
@@ -320,11 +316,11 @@ impl Disk {
         shard: ShardId,
         at: Version,
         key: &[u8],
-        (record, slots): (Bytes, Slots),
+        (own, slots): (Option<Bytes>, Slots),
     ) -> u64 {
         let key = Bytes::copy_from_slice(key);
         let written_ms = unix_micros() / 1000;
-        self.handle.shared.push(Op::Put { shard, at, key, record, slots, written_ms })
+        self.handle.shared.push(Op::Put { shard, at, key, own, slots, written_ms })
     }
 
     /// The session is no more, nor are its slots.
@@ -362,22 +358,23 @@ impl Disk {
         if !shared.sync && shared.progress.borrow().synced < position {
             shared.want(position);
         }
-        let mut heard = herald.as_ref().map(Herald::listen);
         let mut progress = shared.progress.subscribe();
         loop {
-            let now = *progress.borrow_and_update();
-            if now.synced >= position {
-                return Ok(());
+            if let Some(done) = progress.borrow_and_update().is_done(position) {
+                return done;
             }
-            if let Some(failed) = now.failed {
-                return Err(failed);
+            let told = herald.as_ref().and_then(|herald| herald.listen(position));
+            // What came before it listens is not told.
+            if let Some(done) = progress.borrow_and_update().is_done(position) {
+                return done;
             }
-            if let Some(told) = &mut heard {
-                if told.changed().await.is_err() {
-                    heard = None;
+            match told {
+                // An error means that nobody tells any more: then there is no such word the next time.
+                Some(told) => drop(told.await),
+                None if progress.changed().await.is_err() => {
+                    return Err(DiskFailed::Closed { complete: false });
                 }
-            } else if progress.changed().await.is_err() {
-                return Err(DiskFailed::Closed { complete: false });
+                None => {}
             }
         }
     }
@@ -442,7 +439,7 @@ impl Disk {
     }
 }
 
-/// Puts sessions together again with their slots, which come behind their own rows.
+/// Puts sessions together again with their slots.
 fn sessions_of(rows: &[store::RawRow], now_ms: u64) -> Result<Vec<SavedSession>, RowError> {
     let mut sessions: Vec<SavedSession> = Vec::new();
     for (row_key, value) in rows {
@@ -450,15 +447,14 @@ fn sessions_of(rows: &[store::RawRow], now_ms: u64) -> Result<Vec<SavedSession>,
         let row = decode_session(row_key, value)?;
         let record = Bytes::copy_from_slice(row.record);
         let age = Duration::from_millis(now_ms.saturating_sub(row.written_ms));
-        match (slot, sessions.last_mut()) {
-            (None, _) => {
-                let (key, at, slots) = (key.into(), row.at, Vec::new());
-                sessions.push(SavedSession { key, at, record, age, slots });
-            }
-            (Some(slot), Some(session)) if session.key == key => {
-                session.slots.push(SavedSlot { slot, record, age });
-            }
-            (Some(_), _) => return Err(RowError::Malformed),
+        let row = SavedRow { at: row.at, record, age };
+        if sessions.last().is_none_or(|last| last.key != key) {
+            sessions.push(SavedSession { key: key.into(), own: None, slots: Vec::new() });
+        }
+        let Some(session) = sessions.last_mut() else { continue };
+        match slot {
+            None => session.own = Some(row),
+            Some(slot) => session.slots.push((slot, row)),
         }
     }
     Ok(sessions)

@@ -15,6 +15,7 @@ use super::witness::{self, WitnessFile};
 use super::{DiskConfig, DiskError, Recovered, RecoveredShard, identity, io_error};
 use crate::logic::durable::{
     Counted, Damage, MetaRow, Role, RowError, Seen, ShardMeta, Tally, Verdict, Witness, judge,
+    marked,
 };
 
 /// The folder of the data directory.
@@ -148,10 +149,15 @@ impl Survey {
         row: Option<Result<MetaRow, RowError>>,
         told: Option<Seen>,
         counted: Counted,
-        index: ShardIndex,
+        mut index: ShardIndex,
     ) {
         let verdict = judge(row.as_ref(), told.as_ref(), &counted);
-        let row = row.and_then(Result::ok);
+        let row = row.and_then(Result::ok).map(|row| marked(row, counted.newest));
+        let newest = counted.newest.map_or(0, |(mark, _)| mark.commit);
+        self.book.commit = self.book.commit.max(newest);
+        if row.is_none_or(|row| newest < row.commit) {
+            index.newest = None;
+        }
         match verdict {
             Verdict::Absent => {}
             Verdict::Forgotten => {

@@ -17,10 +17,26 @@ use crate::logic::grouping::LOOK_EACH;
 /// A change as it was handed over.
 #[derive(Debug)]
 pub(super) enum Op {
-    Put { shard: ShardId, at: Version, key: Bytes, record: Bytes, slots: Slots, written_ms: u64 },
-    Remove { shard: ShardId, at: Version, key: Bytes },
-    Meta { shard: ShardId, meta: ShardMeta },
-    Forget { shard: ShardId },
+    Put {
+        shard: ShardId,
+        at: Version,
+        key: Bytes,
+        own: Option<Bytes>,
+        slots: Slots,
+        written_ms: u64,
+    },
+    Remove {
+        shard: ShardId,
+        at: Version,
+        key: Bytes,
+    },
+    Meta {
+        shard: ShardId,
+        meta: ShardMeta,
+    },
+    Forget {
+        shard: ShardId,
+    },
 }
 
 /// What a change costs in the queue besides its bytes.
@@ -30,7 +46,9 @@ impl Op {
     fn bytes(&self) -> usize {
         OP_BYTES
             + match self {
-                Self::Put { key, record, slots, .. } => key.len() + record.len() + slots.bytes(),
+                Self::Put { key, own, slots, .. } => {
+                    key.len() + own.as_ref().map_or(0, Bytes::len) + slots.bytes()
+                }
                 Self::Remove { key, .. } => key.len(),
                 Self::Meta { .. } | Self::Forget { .. } => 0,
             }
@@ -76,6 +94,13 @@ pub(super) struct Progress {
     pub(super) written: u64,
     pub(super) synced: u64,
     pub(super) failed: Option<DiskFailed>,
+}
+
+impl Progress {
+    /// Whether everything up to `position` is synced, or will not be for now.
+    pub(super) fn is_done(&self, position: u64) -> Option<Result<(), DiskFailed>> {
+        if position <= self.synced { Some(Ok(())) } else { self.failed.map(Err) }
+    }
 }
 
 pub(super) struct Shared {

@@ -13,13 +13,16 @@ use stead_shared::id::ShardId;
 
 use super::inspect::inspect;
 use crate::logic::durable::{Counted, MetaRow, RowError, decode_meta, decode_session};
-use crate::logic::rows::{is_own, row_key, shard_of, split_row, start_of};
+use crate::logic::rows::{is_same, row_key, shard_of, split_row, start_of};
 use crate::logic::window::{SLOTS, is_keyed_slot};
 
 /// Bytes of blocks that the database keeps in memory. Sessions are read once, at the start.
 const CACHE_BYTES: u64 = 8 << 20;
 /// The journal's old files, at most: what an unclean end makes the next start replay.
 const JOURNAL_BYTES_MAX: u64 = 128 << 20;
+/// Bytes of rows that the database keeps in memory before it writes a table. Each row is searched a
+/// place for among those that are there.
+const MEMTABLE_BYTES: u64 = 16 << 20;
 /// Threads that flush and compact.
 const WORKERS: usize = 2;
 
@@ -108,7 +111,8 @@ impl Store {
                 .journal_compression(CompressionType::None)
                 .manual_journal_persist(true)
                 .open()?;
-            let sessions = db.keyspace("sessions", KeyspaceCreateOptions::default)?;
+            let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+            let sessions = db.keyspace("sessions", options)?;
             let shards = db.keyspace("shards", KeyspaceCreateOptions::default)?;
             Ok(Self { db, sessions, shards })
         })
@@ -206,7 +210,8 @@ impl Store {
             let (mut rows, mut bytes) = (Vec::new(), 0);
             for row in self.sessions.range((from, end_of(shard))) {
                 let (key, value) = row.into_inner()?;
-                if !rows.is_empty() && bytes >= bytes_max && is_own(&key) {
+                let is_next = |(last, _): &RawRow| !is_same(last, &key);
+                if bytes >= bytes_max && rows.last().is_some_and(is_next) {
                     break;
                 }
                 bytes += key.len() + value.len();
@@ -229,7 +234,10 @@ impl Store {
                         if let Some(slot) = slot {
                             index.note_slot(&row_key(shard, &session, None), slot);
                         }
-                        counted.tally.add(row.digest);
+                        counted.add(&row);
+                        if counted.newest.is_some_and(|(mark, _)| Some(mark) == row.mark) {
+                            index.newest = Some(key);
+                        }
                     }
                     (Err(_), _) | (_, Err(_)) => counted.broken += 1,
                 }
@@ -238,6 +246,15 @@ impl Store {
         });
         counted.unreadable = read.err().map(|error| error.to_string());
         counted
+    }
+
+    /// The commit that a row is marked with, if it is there.
+    pub(super) fn mark_of(&self, row_key: &[u8]) -> Result<Option<u64>, StoreError> {
+        without_panic(|| {
+            let Some(row) = self.sessions.get(row_key)? else { return Ok(None) };
+            let row = decode_session(row_key, &row).ok();
+            Ok(row.and_then(|row| row.mark).map(|mark| mark.commit))
+        })
     }
 
     /// The first shard from `shard` on of which there are sessions.
@@ -270,6 +287,8 @@ pub(super) struct ShardIndex {
     rows: HashMap<u64, u64, Plain>,
     /// For each session that has slots: the end of those of either list that were ever filled.
     slots: HashMap<u64, [u8; 2], Plain>,
+    /// The row with the newest mark, unless the shard's own row is newer.
+    pub(super) newest: Option<Slice>,
 }
 
 impl ShardIndex {

@@ -1,5 +1,6 @@
 //! The file that remembers which commit each shard has reached, apart from the database.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ pub(super) struct WitnessFile {
     torn: bool,
     unsynced: bool,
     synced: Instant,
-    shards: std::collections::BTreeMap<ShardId, Seen>,
+    shards: HashMap<ShardId, Seen>,
 }
 
 /// None when there is none.
@@ -99,10 +100,7 @@ impl WitnessFile {
 }
 
 /// A reader finds the old file or the new one.
-fn write_anew(
-    path: &Path,
-    shards: &std::collections::BTreeMap<ShardId, Seen>,
-) -> io::Result<(File, u64)> {
+fn write_anew(path: &Path, shards: &HashMap<ShardId, Seen>) -> io::Result<(File, u64)> {
     let seen: Vec<Seen> = shards.values().copied().collect();
     let mut bytes = Vec::new();
     encode_witness(&seen, &mut bytes);

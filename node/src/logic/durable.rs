@@ -1,11 +1,12 @@
 //! What the disk holds of a shard, and how its loss is noticed.
 //!
 //! The database under it replays its journal up to the first record that it cannot read, and says
-//! nothing about the rest. So each shard has a *meta* row, written in the same batch as its
-//! sessions: the number of that commit, how many rows there are, and a sum over them. A file
-//! of its own, the *witness*, is told which commit each shard has reached, after every sync.
+//! nothing about the rest. So with each batch goes where each of its shards is: the number of that
+//! commit, how many rows there are, and a sum over them. The row of the shard's last change says it, as a
+//! [*mark*](Mark), or a row of the shard's own, its *meta* row, when there is more to say. A file of its
+//! own, the *witness*, is told which commit each shard has reached, after every sync.
 //!
-//! - A meta row whose commit is below the witness's: the end of the journal is lost.
+//! - A newest commit that is below the witness's: the end of the journal is lost.
 //! - A count or a sum that differs: something in the middle is lost, stale, or too much.
 //! - A checksum that differs: the row itself is broken.
 //!
@@ -132,6 +133,66 @@ pub struct SessionRow<'a> {
     pub record: &'a [u8],
     /// What it adds to its shard's [`Tally`].
     pub digest: u64,
+    /// What it says of its shard.
+    pub mark: Option<Mark>,
+}
+
+/// What a row says besides of its whole shard: where the shard is with the commit that wrote it. It
+/// stands for a shard's row that only moves on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The number of that commit.
+    pub commit: u64,
+    /// The rows there are.
+    pub tally: Tally,
+}
+
+/// The end of a row without a mark, and of one with a mark.
+const UNMARKED: u8 = 0;
+const MARKED: u8 = 1;
+/// Bytes of a mark, and of its checksum.
+const MARK_BYTES: usize = 3 * 8;
+
+/// Marks a row that [`encode_session`] made.
+pub fn mark_row(row: &mut Vec<u8>, mark: Mark) {
+    row.pop();
+    let start = row.len();
+    for number in [mark.commit, mark.tally.rows, mark.tally.sum] {
+        row.extend_from_slice(&number.to_le_bytes());
+    }
+    let crc = crc(&row[..4], &row[start..]);
+    row.extend_from_slice(&crc.to_le_bytes());
+    row.push(MARKED);
+}
+
+/// Takes the end of a row off.
+fn split_mark(row: &[u8]) -> Result<(&[u8], Option<Mark>), RowError> {
+    match row.split_last().ok_or(RowError::Short)? {
+        (&UNMARKED, row) => Ok((row, None)),
+        (&MARKED, rest) => {
+            let (rest, stored) = rest.split_last_chunk::<4>().ok_or(RowError::Short)?;
+            let (row, mark) = rest.split_last_chunk::<MARK_BYTES>().ok_or(RowError::Short)?;
+            if crc(row.get(..4).ok_or(RowError::Short)?, mark) != u32::from_le_bytes(*stored) {
+                return Err(RowError::Checksum);
+            }
+            let mut reader = Reader(mark);
+            let commit = reader.u64()?;
+            let tally = Tally { rows: reader.u64()?, sum: reader.u64()? };
+            Ok((row, Some(Mark { commit, tally })))
+        }
+        (_, _) => Err(RowError::Malformed),
+    }
+}
+
+/// What a shard's row says together with the newest mark of its rows.
+#[must_use]
+pub fn marked(row: MetaRow, newest: Option<(Mark, Version)>) -> MetaRow {
+    match newest {
+        Some((Mark { commit, tally }, at)) if row.commit < commit => {
+            MetaRow { meta: ShardMeta { at, ..row.meta }, commit, tally, ..row }
+        }
+        Some(_) | None => row,
+    }
 }
 
 /// Spreads a row's checksum and number over 64 bits (the finalizer of splitmix64).
@@ -157,7 +218,7 @@ pub fn encode_session(
     written_ms: u64,
     record: &[u8],
 ) -> (Vec<u8>, u64) {
-    let mut row = Vec::with_capacity(SESSION_HEAD + record.len());
+    let mut row = Vec::with_capacity(SESSION_HEAD + record.len() + MARK_BYTES + 5);
     row.extend_from_slice(&[0; 4]);
     for number in [at.epoch.counter, at.epoch.node.0, at.seq, written_ms] {
         row.extend_from_slice(&number.to_le_bytes());
@@ -165,6 +226,7 @@ pub fn encode_session(
     row.extend_from_slice(record);
     let crc = crc(row_key, &row[4..]);
     row[..4].copy_from_slice(&crc.to_le_bytes());
+    row.push(UNMARKED);
     (row, digest(crc, at.seq))
 }
 
@@ -173,6 +235,7 @@ pub fn encode_session(
 /// # Errors
 /// [`RowError`] when it is not what was written under this key.
 pub fn decode_session<'a>(row_key: &[u8], row: &'a [u8]) -> Result<SessionRow<'a>, RowError> {
+    let (row, mark) = split_mark(row)?;
     let (stored, rest) = row.split_first_chunk().ok_or(RowError::Short)?;
     let stored = u32::from_le_bytes(*stored);
     if crc(row_key, rest) != stored {
@@ -182,7 +245,7 @@ pub fn decode_session<'a>(row_key: &[u8], row: &'a [u8]) -> Result<SessionRow<'a
     let epoch = Epoch { counter: reader.u64()?, node: NodeId(reader.u64()?) };
     let at = Version { epoch, seq: reader.u64()? };
     let written_ms = reader.u64()?;
-    Ok(SessionRow { at, written_ms, record: reader.0, digest: digest(stored, at.seq) })
+    Ok(SessionRow { at, written_ms, record: reader.0, digest: digest(stored, at.seq), mark })
 }
 
 /// The value of a shard's row.
@@ -326,8 +389,20 @@ pub struct Counted {
     pub tally: Tally,
     /// Rows that are not what was written.
     pub broken: u64,
+    /// The newest mark of those that can be read, and the change that its row is of.
+    pub newest: Option<(Mark, Version)>,
     /// The database could not read on; what it said.
     pub unreadable: Option<String>,
+}
+
+impl Counted {
+    /// A row can be read.
+    pub fn add(&mut self, row: &SessionRow<'_>) {
+        self.tally.add(row.digest);
+        let newest = self.newest.map_or(0, |(mark, _)| mark.commit);
+        let mark = row.mark.filter(|mark| newest < mark.commit);
+        self.newest = mark.map(|mark| (mark, row.at)).or(self.newest);
+    }
 }
 
 /// Why a shard's state on disk must not be used as if it were whole.
@@ -412,7 +487,7 @@ pub fn judge(
     let row = match meta {
         None => return judge_without_row(seen, counted),
         Some(Err(error)) => return Verdict::Damaged(Damage::Meta(*error)),
-        Some(Ok(row)) => row,
+        Some(Ok(row)) => &marked(*row, counted.newest),
     };
     if let Some(seen) = seen.filter(|seen| row.commit < seen.commit) {
         if seen.gone {
@@ -483,8 +558,16 @@ mod tests {
         let key = row_key(ShardId(5), b"cart", None);
         let (value, digest) = encode_session(&key, version(3, 9), 77, b"record");
         let read = decode_session(&key, &value).unwrap();
-        let expected = SessionRow { at: version(3, 9), written_ms: 77, record: b"record", digest };
-        assert_eq!(read, expected);
+        let mark = Mark { commit: 7, tally: Tally { rows: 3, sum: 9 } };
+        let expected = |mark| {
+            let (at, written_ms) = (version(3, 9), 77);
+            SessionRow { at, written_ms, record: b"record", digest, mark }
+        };
+        assert_eq!(read, expected(None));
+        let plain = value.clone();
+        let mut value = value;
+        mark_row(&mut value, mark);
+        assert_eq!(decode_session(&key, &value), Ok(expected(Some(mark))));
         let other = row_key(ShardId(5), b"card", None);
         assert_eq!(decode_session(&other, &value), Err(RowError::Checksum));
         let meta = row(4, Tally { rows: 2, sum: 3 });
@@ -501,7 +584,13 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(decode_meta(ShardId(5), &flipped).is_err());
         }
-        assert_eq!(decode_session(&key, &value[..3]), Err(RowError::Short));
+        for bit in 0..plain.len() * 8 {
+            let mut flipped = plain.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode_session(&key, &flipped).is_err(), "{bit}");
+        }
+        assert_eq!(decode_session(&key, &[]), Err(RowError::Short));
+        assert_eq!(decode_session(&key, &[1, 2, 0]), Err(RowError::Short));
     }
 
     #[test]
@@ -511,7 +600,7 @@ mod tests {
         assert_eq!(
             hex(&value[4..]),
             format!(
-                "{:016x}{:016x}{:016x}{:016x}72",
+                "{:016x}{:016x}{:016x}{:016x}7200",
                 2u64.swap_bytes(),
                 7u64.swap_bytes(),
                 3u64.swap_bytes(),
@@ -591,8 +680,17 @@ mod tests {
         assert_eq!(check(Some(row(4, one)), None, counted(none)), damaged(count));
         let other = Tally { rows: 1, sum: 6 };
         assert_eq!(check(Some(row(4, one)), None, counted(other)), damaged(Damage::Stale));
-        let broken = Counted { tally: one, broken: 2, unreadable: None };
+        let broken = Counted { broken: 2, ..counted(one) };
         assert_eq!(check(Some(row(4, one)), None, broken), damaged(Damage::Rows { broken: 2 }));
+        let mark = |commit| Some((Mark { commit, tally: one }, version(1, commit)));
+        let with_mark = |commit| Counted { newest: mark(commit), ..counted(one) };
+        let told = Some(seen(1, 6, false));
+        assert_eq!(check(Some(row(4, none)), told, with_mark(6)), Verdict::Whole);
+        let (known, found) = (version(1, 6), version(1, 5));
+        let behind = damaged(Damage::Behind { known, found });
+        assert_eq!(check(Some(row(4, none)), told, with_mark(5)), behind);
+        let stale = Damage::Count { expected: 0, found: 1 };
+        assert_eq!(check(Some(row(7, none)), told, with_mark(6)), damaged(stale));
         let earlier = MetaRow { damaged: true, ..row(4, one) };
         assert_eq!(check(Some(earlier), None, counted(one)), damaged(Damage::Earlier));
         let going = MetaRow { forgetting: true, ..row(4, one) };

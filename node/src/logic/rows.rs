@@ -74,10 +74,13 @@ pub fn split_row(row: &[u8]) -> Result<(Vec<u8>, Option<u8>), RowError> {
     }
 }
 
-/// Whether it is a session's own row.
+/// Whether two rows are of the same session.
 #[must_use]
-pub fn is_own(row: &[u8]) -> bool {
-    split_row(row).is_ok_and(|(_, slot)| slot.is_none())
+pub fn is_same(a: &[u8], b: &[u8]) -> bool {
+    match (split_row(a), split_row(b)) {
+        (Ok((key_a, _)), Ok((key_b, _))) => key_a == key_b && a.get(..4) == b.get(..4),
+        (_, _) => false,
+    }
 }
 
 #[cfg(test)]
@@ -116,8 +119,8 @@ mod tests {
         fn rows_are_in_the_order_of_their_sessions(a in few(), b in few(), s: Option<u8>, t: Option<u8>) {
             let (first, second) = (row_key(ShardId(3), &a, s), row_key(ShardId(3), &b, t));
             prop_assert_eq!(first.cmp(&second), (&a, s).cmp(&(&b, t)));
+            prop_assert_eq!(is_same(&first, &second), a == b);
             prop_assert_eq!(split_row(&first), Ok((a, s)));
-            prop_assert_eq!(is_own(&first), s.is_none());
             prop_assert!(start_of(ShardId(3)) <= first && first < start_of(ShardId(4)));
             prop_assert_eq!(shard_of(&first), Ok(ShardId(3)));
         }

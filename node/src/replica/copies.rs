@@ -105,7 +105,8 @@ impl Copy {
             | Record::Touched { .. }
             | Record::Unconfirmed
             | Record::AtRest(..)
-            | Record::Slot(..) => false,
+            | Record::Slot(..)
+            | Record::SlotAtRest(..) => false,
         };
         if Record::decode(record).is_ok_and(|record| moves(&record)) {
             pen.meta(meta_of(&state), arriving.past());

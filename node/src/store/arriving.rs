@@ -75,7 +75,9 @@ impl Arriving {
                 self.set_past(floor_ms, lineage)?;
             }
             Record::Unconfirmed => {}
-            Record::AtRest(..) | Record::Slot(..) => return Err(RecordError::Malformed),
+            Record::AtRest(..) | Record::Slot(..) | Record::SlotAtRest(..) => {
+                return Err(RecordError::Malformed);
+            }
             Record::Gone { key } => self.remove(core, key),
             Record::Touched { key, left_micros } => {
                 let expires = core.now() + Duration::from_micros(left_micros);
@@ -96,9 +98,21 @@ impl Arriving {
         core: &Core,
         saved: &SavedSession,
     ) -> Result<(), RecordError> {
-        match Record::decode(&saved.record)? {
+        // The row that was written last tells of the session: its own, or one that tells of it, too.
+        let mut newest = None;
+        for row in saved.own.iter().chain(saved.slots.iter().map(|(_, row)| row)) {
+            let record = Record::decode(&row.record)?;
+            if let Some(version) = record.version_at_rest() {
+                let is_newer = |(at, of, ..): &(_, _, _, _)| (*at, *of) < (row.at, version);
+                if newest.as_ref().is_none_or(is_newer) {
+                    newest = Some((row.at, version, row, record));
+                }
+            }
+        }
+        let (.., row, record) = newest.ok_or(RecordError::Malformed)?;
+        match record {
             Record::ShardPast { seq: _, floor_ms, lineage } => self.set_past(floor_ms, lineage),
-            session => self.put(core, session.into_stored_with(core, saved.age, &saved.slots)?),
+            session => self.put(core, session.into_stored_with(core, row.age, &saved.slots)?),
         }
     }
 

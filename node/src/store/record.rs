@@ -15,10 +15,10 @@ use stead_shared::wire::link::ONCE_SINCE;
 use super::core::Core;
 use super::data::{Counter, Data, Stored, Timer};
 use super::inner::Past;
-use crate::disk::SavedSlot;
+use crate::disk::SavedRow;
 use crate::logic::heal::Written;
 use crate::logic::heal::counter::{self, Part};
-use crate::logic::window::{Entry, Trim, Window};
+use crate::logic::window::{Entry, NO_VERSION, Trim, Window, slot_of};
 
 mod window;
 
@@ -91,6 +91,14 @@ pub(crate) enum Record<'a> {
     AtRest(#[serde(borrow)] SessionRecord<'a>, SessionPast, Option<Extent>),
     /// Such an entry, and its number.
     Slot(u32, #[serde(borrow)] EntryRecord<'a>),
+    /// Both in one: an entry and the session that it came with.
+    SlotAtRest(
+        u32,
+        #[serde(borrow)] EntryRecord<'a>,
+        #[serde(borrow)] SessionRecord<'a>,
+        SessionPast,
+        Extent,
+    ),
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,7 +214,8 @@ impl<'a> Record<'a> {
             | Self::Whole(..)
             | Self::Unconfirmed
             | Self::AtRest(..)
-            | Self::Slot(..) => false,
+            | Self::Slot(..)
+            | Self::SlotAtRest(..) => false,
         }
     }
 
@@ -217,6 +226,7 @@ impl<'a> Record<'a> {
             }
             Self::Session(SessionRecord { key, .. })
             | Self::AtRest(SessionRecord { key, .. }, ..)
+            | Self::SlotAtRest(_, _, SessionRecord { key, .. }, ..)
             | Self::Whole(SessionRecord { key, .. }, ..)
             | Self::Changed(SessionRecord { key, .. }, _)
             | Self::Gone { key }
@@ -238,6 +248,7 @@ impl<'a> Record<'a> {
             | Self::Unconfirmed
             | Self::AtRest(..)
             | Self::Slot(..)
+            | Self::SlotAtRest(..)
             | Self::Gone { .. }
             | Self::Touched { .. }
             | Self::Changed(..)
@@ -250,7 +261,27 @@ impl<'a> Record<'a> {
         restored(core, (session, past, window), age)
     }
 
-    /// The session that a row of the disk and its slots have all of.
+    /// The version of the session that this record of the disk tells of; of a shard's past that of
+    /// nothing.
+    pub(crate) fn version_at_rest(&self) -> Option<Version> {
+        match self {
+            Self::AtRest(session, ..)
+            | Self::SlotAtRest(_, _, session, ..)
+            | Self::Session(session)
+            | Self::Whole(session, ..) => Some(session.version),
+            Self::ShardPast { .. } => Some(NO_VERSION),
+            Self::Shard { .. }
+            | Self::Gone { .. }
+            | Self::Touched { .. }
+            | Self::Changed(..)
+            | Self::Trimmed { .. }
+            | Self::Unconfirmed
+            | Self::Slot(..) => None,
+        }
+    }
+
+    /// The session that this record of the disk tells of, if it is one of a session, with the entries
+    /// of its window from its slots.
     ///
     /// # Errors
     /// When it is a record of something else, or its slots are not those of its window.
@@ -258,10 +289,12 @@ impl<'a> Record<'a> {
         self,
         core: &Core,
         age: Duration,
-        slots: &[SavedSlot],
+        slots: &[(u8, SavedRow)],
     ) -> Result<Stored, RecordError> {
-        let Self::AtRest(session, past, extent) = self else {
-            return self.into_stored(core, age);
+        let (session, past, extent) = match self {
+            Self::AtRest(session, past, extent) => (session, past, extent),
+            Self::SlotAtRest(_, _, session, past, extent) => (session, past, Some(extent)),
+            other => return other.into_stored(core, age),
         };
         let window = extent.map(|extent| extent.fill(core.now(), slots)).transpose()?;
         restored(core, (session, Some(past), window), age)
@@ -277,7 +310,9 @@ impl<'a> Record<'a> {
             Self::ShardPast { seq, .. } => Self::Shard { seq },
             // It counts as a change all the same.
             Self::Trimmed { .. } | Self::Unconfirmed => Self::Shard { seq: 0 },
-            Self::AtRest(session, ..) => Self::Session(session),
+            Self::AtRest(session, ..) | Self::SlotAtRest(_, _, session, ..) => {
+                Self::Session(session)
+            }
             Self::Slot(..) => Self::Shard { seq: 0 },
             Self::Shard { .. } | Self::Session(_) | Self::Gone { .. } | Self::Touched { .. } => {
                 self
@@ -310,6 +345,22 @@ impl<'a> Record<'a> {
     /// The record of an entry with this number.
     pub(crate) fn slot(number: u32, entry: &'a Entry, now: Time) -> Self {
         Self::Slot(number, EntryRecord::of(entry, now))
+    }
+
+    /// The record of a session and of the newest entry in a list of its window, and that entry's slot.
+    /// None without one.
+    pub(crate) fn slot_at_rest(
+        (key, data, expires): (&'a [u8], &'a Data, Time),
+        is_keyed: bool,
+        now: Time,
+    ) -> Option<(u8, Self)> {
+        let window = data.window()?;
+        let (number, entry) = window.numbered(is_keyed).next_back()?;
+        let session = SessionRecord::of(key, data, expires, now);
+        let entry = EntryRecord::of(entry, now);
+        let (past, extent) = (SessionPast::of(data), Extent::of(window));
+        let record = Self::SlotAtRest(number, entry, session, past, extent);
+        Some((slot_of(is_keyed, number), record))
     }
 
     /// The record of a session whose change let `trim` leave its window, and `entry` come.
@@ -529,6 +580,15 @@ mod tests {
         Record::AtRest(session, past, Some(Extent { floor_ms: 200, recent: (5, 1), keyed: (6, 0) }))
     }
 
+    fn slot_at_rest() -> Record<'static> {
+        let (Record::AtRest(session, past, Some(extent)), Record::Slot(number, entry)) =
+            (at_rest(), slot())
+        else {
+            unreachable!("they are")
+        };
+        Record::SlotAtRest(number, entry, session, past, extent)
+    }
+
     fn slot() -> Record<'static> {
         Record::slot(5, Box::leak(Box::new(entry(3, None))), Time::ZERO)
     }
@@ -555,6 +615,7 @@ mod tests {
             Record::Unconfirmed,
             at_rest(),
             slot(),
+            slot_at_rest(),
         ] {
             assert_eq!(Record::decode(&record.encode()), Ok(record));
         }
@@ -655,7 +716,10 @@ mod tests {
         let past = "4d010201090413010309090600";
         let plain = &hex(&Record::Session(session()).encode())[4..];
         assert_eq!(hex(&at_rest().encode()), format!("0209{plain}{past}01c80105010600"));
-        assert_eq!(hex(&slot().encode()), format!("020a05{}", &CHANGE[6..]));
+        let entry = &CHANGE[6..];
+        assert_eq!(hex(&slot().encode()), format!("020a05{entry}"));
+        let golden = format!("020b05{entry}{plain}{past}c80105010600");
+        assert_eq!(hex(&slot_at_rest().encode()), golden);
         let window = &format!("01{WINDOW}");
         let plain = &hex(&Record::Session(session()).encode())[4..];
         assert_eq!(hex(&whole().encode()), format!("0207{plain}{past}{window}"));
@@ -672,7 +736,7 @@ mod tests {
         #[test]
         fn no_bytes_make_the_decoder_panic(bytes: Vec<u8>) {
             let _ = Record::decode(&bytes);
-            for variant in 0..11 {
+            for variant in 0..12 {
                 let format = if variant < 4 { FORMAT_PLAIN } else { FORMAT };
                 let framed = [&[format, variant], &bytes[..]].concat();
                 let now = Time::from_micros(u64::MAX - 5);

@@ -180,11 +180,11 @@ impl Pen {
         if self.past != *past {
             self.past = past.clone();
             let record = Record::of_shard(at.seq, past.clone()).encode();
-            self.put(at, PAST_KEY, (record, Slots::Same));
+            self.put(at, PAST_KEY, (Some(record), Slots::Same));
         }
     }
 
-    fn put(&mut self, at: Version, key: &[u8], row: (Bytes, Slots)) {
+    fn put(&mut self, at: Version, key: &[u8], row: (Option<Bytes>, Slots)) {
         let shard = self.shard;
         self.last = self.write(|disk| disk.put(shard, at, key, row)).unwrap_or(self.last);
     }
@@ -220,7 +220,8 @@ impl Pen {
                 | Record::ShardPast { .. }
                 | Record::Unconfirmed
                 | Record::AtRest(..)
-                | Record::Slot(..),
+                | Record::Slot(..)
+                | Record::SlotAtRest(..),
             )
             | Err(_) => {}
         }
@@ -279,12 +280,14 @@ pub(super) enum Answers {
     All,
 }
 
+/// A session is written with each of its answers when it is no longer than this.
+const SHORT_BYTES_MAX: u64 = 1024;
+
 /// What is written of a session that lives until `expires`.
-fn row_of(core: &Core, stored: &Stored, expires: Time, answers: Answers) -> (Bytes, Slots) {
+fn row_of(core: &Core, stored: &Stored, expires: Time, answers: Answers) -> (Option<Bytes>, Slots) {
     let now = core.now();
-    let record = Record::at_rest(&stored.key, &stored.data, expires, now);
-    let record = record.encode_about(stored.record_bytes());
     let window = stored.data.window();
+    let own_bytes = stored.record_bytes() - stored.data.window_size() as u64;
     let list = |is_keyed: bool| {
         let entries = window.into_iter().flat_map(move |window| window.numbered(is_keyed));
         entries.map(move |(number, entry)| {
@@ -295,14 +298,22 @@ fn row_of(core: &Core, stored: &Stored, expires: Time, answers: Answers) -> (Byt
         Answers::Same => Slots::Same,
         Answers::Came { is_keyed } => {
             let newest = window.and_then(|window| window.numbered(is_keyed).next_back());
+            let bytes = own_bytes + newest.map_or(0, |(_, entry)| entry.size() as u64);
+            if own_bytes <= SHORT_BYTES_MAX {
+                let session = (&*stored.key, &stored.data, expires);
+                if let Some((slot, record)) = Record::slot_at_rest(session, is_keyed, now) {
+                    return (None, Slots::One(slot, record.encode_about(bytes)));
+                }
+            }
             newest.map_or(Slots::Same, |(number, entry)| {
-                let record = Record::slot(number, entry, now).encode_about(entry.size() as u64);
+                let record = Record::slot(number, entry, now).encode_about(bytes - own_bytes);
                 Slots::One(slot_of(is_keyed, number), record)
             })
         }
         Answers::All => Slots::All(list(false).chain(list(true)).collect()),
     };
-    (record, slots)
+    let record = Record::at_rest(&stored.key, &stored.data, expires, now);
+    (Some(record.encode_about(own_bytes)), slots)
 }
 
 impl Core {

@@ -154,12 +154,14 @@ async fn slots_come_back_with_their_session() {
     disk.close().await.unwrap();
     let (disk, recovered) = scratch.open();
     assert_eq!((recovered.shards[0].rows, &recovered.shards[0].damaged), (103, &None));
+    let own =
+        |it: &SavedSession| String::from_utf8(it.own.as_ref().unwrap().record.to_vec()).unwrap();
     let step = disk.read(ShardId(1), None, 1).unwrap();
-    assert_eq!((step.len(), &*step[0].key, &*step[0].record), (1, &b"a"[..], &b"own"[..]));
-    let slots: Vec<_> = step[0].slots.iter().map(|it| (it.slot, it.record.clone())).collect();
+    assert_eq!((step.len(), &*step[0].key, own(&step[0])), (1, &b"a"[..], "own".to_owned()));
+    let slots: Vec<_> = step[0].slots.iter().map(|(slot, it)| (*slot, it.record.clone())).collect();
     assert_eq!(slots, (0..100).map(|slot| (slot, text(slot))).collect::<Vec<_>>());
     let step = disk.read(ShardId(1), Some(b"a"), 1000).unwrap();
-    assert_eq!((step.len(), &*step[0].key, step[0].slots[0].slot), (1, &b"a\0"[..], 191));
+    assert_eq!((step.len(), &*step[0].key, step[0].slots[0].0), (1, &b"a\0"[..], 191));
     assert_eq!(disk.read(ShardId(1), Some(b"a\0"), 1000).unwrap(), []);
     put_with(&disk, 1, 203, "a", ("own", Slots::All(vec![(7, text(7))])));
     disk.remove(ShardId(1), at(204), b"a\0");
@@ -167,6 +169,6 @@ async fn slots_come_back_with_their_session() {
     let (disk, recovered) = scratch.open();
     assert_eq!((recovered.shards[0].rows, &recovered.shards[0].damaged), (2, &None));
     let step = disk.read(ShardId(1), None, 1000).unwrap();
-    assert_eq!(step[0].slots.iter().map(|it| it.slot).collect::<Vec<_>>(), [7]);
+    assert_eq!(step[0].slots.iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), [7]);
     disk.close().await.unwrap();
 }

@@ -65,7 +65,7 @@ fn put(disk: &Disk, shard: u32, seq: u64, key: &str, record: &str) -> u64 {
 
 fn put_with(disk: &Disk, shard: u32, seq: u64, key: &str, (record, slots): (&str, Slots)) -> u64 {
     let record = Bytes::copy_from_slice(record.as_bytes());
-    disk.put(ShardId(shard), at(seq), key.as_bytes(), (record, slots))
+    disk.put(ShardId(shard), at(seq), key.as_bytes(), (Some(record), slots))
 }
 
 /// What a shard holds: key to number of the change and record. Read in steps of two rows or so.
@@ -79,10 +79,11 @@ fn content(disk: &Disk, shard: ShardId) -> Result<Content, ReadError> {
         let Some(last) = step.last() else { return Ok(content) };
         after = Some(last.key.clone());
         for session in step {
-            assert!(session.age < Duration::from_secs(600));
+            let own = session.own.unwrap();
+            assert!(own.age < Duration::from_secs(600));
             let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-            let (key, record) = (text(&session.key), text(&session.record));
-            assert!(content.insert(key, (session.at.seq, record)).is_none());
+            let (key, record) = (text(&session.key), text(&own.record));
+            assert!(content.insert(key, (own.at.seq, record)).is_none());
         }
     }
 }

@@ -7,7 +7,7 @@ use stead_shared::time::Time;
 use std::time::Duration;
 
 use super::{Record, RecordError, as_bytes, micros_left};
-use crate::disk::SavedSlot;
+use crate::disk::SavedRow;
 use crate::logic::heal::counter::{self, Part};
 use crate::logic::window::{Added, Content, Entry, Kept, Keyed, Trim, Window, slot_of};
 
@@ -40,7 +40,7 @@ impl Extent {
     ///
     /// # Errors
     /// [`RecordError`] when one is missing, or no record of an entry.
-    pub(super) fn fill(self, now: Time, slots: &[SavedSlot]) -> Result<Window, RecordError> {
+    pub(super) fn fill(self, now: Time, slots: &[(u8, SavedRow)]) -> Result<Window, RecordError> {
         let recent = entries(false, self.recent, slots, now)?;
         let keyed = entries(true, self.keyed, slots, now)?;
         let window = Window::from_parts(self.floor_ms, recent, keyed);
@@ -52,15 +52,17 @@ impl Extent {
 fn entries(
     is_keyed: bool,
     (first, n): (u32, u32),
-    slots: &[SavedSlot],
+    slots: &[(u8, SavedRow)],
     now: Time,
 ) -> Result<Vec<Entry>, RecordError> {
     let entry = |number: u32| {
         let slot = slot_of(is_keyed, number);
-        let at = slots.binary_search_by_key(&slot, |saved| saved.slot);
-        let saved = at.ok().and_then(|at| slots.get(at)).ok_or(RecordError::Malformed)?;
+        let at = slots.binary_search_by_key(&slot, |(slot, _)| *slot);
+        let (_, saved) = at.ok().and_then(|at| slots.get(at)).ok_or(RecordError::Malformed)?;
         match Record::decode(&saved.record)? {
-            Record::Slot(found, mut entry) if found == number => {
+            Record::Slot(found, mut entry) | Record::SlotAtRest(found, mut entry, ..)
+                if found == number =>
+            {
                 entry.age(saved.age);
                 Ok(entry.into_entry(now))
             }
