@@ -222,7 +222,8 @@ pub struct Window {
     recent: List,
     /// Of `recent`, while that is long.
     marks: Option<Box<Marks>>,
-    keyed: List,
+    /// None while it is empty: few sessions have any.
+    keyed: Option<Box<List>>,
     floor_ms: u64,
 }
 
@@ -271,6 +272,9 @@ pub fn is_keyed_slot(slot: u8) -> bool {
 /// The slots of each list, from the one that is filled first to the one that is filled last.
 pub const SLOTS: [std::ops::Range<u8>; 2] =
     [0..RECENT_SLOTS as u8, RECENT_SLOTS as u8..(RECENT_SLOTS + KEYED_SLOTS) as u8];
+
+/// A list without entries.
+static EMPTY: List = List { entries: VecDeque::new(), bytes: 0, first: 0 };
 
 impl List {
     fn push(&mut self, entry: Entry) {
@@ -330,20 +334,31 @@ impl Window {
     ) -> Self {
         let mut window = Self { floor_ms, ..Self::default() };
         recent.into_iter().for_each(|entry| window.push_recent(entry));
-        keyed.into_iter().for_each(|entry| window.keyed.push(entry));
+        keyed.into_iter().for_each(|entry| window.keyed_mut().push(entry));
         window
+    }
+
+    fn list(&self, is_keyed: bool) -> &List {
+        if is_keyed { self.keyed.as_deref().unwrap_or(&EMPTY) } else { &self.recent }
+    }
+
+    fn keyed_mut(&mut self) -> &mut List {
+        self.keyed.get_or_insert_default()
     }
 
     /// The same window, whose entries have numbers from these on.
     #[must_use]
     pub fn numbered_from(mut self, recent: u32, keyed: u32) -> Self {
-        (self.recent.first, self.keyed.first) = (recent, keyed);
+        self.recent.first = recent;
+        if let Some(list) = &mut self.keyed {
+            list.first = keyed;
+        }
         self
     }
 
     /// One of its lists, with the numbers of the entries, the oldest first.
     pub fn numbered(&self, is_keyed: bool) -> impl DoubleEndedIterator<Item = (u32, &Entry)> {
-        let list = if is_keyed { &self.keyed } else { &self.recent };
+        let list = self.list(is_keyed);
         let (first, n) = (list.first, list.entries.len() as u32);
         (0..n).map(move |n| first.wrapping_add(n)).zip(&list.entries)
     }
@@ -351,14 +366,14 @@ impl Window {
     /// The number of the first entry of a list, and how many there are.
     #[must_use]
     pub fn extent(&self, is_keyed: bool) -> (u32, u32) {
-        let list = if is_keyed { &self.keyed } else { &self.recent };
+        let list = self.list(is_keyed);
         (list.first, list.entries.len() as u32)
     }
 
     /// Whether there is no entry.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.recent.entries.is_empty() && self.keyed.entries.is_empty()
+        self.recent.entries.is_empty() && self.list(true).entries.is_empty()
     }
 
     /// The latest time at which a request was first sent whose entry is gone.
@@ -381,13 +396,13 @@ impl Window {
 
     /// Those that are kept by idempotency keys, the oldest first.
     pub fn keyed(&self) -> impl ExactSizeIterator<Item = &Entry> {
-        self.keyed.entries.iter()
+        self.list(true).entries.iter()
     }
 
     /// Bytes that it is counted with.
     #[must_use]
     pub fn size(&self) -> usize {
-        let bytes = self.recent.bytes as usize + self.keyed.bytes as usize;
+        let bytes = self.recent.bytes as usize + self.list(true).bytes as usize;
         if self.is_empty() { 0 } else { WINDOW_OVERHEAD + bytes }
     }
 
@@ -401,19 +416,19 @@ impl Window {
     /// The entry that came last, to one of the lists.
     #[must_use]
     pub fn newest(&self, is_keyed: bool) -> Option<&Entry> {
-        if is_keyed { self.keyed.entries.back() } else { self.recent.entries.back() }
+        self.list(is_keyed).entries.back()
     }
 
     /// When something of it is of no use any more.
     #[must_use]
     pub fn due(&self) -> Option<Time> {
-        self.recent.expires().into_iter().chain(self.keyed.expires()).min()
+        self.recent.expires().into_iter().chain(self.list(true).expires()).min()
     }
 
     /// When nothing of it is of any use any more.
     #[must_use]
     pub fn expires(&self) -> Option<Time> {
-        self.recent.expires().max(self.keyed.expires())
+        self.recent.expires().max(self.list(true).expires())
     }
 
     /// What becomes of a request of a session with this window, in a shard where windows with
@@ -438,7 +453,7 @@ impl Window {
     fn find(&self, asked: &Asked) -> Option<Met<'_>> {
         if let Some(key) = &asked.key {
             let named = |entry: &&Entry| entry.key.as_ref().is_some_and(|it| it.name == key.name);
-            let entry = self.keyed.entries.iter().rev().find(named)?;
+            let entry = self.list(true).entries.iter().rev().find(named)?;
             let is_same = entry.key.as_ref().is_some_and(|it| it.fingerprint == key.fingerprint);
             return Some(if is_same { Met::Replay(&entry.answer) } else { Met::OtherRequest });
         }
@@ -488,7 +503,7 @@ impl Window {
         let bytes = entry.size();
         match entry.key {
             None => Trim { recent: self.recent.surplus(bytes, RECENT_MAX, now), keyed: 0 },
-            Some(_) => Trim { recent: 0, keyed: self.keyed.surplus(bytes, KEYED_MAX, now) },
+            Some(_) => Trim { recent: 0, keyed: self.list(true).surplus(bytes, KEYED_MAX, now) },
         }
     }
 
@@ -505,7 +520,8 @@ impl Window {
         window.floor_ms = self.floor_ms.max(other.floor_ms);
         for entry in other.recent().chain(other.keyed()) {
             let is_here = |it: &&mut Entry| it.id == entry.id && it.key == entry.key;
-            let mut here = window.recent.entries.iter_mut().chain(&mut window.keyed.entries);
+            let keyed = window.keyed.iter_mut().flat_map(|list| &mut list.entries);
+            let mut here = window.recent.entries.iter_mut().chain(keyed);
             match here.find(is_here) {
                 Some(here) => in_both(here, entry),
                 None => drop(window.add(entry.clone(), now)),
@@ -517,18 +533,20 @@ impl Window {
     /// What leaves at `now` because it is of no use any more. It has not left yet.
     #[must_use]
     pub fn expired(&self, now: Time) -> Trim {
-        Trim { recent: self.recent.expired(now), keyed: self.keyed.expired(now) }
+        Trim { recent: self.recent.expired(now), keyed: self.list(true).expired(now) }
     }
 
     /// Does what the owner of the session did: `trim` leave, then `entry` comes.
     pub fn follow(&mut self, trim: Trim, entry: Option<Entry>) {
-        let floor_ms = self.pop_recent(trim.recent).max(self.keyed.pop(trim.keyed));
+        let keyed = self.keyed.as_mut().map_or(0, |list| list.pop(trim.keyed));
+        let floor_ms = self.pop_recent(trim.recent).max(keyed);
         self.floor_ms = self.floor_ms.max(floor_ms);
         match entry {
-            Some(entry) if entry.key.is_some() => self.keyed.push(entry),
+            Some(entry) if entry.key.is_some() => self.keyed_mut().push(entry),
             Some(entry) => self.push_recent(entry),
             None => {}
         }
+        self.keyed.take_if(|list| list.entries.is_empty());
     }
 }
 

@@ -146,7 +146,7 @@ fn contents(host: &Host) -> (u64, BTreeMap<SessionKey, String>) {
         let timers: Vec<_> = data.timers().iter().map(|it| (it.id, it.event.clone())).collect();
         let window: Vec<_> = data.window().into_iter().flat_map(Window::recent).collect();
         let answers: Vec<_> = window.into_iter().map(|it| (it.id, &it.answer)).collect();
-        let state = (&data.value, data.version, data.counters());
+        let state = (&data.value, data.version(), data.counters());
         format!("{state:?} {timers:?} {answers:?}")
     };
     (seq, sessions.into_iter().map(|(key, data, _)| (key, text(&data))).collect())

@@ -228,9 +228,9 @@ async fn the_window_of_a_copy_is_on_its_disk_as_in_its_memory() {
             let asked = Asked { id, attempt: 1, first_sent_ms: seq, key };
             let content = Content::new(b"", &seq.to_le_bytes());
             let answer = Kept { status: 200, version: at(seq), has_etag: false, content };
-            owner.data.version = at(seq);
+            owner.data.set_version(at(seq));
             owner.data.value = Some(seq.to_le_bytes().as_slice().into());
-            owner.data.value_version = at(seq);
+            owner.data.set_value_version(at(seq));
             owner.expires = core.now() + Duration::from_secs(600);
             let mut window = owner.data.take_window();
             let entry = Entry::new(asked, answer, core.now());

@@ -48,7 +48,7 @@ impl Inner {
     /// Puts a tombstone where the session was, if it has answered anything lately.
     pub(super) fn bury(&mut self, core: &Core, key: &SessionKey, gone: &Stored) {
         let Some(window) = gone.data.window() else { return };
-        let mut tombstone = Stored::new(key.as_bytes(), gone.data.version, core.now());
+        let mut tombstone = Stored::new(key.as_bytes(), gone.data.version(), core.now());
         tombstone.bytes = tombstone_bytes(key.as_bytes().len());
         tombstone.set_window(window.clone());
         if core.resize(Footprint::NONE, tombstone.footprint()).is_err() {

@@ -137,13 +137,13 @@ impl Arriving {
     /// What a change made of a session, with what is known here of what it was before.
     fn derive(&self, core: &Core, mut stored: Stored) -> Stored {
         let old = self.sessions.at_rest(&stored.key).map(|old| &old.data);
-        let is_written = old.is_none_or(|old| old.value_version != stored.data.value_version);
+        let is_written = old.is_none_or(|old| old.value_version() != stored.data.value_version());
         stored.data.written = match old {
             Some(old) if !is_written => old.written,
             Some(_) | None => core.stamp(core.now()),
         };
         if let Some(old) = old.filter(|old| !old.counters().is_empty()) {
-            let at = stored.data.version;
+            let at = stored.data.version();
             let counters = stored.data.counters().iter().map(|new| {
                 match old.counters().iter().find(|old| old.name == new.name) {
                     Some(old) => {
@@ -173,7 +173,7 @@ impl Arriving {
         let old_size = old.map_or(Footprint::NONE, Stored::footprint);
         let old_timer = old.and_then(|old| old.data.earliest_timer());
         core.resize(old_size, stored.footprint()).map_err(|_| RecordError::MemoryFull)?;
-        self.seq = self.seq.max(stored.data.version.seq);
+        self.seq = self.seq.max(stored.data.version().seq);
         self.earliest_expiry = self.earliest_expiry.min(stored.due());
         self.retime(&stored.key, old_timer, stored.data.earliest_timer());
         self.sessions.insert_at(spot, Box::new(stored));
@@ -196,10 +196,10 @@ impl Arriving {
         let mut bound = stored.footprint();
         bound.bytes += Window::bound(old.and_then(|old| old.data.window()), entry.as_ref()) as u64;
         core.resize(old_size, bound).map_err(|_| RecordError::MemoryFull)?;
-        self.seq = self.seq.max(stored.data.version.seq);
+        self.seq = self.seq.max(stored.data.version().seq);
         self.retime(&stored.key, old_timer, stored.data.earliest_timer());
         let key = stored.key.clone();
-        let empty = Box::new(Stored::new(&key, stored.data.version, now));
+        let empty = Box::new(Stored::new(&key, stored.data.version(), now));
         let (actual, due) = self.sessions.change(
             &key,
             || empty,

@@ -40,7 +40,7 @@ impl Conflict {
             key: key.clone(),
             shard,
             kept,
-            lost: loser.value_version,
+            lost: loser.value_version(),
             lost_written_micros: loser.written.0,
             value: loser.value.as_deref().map_or_else(Bytes::new, Bytes::copy_from_slice),
             schema: loser.schema(),

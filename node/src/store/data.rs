@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stead_shared::id::Version;
+use stead_shared::id::{Epoch, Version};
 use stead_shared::time::Time;
 
 use super::answers::News;
@@ -29,10 +29,11 @@ pub(crate) struct Data {
     schema_code: u32,
     /// The highest id that a timer of this session had.
     pub(crate) timer_last: u32,
-    /// When the value last changed. Without a value: the same as `version`.
-    pub(crate) value_version: Version,
     /// When anything last changed.
-    pub(crate) version: Version,
+    version: Version,
+    /// When the value last changed: in this epoch; none for that of `version`, as most have it.
+    value_epoch: Option<Box<Epoch>>,
+    value_seq: u64,
     /// When anything but a counter last changed.
     pub(crate) written: Written,
     /// Idle time to live in microseconds; 0 for the node's default.
@@ -45,10 +46,14 @@ pub(crate) struct Data {
 
 #[derive(Clone, Debug, Default)]
 struct Rare {
-    /// In the order of their ids.
-    timers: Vec<Timer>,
+    /// None without any.
+    timers: Option<Box<Timers>>,
     window: Window,
 }
+
+/// In the order of their ids.
+#[derive(Clone, Debug)]
+struct Timers(Vec<Timer>);
 
 /// A counter, made of what was added to it in each epoch: see [`counter`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,13 +137,37 @@ impl Data {
             value: None,
             schema_code: 0,
             timer_last: 0,
-            value_version: version,
             version,
+            value_epoch: None,
+            value_seq: version.seq,
             written: Written::default(),
             ttl_micros: 0,
             counters: None,
             rare: None,
         }
+    }
+
+    /// When anything last changed.
+    pub(crate) fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Something has changed, and not the value.
+    pub(crate) fn set_version(&mut self, version: Version) {
+        let value_version = self.value_version();
+        self.version = version;
+        self.set_value_version(value_version);
+    }
+
+    /// When the value last changed.
+    pub(crate) fn value_version(&self) -> Version {
+        let epoch = self.value_epoch.as_deref().map_or(self.version.epoch, |epoch| *epoch);
+        Version { epoch, seq: self.value_seq }
+    }
+
+    pub(crate) fn set_value_version(&mut self, at: Version) {
+        self.value_seq = at.seq;
+        self.value_epoch = (at.epoch != self.version.epoch).then(|| Box::new(at.epoch));
     }
 
     /// Schema version of a typed value; none for raw bytes.
@@ -156,13 +185,15 @@ impl Data {
     }
 
     pub(crate) fn timers(&self) -> &[Timer] {
-        self.rare.as_deref().map_or(&[], |rare| &rare.timers)
+        let timers = self.rare.as_deref().and_then(|rare| rare.timers.as_deref());
+        timers.map_or(&[], |timers| &timers.0)
     }
 
     pub(crate) fn set_timers(&mut self, timers: Vec<Timer>) {
         if timers.is_empty() && self.rare.is_none() {
             return;
         }
+        let timers = (!timers.is_empty()).then(|| Box::new(Timers(timers)));
         self.change_rare(|rare| rare.timers = timers);
     }
 
@@ -194,7 +225,7 @@ impl Data {
     /// Puts the answer to what changed it last into its window.
     pub(super) fn note_answer(&mut self, mut entry: Entry, now: Time) -> News {
         entry.answer.version = match self.value {
-            Some(_) if entry.answer.has_etag => self.value_version,
+            Some(_) if entry.answer.has_etag => self.value_version(),
             Some(_) | None => {
                 entry.answer.has_etag = false;
                 self.version
@@ -221,7 +252,7 @@ impl Data {
     fn change_rare(&mut self, change: impl FnOnce(&mut Rare)) {
         let rare = Arc::make_mut(self.rare.get_or_insert_default());
         change(rare);
-        if rare.timers.is_empty() && rare.window.is_empty() {
+        if rare.timers.is_none() && rare.window.is_empty() {
             self.rare = None;
         }
     }
@@ -236,7 +267,7 @@ impl Data {
     pub(crate) fn take_value(&mut self, other: &Self) {
         self.value.clone_from(&other.value);
         self.schema_code = other.schema_code;
-        self.value_version = other.value_version;
+        self.set_value_version(other.value_version());
     }
 
     /// Sorted by name.
@@ -359,7 +390,29 @@ impl Stored {
 
 #[cfg(test)]
 mod tests {
+    use stead_shared::id::NodeId;
+
     use super::*;
+
+    #[test]
+    fn the_value_s_version_stays_while_others_change() {
+        let at = |counter, seq| Version { epoch: Epoch { counter, node: NodeId(1) }, seq };
+        let mut data = Data::empty(at(1, 5));
+        assert_eq!((data.version(), data.value_version()), (at(1, 5), at(1, 5)));
+        for version in [at(1, 6), at(2, 3), at(3, 9)] {
+            data.set_version(version);
+            assert_eq!((data.version(), data.value_version()), (version, at(1, 5)));
+        }
+        data.set_value_version(at(3, 9));
+        assert_eq!((data.value_version(), &data.value_epoch), (at(3, 9), &None));
+    }
+
+    #[test]
+    fn a_session_takes_no_more_than_it_is_counted_with() {
+        // With the headers of two allocations, and beside a slot and a place in the index.
+        assert!(size_of::<Stored>() <= 136, "{}", size_of::<Stored>());
+        assert!(size_of::<Rare>() + 16 <= 88, "{}", size_of::<Rare>());
+    }
 
     #[test]
     fn missed_ticks_are_skipped() {

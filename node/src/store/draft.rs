@@ -96,11 +96,11 @@ impl Changes {
             data.written = now;
             data.set_window(window);
         }
-        data.version = version;
+        data.set_version(version);
         if let Some(value) = self.value {
             data.value = Some(value.bytes);
             data.set_schema(value.schema);
-            data.value_version = version;
+            data.set_value_version(version);
         }
         if !self.counters.is_empty() {
             // Copies only where a concurrent read still looks at the old ones.
@@ -168,11 +168,11 @@ impl Draft {
     /// When the committed value last changed; none where there is none.
     pub(crate) fn value_version(&self) -> Option<Version> {
         let base = self.base.as_ref()?;
-        base.value.as_ref().map(|_| base.value_version)
+        base.value.as_ref().map(|_| base.value_version())
     }
 
     pub(crate) fn version(&self) -> Option<Version> {
-        self.base.as_ref().map(|base| base.version)
+        self.base.as_ref().map(|base| base.version())
     }
 
     pub(crate) fn counter(&self, name: &str) -> Option<i64> {

@@ -66,12 +66,12 @@ fn merged(decision: Decision) -> Option<Merged> {
 
 fn value_of(data: &Data) -> Option<Value<'_>> {
     let bytes = data.value.as_deref()?;
-    let (schema, at, written) = (data.schema(), data.value_version, data.written);
+    let (schema, at, written) = (data.schema(), data.value_version(), data.written);
     Some(Value { bytes, schema, at, written })
 }
 
 fn side(stored: &Stored) -> Side {
-    Side { version: stored.data.version, is_tombstone: stored.is_tombstone() }
+    Side { version: stored.data.version(), is_tombstone: stored.is_tombstone() }
 }
 
 impl Shard {
@@ -142,7 +142,7 @@ impl Shard {
         let is_activated = here.is_some_and(|here| here.activated);
         let (windows, now) = (Windows::default(), self.core.now());
         let mut loser = None;
-        let mut seq = stored.data.version.seq;
+        let mut seq = stored.data.version().seq;
         match (decision, here) {
             (_, None) => {}
             (Decision::Keep | Decision::Lose | Decision::Take, Some(here)) => {
@@ -151,7 +151,7 @@ impl Shard {
                 stored.set_window(window);
             }
             (Decision::Merge, Some(here)) => {
-                seq = seq.max(here.data.version.seq);
+                seq = seq.max(here.data.version().seq);
                 let merge = self.core.config.merge.as_deref();
                 let epoch = inner.served_since(offered)?;
                 let version = Version { epoch, seq: 1 + seq.max(inner.seq) };
@@ -161,7 +161,7 @@ impl Shard {
                 let sides = Sides { histories, merge, version };
                 loser = sides.merge(&here.data, &mut stored.data);
                 amends.iter().for_each(|it| stored.data.add_to(&it.name, it.by, version));
-                stored.data.version = version;
+                stored.data.set_version(version);
                 stored.expires = stored.expires.max(here.expires);
                 stored.bytes =
                     u32::try_from(stored.data.size(key.as_bytes().len())).unwrap_or(u32::MAX);
@@ -177,7 +177,7 @@ impl Shard {
         if let Some(at) = stored.data.earliest_timer() {
             inner.timed.insert((at, key.clone()));
         }
-        let (due, kept) = (stored.due(), stored.data.value_version);
+        let (due, kept) = (stored.due(), stored.data.value_version());
         inner.sessions.remove(key.as_bytes());
         inner.sessions.insert(Box::new(stored));
         inner.expires_at(due);
@@ -208,7 +208,7 @@ impl Inner {
         histories: &Histories,
     ) -> Result<Decision, MergeError> {
         let served = self.served_since(offered)?;
-        if served < stored.data.version.epoch {
+        if served < stored.data.version().epoch {
             // Our own changes would seem older than this one.
             return Err(RecordError::Malformed.into());
         }
@@ -253,7 +253,7 @@ impl Sides<'_> {
             }
             Stays::Both(bytes) => {
                 theirs.value = Some(Arc::from(bytes));
-                theirs.value_version = self.version;
+                theirs.set_value_version(self.version);
                 None
             }
         }

@@ -413,8 +413,8 @@ impl<'a> SessionRecord<'a> {
             key,
             value: data.value.as_deref(),
             schema: data.schema(),
-            value_version: data.value_version,
-            version: data.version,
+            value_version: data.value_version(),
+            version: data.version(),
             ttl_micros: data.ttl_micros,
             left_micros: micros_left(expires, now),
             counters: counters.collect(),
@@ -454,7 +454,7 @@ impl<'a> SessionRecord<'a> {
         let timers: Vec<Timer> = self.timers.into_iter().map(|timer| timer.start(now)).collect();
         let mut data = Data::empty(self.version);
         data.value = self.value.map(Arc::from);
-        data.value_version = self.value_version;
+        data.set_value_version(self.value_version);
         data.ttl_micros = self.ttl_micros;
         data.counters = (!counters.is_empty()).then(|| Arc::new(counters));
         data.set_timers(timers);

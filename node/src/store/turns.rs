@@ -325,8 +325,8 @@ impl Begun {
             inner.sessions.set_activated(key.as_bytes(), is_told);
         }
         let stored = inner.sessions.get(key.as_bytes());
-        let value_version =
-            stored.and_then(|stored| stored.data.value.as_ref().map(|_| stored.data.value_version));
+        let value_version = stored
+            .and_then(|stored| stored.data.value.as_ref().map(|_| stored.data.value_version()));
         Ok(Committed { epoch, value_version })
     }
 }
