@@ -147,7 +147,8 @@ fn unknown() -> Problem {
 impl Handle {
     /// Answers a request of the session `key`, whichever node of the cluster owns it: here, or by
     /// forwarding it to the owner. While the session moves or its owner is being replaced the
-    /// request waits: two seconds at most for the end of a move, ten for a new owner.
+    /// request waits: two seconds at most for the end of a move, ten for a new owner. A node that has stopped, cut off
+    /// with the smaller part of its cluster, asks nobody: `Degraded`.
     ///
     /// The answer carries `stead-node`, `stead-shard` and `stead-epoch`. An error of `stead` that
     /// leaves open whether the request was executed is an answer too, with `stead-outcome:
@@ -199,6 +200,9 @@ impl Handle {
     async fn deliver(&self, errand: &mut Errand) -> Result<Carried, Refusal> {
         let shard = errand.meta.shard;
         let host = &self.inner.host;
+        if host.is_stopped() {
+            return Err(Refusal::Degraded);
+        }
         if host.is_in_doubt() && host.gate(shard).is_some() {
             self.park(errand, Some(Cause::Moving)).await?;
         } else if self.inner.forwarding.parking.has_queue(shard) {
@@ -271,6 +275,10 @@ impl Handle {
         };
         if ATTEMPTS_MAX <= errand.n_attempts {
             return Err(refusal);
+        }
+        // Nobody here claims what the others have: there is nothing to wait for.
+        if self.inner.host.is_stopped() {
+            return Err(Refusal::Degraded);
         }
         if let Some(epoch) = claim.filter(|epoch| errand.tried < Some(*epoch))
             && errand.n_hints < HINTS_MAX

@@ -261,6 +261,11 @@ impl Host {
         self.inner.core.stopped.store(stops, Ordering::Release);
     }
 
+    /// Whether nothing begins, because of [`stop`](Self::stop).
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.inner.core.stopped.load(Ordering::Acquire)
+    }
+
     /// Counts a request that came here for a shard that has moved on.
     pub(crate) fn count_late_request(&self) {
         self.inner.core.metrics.late_requests.increment(1);
