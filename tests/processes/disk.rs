@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use stead_shared::net::admin::ShardsReport;
+use stead_shared::net::admin::{ShardsReport, WhereReport};
 
 use crate::client::{self, Connection};
+use crate::counting::sessions;
 use crate::harness::{
-    Cluster, Member, Plan, SOON, eventually, free_addr, fresh_dir, node, ready, signal,
+    Cluster, Member, Plan, SOON, eventually, free_addr, fresh_dir, node, ready, signal, skipped,
 };
+use crate::tally::Tally;
 use crate::trial::{PATIENCE, Size, Trial, counted_by_nodes};
 
 /// Kills all nodes before any of them can notice that another is gone, and starts them again.
@@ -417,12 +419,25 @@ async fn damaged_shards_are_taken_from_another_node() {
     cluster.settled(3).await;
 }
 
+/// Room for a database, and no more than a test fills at once.
+const SMALL_BYTES: usize = 48 << 20;
+
 /// A small file system in memory. Needs root.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(dir: &Path, bytes: usize) -> Result<Self, String> {
-        let place = dir.join("small");
+    /// Mounts it at `place`; says so if that cannot be done for `test`.
+    fn mount_for(test: &str, place: PathBuf, bytes: usize) -> Option<Self> {
+        match Self::mount(place, bytes) {
+            Ok(small) => Some(small),
+            Err(why) => {
+                skipped(test, &format!("a small file system cannot be mounted here: {why}"));
+                None
+            }
+        }
+    }
+
+    fn mount(place: PathBuf, bytes: usize) -> Result<Self, String> {
         std::fs::create_dir_all(&place).map_err(|error| error.to_string())?;
         let size = format!("size={bytes}");
         let mounted = Command::new("mount")
@@ -447,13 +462,8 @@ impl Drop for SmallDisk {
 #[tokio::test]
 async fn a_full_disk_refuses_changes_and_serves_reads_until_there_is_room() {
     let dir = fresh_dir();
-    let small = match SmallDisk::mount(&dir, 48 << 20) {
-        Ok(small) => small,
-        Err(why) => {
-            println!("skipped: a small file system cannot be mounted here: {why}");
-            return;
-        }
-    };
+    let test = "a_full_disk_refuses_changes_and_serves_reads_until_there_is_room";
+    let Some(small) = SmallDisk::mount_for(test, dir.join("small"), SMALL_BYTES) else { return };
     let data = small.0.join("data");
     let member = alone(&dir, "n1", &data, &[]);
     ready(&member).await;
@@ -461,19 +471,7 @@ async fn a_full_disk_refuses_changes_and_serves_reads_until_there_is_room() {
     // What somebody else has put there.
     let ballast = small.0.join("ballast");
     fill(&ballast);
-    let big = "x".repeat(64 << 10);
-    let refused = eventually("a refusal", Duration::from_secs(30), || async {
-        let path = "/sessions/big";
-        let body = Bytes::copy_from_slice(big.as_bytes());
-        let mut connection = Connection::open(member.http).await?;
-        let answer = connection.send_body(Method::PUT, path, body).await?;
-        match answer.status {
-            StatusCode::INSUFFICIENT_STORAGE => Ok(answer),
-            other => Err(format!("{other}")),
-        }
-    })
-    .await;
-    assert_eq!(refused.header("stead-refusal"), "disk-full");
+    let refused = refused(member.http, "big").await;
     let document: serde_json::Value = serde_json::from_slice(&refused.body).unwrap();
     assert_eq!(document["type"], "urn:stead:problem:disk-full", "{document}");
     assert!(document["detail"].as_str().unwrap().contains("--data-dir"), "{document}");
@@ -490,6 +488,137 @@ async fn a_full_disk_refuses_changes_and_serves_reads_until_there_is_room() {
     for (name, found) in [("before", "here"), ("after", "there")] {
         assert_eq!(value(again.http, name).await.as_deref(), Ok(found), "{name}");
     }
+}
+
+/// Writes large values until one is refused because the disk is full.
+async fn refused(http: std::net::SocketAddr, session: &str) -> client::Answer {
+    let (path, big) = (format!("/sessions/{session}"), Bytes::from(vec![b'x'; 64 << 10]));
+    let refused = eventually("a refusal", Duration::from_secs(30), || async {
+        let mut connection = Connection::open(http).await?;
+        let answer = connection.send_body(Method::PUT, &path, big.clone()).await?;
+        match answer.status {
+            StatusCode::INSUFFICIENT_STORAGE => Ok(answer),
+            other => Err(format!("{other}")),
+        }
+    })
+    .await;
+    assert_eq!(refused.header("stead-refusal"), "disk-full");
+    refused
+}
+
+/// Sessions of `names` that a node owns, asked of the node itself.
+async fn owned(node: &Member, names: &[String]) -> Vec<String> {
+    let mut owned = Vec::new();
+    for name in names {
+        let home: WhereReport =
+            client::get_json(node.admin, &format!("/v1/where?key={name}")).await.unwrap();
+        if home.owner.as_deref() == Some(&node.proc.name) {
+            owned.push(name.clone());
+        }
+    }
+    owned
+}
+
+/// Three nodes with copies and answers from the disk, of which `n3` has a small one, and counters.
+struct OneSmall {
+    cluster: Cluster,
+    tally: Tally,
+    ballast: PathBuf,
+    // Goes when nobody uses it any more.
+    _small: SmallDisk,
+}
+
+impl OneSmall {
+    async fn start(test: &str) -> Option<Self> {
+        let mut cluster =
+            Cluster::planned(Plan { nodes: Plan::of(2, 64).nodes, ..on_disk(&COPIED) }).await;
+        let small = SmallDisk::mount_for(test, cluster.dir.join("data-n3"), SMALL_BYTES)?;
+        cluster.add("n3");
+        cluster.settled(3).await;
+        let mut tally = Tally::new("full", 60);
+        tally.until_answered(cluster.front()).await;
+        let ballast = small.0.join("ballast");
+        Some(Self { cluster, tally, ballast, _small: small })
+    }
+
+    /// Fills the disk of `n3` until it says so.
+    async fn fill(&mut self) {
+        fill(&self.ballast);
+        let larges = sessions("large", 60);
+        let n3 = self.cluster.node("n3");
+        let large = owned(n3, &larges).await.swap_remove(0);
+        refused(n3.http, &large).await;
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(&self.ballast).unwrap();
+    }
+
+    /// Everything is counted on once more, and all that was answered is there.
+    async fn is_whole(&mut self) {
+        self.cluster.settled(3).await;
+        self.tally.until_answered(self.cluster.front()).await;
+        self.tally.is_whole(self.cluster.front(), PATIENCE).await;
+    }
+}
+
+/// Goal: a node with copies whose disk is full refuses changes of its own sessions, serves reads, and
+/// stands in nobody's way; what was answered is not lost, and not when the disk stays full to the
+/// node's end. Method: the disk of one node of three is filled while counters are counted, and there is
+/// room again; it is filled again, and the node is killed; it is filled once more, and all nodes are
+/// killed. Each time counters must have what was answered and no more than was asked.
+#[tokio::test]
+async fn a_full_disk_of_one_node_with_copies_loses_nothing() {
+    let test = "a_full_disk_of_one_node_with_copies_loses_nothing";
+    let Some(mut trial) = OneSmall::start(test).await else { return };
+    let all: Vec<String> = trial.tally.sessions().cloned().collect();
+
+    trial.fill().await;
+    let front = trial.cluster.front();
+    assert!(!trial.tally.count_all(front).await, "n3 refuses");
+    let its_own = owned(trial.cluster.node("n3"), &all).await;
+    assert!(!its_own.is_empty() && its_own.len() < all.len());
+    for name in &all {
+        let path = format!("/sessions/{name}/counters/visits");
+        client::get(front, &path).await.unwrap().success().unwrap();
+        let answer = client::once(front, Method::POST, &path).await.unwrap();
+        if its_own.contains(name) {
+            assert_eq!(answer.status, StatusCode::INSUFFICIENT_STORAGE, "{name}");
+            assert_eq!(answer.header("stead-refusal"), "disk-full");
+        } else {
+            trial.tally.heard(name, &answer);
+            answer.success().unwrap();
+        }
+    }
+    trial.make_room();
+    trial.is_whole().await;
+
+    trial.fill().await;
+    trial.tally.count_all(front).await;
+    signal(trial.cluster.node("n3").proc.pid(), "KILL");
+    trial.cluster.node("n3").proc.ended(PATIENCE).await;
+    trial.tally.until_answered(front).await;
+    trial.make_room();
+    trial.cluster.start_again("n3");
+    trial.is_whole().await;
+
+    trial.fill().await;
+    trial.tally.count_all(front).await;
+    let names = ["n1", "n2", "n3"];
+    for name in names {
+        trial.cluster.node(name).proc.child.kill().unwrap();
+    }
+    for name in names {
+        trial.cluster.node(name).proc.ended(PATIENCE).await;
+    }
+    trial.make_room();
+    for name in names {
+        trial.cluster.start_again(name);
+    }
+    trial.is_whole().await;
+    let (counted, unknown) = trial.tally.told();
+    println!("full: {counted} counted, {unknown} unknown");
+    assert_eq!(counted_by_nodes(&trial.cluster, "stead_shards_lost_total").await, 0);
 }
 
 /// Fills a disk to its last byte.

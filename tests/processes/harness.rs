@@ -133,6 +133,13 @@ pub(crate) fn keys(dir: &Path, name: &str) -> String {
     path
 }
 
+/// A test that cannot run here must not look as if it had.
+pub(crate) fn skipped(test: &str, why: &str) {
+    // Not through the test's own output, which is only shown when it fails.
+    let text = format!("\nSKIPPED {test}: {why}\n");
+    std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes()).unwrap();
+}
+
 /// Sends a signal by its name to a process that this test started.
 pub(crate) fn signal(pid: u32, name: &str) {
     let sent = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().unwrap();

@@ -16,6 +16,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::harness::skipped;
+
 /// Namespaces of these tests begin so.
 const PREFIX: &str = "stead-";
 
@@ -43,7 +45,7 @@ impl Host {
 }
 
 impl Net {
-    /// A network with this process in it, where that is [`able`].
+    /// A network with this process in it, where that [is possible](is_missing_for).
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         remove_leftovers();
@@ -132,7 +134,7 @@ impl Drop for Net {
 }
 
 /// Whether networks can be made here, or why not.
-pub(crate) fn able() -> Result<(), String> {
+fn able() -> Result<(), String> {
     for tool in ["ip", "nft"] {
         run(tool, &["-V"]).map_err(|why| format!("{why}; benches/setup installs it"))?;
     }
@@ -141,6 +143,15 @@ pub(crate) fn able() -> Result<(), String> {
     let made = run("ip", &["netns", "exec", &probe, "nft", "add table bridge stead"]);
     remove(&probe);
     made.map(drop).map_err(|why| format!("{why}; the kernel cannot filter on bridges"))
+}
+
+/// Whether a test has to be left out because networks cannot be made here. It says so.
+pub(crate) fn is_missing_for(test: &str) -> bool {
+    let why = able().err();
+    if let Some(why) = &why {
+        skipped(test, why);
+    }
+    why.is_some()
 }
 
 /// Removes what processes that are gone have left.

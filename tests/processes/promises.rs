@@ -12,8 +12,8 @@ use crate::trial::{PATIENCE, Size, Trial, counted_by_nodes};
 
 const SHARDS: u32 = 64;
 const N: usize = 60;
-const MEMORY: [&str; 2] = ["--ack", "memory"];
-const NO_COPIES: [&str; 2] = ["--replicas", "0"];
+pub(crate) const MEMORY: [&str; 2] = ["--ack", "memory"];
+pub(crate) const NO_COPIES: [&str; 2] = ["--replicas", "0"];
 
 /// Three nodes with these options.
 fn plan(options: &[&str]) -> Plan {
@@ -137,11 +137,13 @@ async fn all_are_killed(cluster: &mut Cluster) {
 
 #[tokio::test]
 async fn all_nodes_killed_at_once_without_disks_lose_everything() {
-    let mut cluster = Cluster::planned(plan(&[])).await;
-    put(cluster.front(), "alice", "cart").await.unwrap();
-    all_are_killed(&mut cluster).await;
-    let found = client::get(cluster.front(), "/sessions/alice").await.unwrap();
-    assert_eq!(found.status, http::StatusCode::NOT_FOUND);
+    for options in [&[][..], &MEMORY, &NO_COPIES] {
+        let mut cluster = Cluster::planned(plan(options)).await;
+        put(cluster.front(), "alice", "cart").await.unwrap();
+        all_are_killed(&mut cluster).await;
+        let found = client::get(cluster.front(), "/sessions/alice").await.unwrap();
+        assert_eq!(found.status, http::StatusCode::NOT_FOUND, "{options:?}");
+    }
 }
 
 /// Written behind: what is a second old is there, whatever answers waited for.

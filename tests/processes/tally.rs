@@ -19,6 +19,21 @@ struct Told {
     unknown: i64,
 }
 
+impl Told {
+    /// Takes down what became of one more. Whether it was counted.
+    fn hear(&mut self, answer: Option<&Answer>) -> bool {
+        match answer {
+            Some(answer) if answer.status.is_success() => {
+                self.counted += 1;
+                return true;
+            }
+            Some(answer) if !answer.header("stead-refusal").is_empty() => {}
+            Some(_) | None => self.unknown += 1,
+        }
+        false
+    }
+}
+
 /// One counter a session.
 pub(crate) struct Tally(BTreeMap<String, Told>);
 
@@ -37,17 +52,15 @@ impl Tally {
         let mut all = true;
         for (session, told) in &mut self.0 {
             let path = format!("/sessions/{session}/counters/visits");
-            match once(http, Method::POST, &path).await {
-                Ok(answer) if answer.status.is_success() => {
-                    told.counted += 1;
-                    continue;
-                }
-                Ok(answer) if !answer.header("stead-refusal").is_empty() => {}
-                Ok(_) | Err(_) => told.unknown += 1,
-            }
-            all = false;
+            let answer = once(http, Method::POST, &path).await;
+            all &= told.hear(answer.as_ref().ok());
         }
         all
+    }
+
+    /// Somebody else has added one to a counter, and heard this.
+    pub(crate) fn heard(&mut self, session: &str, answer: &Answer) {
+        self.0.get_mut(session).expect("one of the counters").hear(Some(answer));
     }
 
     /// Counts until all are answered.
