@@ -66,20 +66,14 @@ pub(super) fn prepare(book: &mut Book, ops: &[Op]) -> Prepared {
     for op in ops {
         match op {
             Op::Put { shard, at, key, own, slots, written_ms } => {
-                let touched = touch(book, &mut all, *shard, *at);
-                let index = book.index.entry(*shard).or_default();
-                let mut session = Session { shard: *shard, key, index, touched, rows: &mut rows };
-                session.touched.row.meta.at = *at;
+                let mut session = change(book, &mut all, &mut rows, (*shard, key, *at));
                 session.put_slots(slots, (*at, *written_ms));
                 if let Some(own) = own {
                     session.put(None, own, (*at, *written_ms));
                 }
             }
             Op::Remove { shard, at, key } => {
-                let touched = touch(book, &mut all, *shard, *at);
-                let index = book.index.entry(*shard).or_default();
-                let mut session = Session { shard: *shard, key, index, touched, rows: &mut rows };
-                session.touched.row.meta.at = *at;
+                let mut session = change(book, &mut all, &mut rows, (*shard, key, *at));
                 session.remove_slots(&BTreeSet::new());
                 session.remove(None);
                 session.touched.last = None;
@@ -92,9 +86,20 @@ pub(super) fn prepare(book: &mut Book, ops: &[Op]) -> Prepared {
             Op::Forget { .. } => debug_assert!(false, "a shard is forgotten in steps"),
         }
     }
-    let mut prepared = Prepared::default();
-    finish(book, all, rows, &mut prepared);
-    prepared
+    finish(book, all, rows)
+}
+
+/// Begins a change of a session.
+fn change<'a>(
+    book: &'a mut Book,
+    all: &'a mut BTreeMap<ShardId, Touched>,
+    rows: &'a mut Rows,
+    (shard, key, at): (ShardId, &'a [u8], Version),
+) -> Session<'a> {
+    let touched = touch(book, all, shard, at);
+    touched.row.meta.at = at;
+    let index = book.index.entry(shard).or_default();
+    Session { shard, key, index, touched, rows }
 }
 
 /// A session that is changed.
@@ -168,14 +173,10 @@ fn touch<'a>(
 
 /// Numbers the batch. Where a shard is goes along with the row of its last change, where there is
 /// one and that is all to say.
-fn finish(
-    book: &mut Book,
-    all: BTreeMap<ShardId, Touched>,
-    mut rows: Rows,
-    prepared: &mut Prepared,
-) {
+fn finish(book: &mut Book, all: BTreeMap<ShardId, Touched>, mut rows: Rows) -> Prepared {
+    let mut prepared = Prepared::default();
     if all.is_empty() {
-        return;
+        return prepared;
     }
     book.commit += 1;
     let mut own = Vec::new();
@@ -206,6 +207,7 @@ fn finish(
     for (shard, row) in own {
         prepared.push(Place::Shards, &shard.0.to_be_bytes(), Some(&encode_meta(shard, &row)));
     }
+    prepared
 }
 
 pub(super) fn seen(shard: ShardId, row: &MetaRow) -> Seen {
@@ -214,7 +216,6 @@ pub(super) fn seen(shard: ShardId, row: &MetaRow) -> Seen {
 
 /// The first step of forgetting shards: from here on their sessions mean nothing.
 pub(super) fn begin_to_forget(book: &mut Book, shards: &[ShardId]) -> Prepared {
-    let mut prepared = Prepared::default();
     let mut touched = BTreeMap::new();
     for &shard in shards {
         let touched = touch(book, &mut touched, shard, NOBODY);
@@ -222,8 +223,7 @@ pub(super) fn begin_to_forget(book: &mut Book, shards: &[ShardId]) -> Prepared {
         (row.forgetting, row.damaged, row.tally) = (true, false, Tally::default());
         book.index.remove(&shard);
     }
-    finish(book, touched, Rows::new(), &mut prepared);
-    prepared
+    finish(book, touched, Rows::new())
 }
 
 impl Prepared {
@@ -275,11 +275,9 @@ pub(super) fn segments(ops: Vec<Op>) -> Vec<Segment> {
 
 /// The shard is found damaged; that stays until it is forgotten.
 pub(super) fn mark_damaged(book: &mut Book, shard: ShardId) -> Prepared {
-    let mut prepared = Prepared::default();
     let mut touched = BTreeMap::new();
     touch(book, &mut touched, shard, NOBODY).row.damaged = true;
-    finish(book, touched, Rows::new(), &mut prepared);
-    prepared
+    finish(book, touched, Rows::new())
 }
 
 #[cfg(test)]

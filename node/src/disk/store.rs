@@ -13,7 +13,7 @@ use stead_shared::id::ShardId;
 
 use super::inspect::inspect;
 use crate::logic::durable::{Counted, MetaRow, RowError, decode_meta, decode_session};
-use crate::logic::rows::{is_same, row_key, shard_of, split_row, start_of};
+use crate::logic::rows::{is_same, shard_of, split_slot, start_of};
 use crate::logic::window::{SLOTS, is_keyed_slot};
 
 /// Bytes of blocks that the database keeps in memory. Sessions are read once, at the start.
@@ -228,11 +228,11 @@ impl Store {
             let range = (Bound::Included(start_of(shard)), end_of(shard));
             for row in self.sessions.range(range) {
                 let (key, value) = row.into_inner()?;
-                match (split_row(&key), decode_session(&key, &value)) {
-                    (Ok((session, slot)), Ok(row)) => {
+                match (split_slot(&key), decode_session(&key, &value)) {
+                    (Ok((own, slot)), Ok(row)) => {
                         index.replace(&key, Some(row.digest));
                         if let Some(slot) = slot {
-                            index.note_slot(&row_key(shard, &session, None), slot);
+                            index.note_slot(own, slot);
                         }
                         counted.add(&row);
                         if counted.newest.is_some_and(|(mark, _)| Some(mark) == row.mark) {

@@ -54,21 +54,32 @@ pub fn shard_of(row: &[u8]) -> Result<ShardId, RowError> {
 /// # Errors
 /// [`RowError`] when it is no key of a row.
 pub fn split_row(row: &[u8]) -> Result<(Vec<u8>, Option<u8>), RowError> {
-    let (_, mut rest) = row.split_first_chunk::<4>().ok_or(RowError::Short)?;
-    let mut key = Vec::with_capacity(rest.len());
+    let (own, slot) = split_slot(row)?;
+    let mut escaped = own[4..own.len() - 2].iter().copied();
+    let mut key = Vec::with_capacity(escaped.len());
+    while let Some(byte) = escaped.next() {
+        key.push(byte);
+        if byte == 0 {
+            // What stands for it.
+            escaped.next();
+        }
+    }
+    Ok((key, slot))
+}
+
+/// The row of the session itself, and the slot, if it is the row of one.
+///
+/// # Errors
+/// As [`split_row`], from which it differs in that it copies nothing.
+pub fn split_slot(row: &[u8]) -> Result<(&[u8], Option<u8>), RowError> {
+    let mut at = 4;
     loop {
-        match *rest {
-            [0, 0] => return Ok((key, None)),
-            [0, 0, slot] => return Ok((key, Some(slot))),
-            [0, ZERO, ..] => {
-                key.push(0);
-                rest = &rest[2..];
-            }
+        match *row.get(at..).ok_or(RowError::Short)? {
+            [0, 0] => return Ok((row, None)),
+            [0, 0, slot] => return Ok((&row[..row.len() - 1], Some(slot))),
+            [0, ZERO, ..] => at += 2,
             [0, ..] => return Err(RowError::Malformed),
-            [byte, ..] => {
-                key.push(byte);
-                rest = &rest[1..];
-            }
+            [_, ..] => at += 1,
             [] => return Err(RowError::Short),
         }
     }
@@ -77,10 +88,8 @@ pub fn split_row(row: &[u8]) -> Result<(Vec<u8>, Option<u8>), RowError> {
 /// Whether two rows are of the same session.
 #[must_use]
 pub fn is_same(a: &[u8], b: &[u8]) -> bool {
-    match (split_row(a), split_row(b)) {
-        (Ok((key_a, _)), Ok((key_b, _))) => key_a == key_b && a.get(..4) == b.get(..4),
-        (_, _) => false,
-    }
+    let own = |row| split_slot(row).map(|(own, _)| own).ok();
+    own(a).is_some_and(|a| own(b) == Some(a))
 }
 
 #[cfg(test)]

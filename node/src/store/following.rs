@@ -194,8 +194,7 @@ impl Inner {
     /// Tells the followers of a change that is made: the session is as it is now, and its window
     /// beside this news as it was. The shard was at `prev` before.
     pub(super) fn tell(&mut self, core: &Core, prev: u64, key: &SessionKey, news: News) {
-        let answers = news.came.map_or(Answers::Same, |is_keyed| Answers::Came { is_keyed });
-        self.save(core, key, answers);
+        self.save(core, key, Answers::came(news.came));
         let (Some(followers), Some(epoch)) = (&mut self.followers, self.gate.epoch()) else {
             return;
         };

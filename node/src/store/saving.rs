@@ -205,8 +205,7 @@ impl Pen {
                 }
             }
             Ok(Record::Changed(session, change)) => {
-                let came = change.entry.map(|entry| entry.is_keyed());
-                let answers = came.map_or(Answers::Same, |is_keyed| Answers::Came { is_keyed });
+                let answers = Answers::came(change.entry.map(|entry| entry.is_keyed()));
                 self.put_here(core, at, (session.key(), answers), sessions);
             }
             Ok(Record::Session(session) | Record::Whole(session, ..)) => {
@@ -280,6 +279,13 @@ pub(super) enum Answers {
     All,
 }
 
+impl Answers {
+    /// The entry that came, if one did, and to the list of idempotency keys.
+    pub(super) fn came(is_keyed: Option<bool>) -> Self {
+        is_keyed.map_or(Self::Same, |is_keyed| Self::Came { is_keyed })
+    }
+}
+
 /// A session is written with each of its answers when it is no longer than this.
 const SHORT_BYTES_MAX: u64 = 1024;
 
@@ -287,7 +293,7 @@ const SHORT_BYTES_MAX: u64 = 1024;
 fn row_of(core: &Core, stored: &Stored, expires: Time, answers: Answers) -> (Option<Bytes>, Slots) {
     let now = core.now();
     let window = stored.data.window();
-    let own_bytes = stored.record_bytes() - stored.data.window_size() as u64;
+    let own_bytes = stored.record_bytes().saturating_sub(stored.data.window_size() as u64);
     let list = |is_keyed: bool| {
         let entries = window.into_iter().flat_map(move |window| window.numbered(is_keyed));
         entries.map(move |(number, entry)| {
