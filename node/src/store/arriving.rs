@@ -1,5 +1,6 @@
 //! What of a shard has arrived, ready to be served.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use super::inner::Past;
 use super::record::{Record, RecordError, SessionRecord, WindowChange};
 use super::sessions::Sessions;
 use super::shard::session_key;
-use crate::disk::SavedSession;
+use crate::disk::{SavedRow, SavedSession};
 use crate::logic::heal::lineage::Lineage;
 use crate::logic::window::{Trim, Window};
 
@@ -99,8 +100,14 @@ impl Arriving {
         saved: &SavedSession,
     ) -> Result<(), RecordError> {
         // The row that was written last tells of the session: its own, or one that tells of it, too.
-        let mut newest = None;
-        for row in saved.own.iter().chain(saved.slots.iter().map(|(_, row)| row)) {
+        let slots = saved.slots.iter().map(|(_, row)| row);
+        let mut rows: Vec<&SavedRow> = saved.own.iter().chain(slots).collect();
+        rows.sort_by_key(|row| Reverse(row.at));
+        let mut newest: Option<(Version, Version, &SavedRow, Record<'_>)> = None;
+        for row in rows {
+            if newest.as_ref().is_some_and(|(at, ..)| row.at < *at) {
+                break;
+            }
             let record = Record::decode(&row.record)?;
             if let Some(version) = record.version_at_rest() {
                 let is_newer = |(at, of, ..): &(_, _, _, _)| (*at, *of) < (row.at, version);
