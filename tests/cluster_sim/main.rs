@@ -497,6 +497,14 @@ fn what_is_offered_from_disk_is_settled_before_its_shard_comes() {
     assert_clean_with_disks(2252);
 }
 
+/// A node that was alone on its side of a cut began a shard empty, changed it, and was restarted
+/// before the cut healed. The owner on the other side had handed the shard on meanwhile, in as high an
+/// epoch: what was on disk counted as known there, and was dropped.
+#[test]
+fn what_began_on_the_smaller_side_outlives_its_process() {
+    assert_clean_with_disks(11681);
+}
+
 fn assert_clean_with_cuts(seed: u64) {
     let outcome = run(seed, &plan_with_cuts(seed, Rules::ALL), false);
     assert!(outcome.findings.is_empty(), "{seed}: {:#?}", outcome.findings);

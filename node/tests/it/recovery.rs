@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use stead_node::logic::durable::Beginning;
 use stead_node::logic::forming::FormingConfig;
 use stead_node::logic::ownership::{Action, Event, Note, Ownership, OwnershipConfig};
 use stead_node::logic::recovery::Saved;
@@ -301,6 +302,24 @@ fn what_was_begun_from_an_older_state_is_offered_the_newer_one() {
     world.start(2, held(SavedKind::Owner, 7, 2, 95), &[]);
     world.pass(3_000);
     assert_eq!(world.fates()[1..], [(2, "offered", 8)]);
+}
+
+/// On the smaller side of a cut a shard began empty, and its node ended there: the other side, where
+/// the owner lived, has moved the shard on since, to an epoch that is as high.
+#[test]
+fn what_began_by_itself_is_offered_to_who_went_on_without_it() {
+    let begun = Some(Beginning { epoch: Epoch { counter: 7, node: NodeId(1) }, from: None });
+    for (known, fate) in [(false, (1, "offered", 8)), (true, (1, "dropped", 0))] {
+        let begun_there = begun.filter(|_| known);
+        let newest = Saved { begun: begun_there, ..saved(SavedKind::Owner, 7, 2, 9) };
+        let mut world = World::of(&[(2, BTreeMap::from([(S, newest)]))]);
+        world.pass(15_000);
+        assert_eq!(world.fates(), [(2, "saved", 8)]);
+        let alone = Saved { begun, ..saved(SavedKind::Owner, 7, 1, 3) };
+        world.start(1, BTreeMap::from([(S, alone)]), &[]);
+        world.pass(3_000);
+        assert_eq!(world.fates()[1..], [fate], "known: {known}");
+    }
 }
 
 #[test]

@@ -6,7 +6,8 @@
 //!   ◀── Saved{states that nobody serves, shards claimed empty}
 //!   all have answered; of each shard that the disk holds:
 //!     somebody serves it, and its state goes back to this one ──▶ dropped
-//!     somebody serves it from nothing, or from an older state ──▶ offered to the owner
+//!     somebody serves it from nothing, or from an older state,
+//!     or this one began by itself meanwhile ────────────────────▶ offered to the owner
 //!     somebody serves it below the epoch of this state ─────────▶ served here above both
 //!     somebody has set it aside as damaged, this is whole ──────▶ served here
 //!     nobody serves it, and a newer state is elsewhere ─────────▶ waits for that one's claim
@@ -430,10 +431,16 @@ impl Ownership {
             self.book.get(shard).filter(|(_, owner)| *owner == me || self.members.is_live(*owner));
         let is_whole = saved.kind != SavedKind::Damaged;
         if let Some((epoch, owner)) = claim {
-            let begun = told.values().map(|it| &it.begun).chain([&self.recovery.begun]);
-            // What is here was not in what it was begun from.
-            let is_missed = begun.filter_map(|it| it.get(&shard)).flatten().any(|begun| {
+            let by_others = told.values().filter_map(|it| it.begun.get(&shard)).flatten();
+            let begun_here = self.recovery.begun.get(&shard).into_iter().flatten();
+            let mut begun = by_others.clone().chain(begun_here);
+            // What is here was not in what it was begun from, or it began by itself, on a side of a cut
+            // that nobody went on with: whoever goes on with it is told.
+            let is_missed = begun.any(|begun| {
                 saved.at.epoch < begun.at.epoch && begun.from.is_none_or(|from| from < saved.at)
+            });
+            let is_apart = saved.begun.is_some_and(|mine| {
+                1 < mine.epoch.counter && by_others.clone().all(|it| it.at.epoch != mine.epoch)
             });
             let of_owner = told.get(&owner).and_then(|it| it.shards.get(&shard));
             // It has begun to serve it since it said that: how it began is in its next answer.
@@ -446,7 +453,7 @@ impl Ownership {
                 true if is_aside => Fate::Serve,
                 // What the owner has cannot go back to what is newer.
                 true if epoch < saved.at.epoch => Fate::Serve,
-                true if is_missed => Fate::Offer(owner, epoch),
+                true if is_missed || is_apart => Fate::Offer(owner, epoch),
                 true | false => Fate::Drop,
             };
         }
