@@ -19,8 +19,8 @@ use crate::harness::{Cluster, Plan, SOON, eventually, fresh_dir, ready};
 use crate::trial::{PATIENCE, Size, TooLate, Trial, counted_by_nodes, in_mid_move};
 
 const ALL: [&str; 3] = ["n1", "n2", "n3"];
-/// What a database keeps in memory before it writes a table.
-const TABLE_BYTES: u64 = 64 << 20;
+/// What takes a start some time to read.
+const READ_BYTES: u64 = 32 << 20;
 
 /// `n` nodes that answer a change when it is on their disks, as these options say.
 fn on_disk(n: usize, options: &[&str]) -> Plan {
@@ -29,8 +29,8 @@ fn on_disk(n: usize, options: &[&str]) -> Plan {
     plan
 }
 
-const COPIED: [&str; 2] = ["--ack", "replica+disk"];
-const DISK_ALONE: [&str; 4] = ["--ack", "memory+disk", "--replicas", "0"];
+pub(crate) const COPIED: [&str; 2] = ["--ack", "replica+disk"];
+pub(crate) const DISK_ALONE: [&str; 4] = ["--ack", "memory+disk", "--replicas", "0"];
 
 /// A number of rounds, every day and at full size.
 fn rounds(small: usize, full: usize) -> usize {
@@ -111,37 +111,49 @@ impl Tables {
 }
 
 /// Goal: what was answered is there whatever of the database's own work was done. Method: large values
-/// are written until the database begins a table, of what it had in memory or of other tables, and the
-/// only node is killed a moment later. What it leaves unfinished is counted: files that the next start
-/// removes.
-#[tokio::test]
-async fn a_node_killed_while_it_writes_tables_loses_nothing() {
-    let mut chance = Chance::of("tables");
-    let mut trial = Trial::planned(on_disk(1, &DISK_ALONE)).await;
+/// are written until the database of one of `n` nodes begins a table, of what it had in memory or of
+/// other tables, and that node is killed a moment later. What it leaves unfinished is counted: files
+/// that the next start removes.
+async fn is_killed_while_it_writes_tables(what: &str, n: usize, options: &[&str]) {
+    let mut chance = Chance::of(what);
+    let mut trial = Trial::planned(on_disk(n, options)).await;
+    trial.cluster.settled(n).await;
     let ballast = Ballast::start(trial.cluster.front());
     let mut n_unfinished = 0;
     let n_rounds = rounds(1, 12);
     for _ in 0..n_rounds {
         trial.judge.phase("tables");
-        let mut tables = Tables::of(&trial.cluster, "n1");
+        let victim = chance.shuffled(&ALL[..n])[0];
+        let mut tables = Tables::of(&trial.cluster, victim);
         // More than four of the first level are merged.
         for _ in 0..=chance.below(rounds(1, 7)) {
             tables.begun().await;
         }
         chance.moment(Duration::from_millis(80)).await;
-        kill(&mut trial, &["n1"]).await;
+        kill(&mut trial, &[victim]).await;
         let left = tables.now();
-        trial.cluster.start_again("n1");
-        ready(trial.cluster.node("n1")).await;
+        trial.cluster.start_again(victim);
+        ready(trial.cluster.node(victim)).await;
         n_unfinished += usize::from(!left.is_subset(&tables.now()));
         trial.judge.all_succeed(PATIENCE).await;
+        copied(&trial).await;
         assert_nothing_lost(&trial).await;
     }
     let written = ballast.stop().await;
-    println!("tables: {n_unfinished} of {n_rounds} kills left files that were of no use");
+    println!("{what}: {n_unfinished} of {n_rounds} kills left files that were of no use");
     written.assert_there().await;
-    let (_cluster, report) = trial.end("tables").await;
-    report.assert_values("tables");
+    let (_cluster, report) = trial.end(what).await;
+    report.assert_values(what);
+}
+
+#[tokio::test]
+async fn a_node_killed_while_it_writes_tables_loses_nothing() {
+    is_killed_while_it_writes_tables("tables", 1, &DISK_ALONE).await;
+}
+
+#[tokio::test]
+async fn a_node_with_copies_killed_while_it_writes_tables_loses_nothing() {
+    is_killed_while_it_writes_tables("tables, copies", 3, &COPIED).await;
 }
 
 /// Whether a node has read its disk since it was started.
@@ -151,13 +163,12 @@ fn has_read(trial: &mut Trial) -> bool {
 
 /// Goal: a start that is killed is no worse than none. Method: as often as the node was killed before
 /// it had read its disk; each second time it gets further, up to where it serves.
-#[tokio::test]
-async fn a_node_killed_while_it_reads_its_disk_loses_nothing() {
-    let mut chance = Chance::of("reading");
-    let mut trial = Trial::planned(on_disk(1, &DISK_ALONE)).await;
+async fn is_killed_while_it_reads_its_disk(what: &str, n: usize, options: &[&str]) {
+    let mut chance = Chance::of(what);
+    let mut trial = Trial::planned(on_disk(n, options)).await;
+    trial.cluster.settled(n).await;
     let ballast = Ballast::start(trial.cluster.front());
-    // Most of a table, which the start finds in the journal and has to read.
-    ballast.writes(TABLE_BYTES / 2 * rounds(1, 3) as u64).await;
+    ballast.writes(READ_BYTES * rounds(1, 3) as u64).await;
     let written = ballast.stop().await;
     trial.judge.phase("reading");
     kill(&mut trial, &["n1"]).await;
@@ -179,16 +190,27 @@ async fn a_node_killed_while_it_reads_its_disk_loses_nothing() {
         chance.moment(if n_kills % 2 == 0 { serves } else { reads }).await;
         n_reading += usize::from(!has_read(&mut trial));
     }
-    println!("reading: {n_reading} of {n_kills} kills met the reading, which takes {reads:?}");
+    println!("{what}: {n_reading} of {n_kills} kills met the reading, which takes {reads:?}");
     kill(&mut trial, &["n1"]).await;
     trial.cluster.start_again("n1");
     ready(trial.cluster.node("n1")).await;
     // What fell due meanwhile is asked first, and is up to half of what the node can answer.
     trial.judge.all_succeed(PATIENCE + begun.elapsed() * 2).await;
+    copied(&trial).await;
     assert_nothing_lost(&trial).await;
     written.assert_there().await;
-    let (_cluster, report) = trial.end("reading").await;
-    report.assert_values("reading");
+    let (_cluster, report) = trial.end(what).await;
+    report.assert_values(what);
+}
+
+#[tokio::test]
+async fn a_node_killed_while_it_reads_its_disk_loses_nothing() {
+    is_killed_while_it_reads_its_disk("reading", 1, &DISK_ALONE).await;
+}
+
+#[tokio::test]
+async fn a_node_with_copies_killed_while_it_reads_its_disk_loses_nothing() {
+    is_killed_while_it_reads_its_disk("reading, copies", 3, &COPIED).await;
 }
 
 /// Goal: so is the start of a cluster, whatever of it had found the others, agreed on who has the newest

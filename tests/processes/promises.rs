@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::client;
 use crate::counting::sessions;
+use crate::crashes::{COPIED, DISK_ALONE};
 use crate::disk::{is_there, put, value};
 use crate::harness::{Cluster, Plan, SOON, eventually, run, signal, stderr};
 use crate::tally::Tally;
@@ -23,9 +24,8 @@ fn plan(options: &[&str]) -> Plan {
 
 /// A node joins, another drains, a shard is moved by hand, and all nodes are restarted one after the
 /// other: nothing fails.
-async fn planned_changes_keep_everything(what: &str, options: &[&str]) {
-    let mut trial =
-        Trial::planned(Plan { shards: Size::asked_for().shards, ..plan(options) }).await;
+async fn planned_changes_keep_everything(what: &str, plan: Plan) {
+    let mut trial = Trial::planned(Plan { shards: Size::asked_for().shards, ..plan }).await;
     trial.cluster.settled(3).await;
     trial.judge.phase("join");
     trial.cluster.add("n4");
@@ -52,12 +52,24 @@ async fn planned_changes_keep_everything(what: &str, options: &[&str]) {
 
 #[tokio::test]
 async fn planned_changes_with_answers_from_memory_keep_everything() {
-    planned_changes_keep_everything("planned, memory", &MEMORY).await;
+    planned_changes_keep_everything("planned, memory", plan(&MEMORY)).await;
 }
 
 #[tokio::test]
 async fn planned_changes_without_copies_keep_everything() {
-    planned_changes_keep_everything("planned, no copies", &NO_COPIES).await;
+    planned_changes_keep_everything("planned, no copies", plan(&NO_COPIES)).await;
+}
+
+#[tokio::test]
+async fn planned_changes_with_disks_keep_everything() {
+    let plan = Plan { disks: true, ..plan(&COPIED) };
+    planned_changes_keep_everything("planned, disks", plan).await;
+}
+
+#[tokio::test]
+async fn planned_changes_with_disks_and_without_copies_keep_everything() {
+    let plan = Plan { disks: true, ..plan(&DISK_ALONE) };
+    planned_changes_keep_everything("planned, disks, no copies", plan).await;
 }
 
 /// What is under way when the node dies may be lost, and what had come to the copy before is not.
