@@ -153,7 +153,7 @@ async fn fill(dir: &Path, n: u64) -> Duration {
     }
     for shard in (0..SHARDS).map(ShardId) {
         let (at, role) = (at(n), Role::Owner);
-        disk.meta(shard, ShardMeta { at, role, complete: true, begun: None });
+        disk.meta(shard, ShardMeta { at, role, complete: true, begun: None, alone: false });
     }
     disk.close().await.expect("the disk works");
     began.elapsed()

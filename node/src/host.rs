@@ -291,7 +291,7 @@ impl Host {
             Entry::Vacant(free) => {
                 let (at, role) = (Version { epoch, seq: 0 }, Role::Owner);
                 let begun = Some(Beginning { epoch, from: None });
-                let meta = ShardMeta { at, role, complete: true, begun };
+                let meta = ShardMeta { at, role, complete: true, begun, alone: true };
                 let pen = self.inner.core.begin_on_disk(shard, meta);
                 let begun = Shard::new(shard, Arc::clone(&self.inner.core), epoch, pen);
                 self.adopt_waiting(&begun, epoch);
@@ -727,7 +727,7 @@ pub(crate) fn deadline(meta: &RequestMeta) -> Option<Instant> {
 /// Writes all of a shard to disk that begins here, and was written by nobody on its way.
 fn write_down(core: &Core, shard: ShardId, epoch: Epoch, arrived: &Arriving) -> Option<Box<Pen>> {
     let at = Version { epoch, seq: arrived.seq() };
-    let meta = ShardMeta { at, role: Role::Owner, complete: false, begun: None };
+    let meta = ShardMeta { at, role: Role::Owner, complete: false, begun: None, alone: false };
     let mut pen = core.begin_on_disk(shard, meta)?;
     pen.put_all(core, at, arrived.sessions());
     Some(pen)

@@ -205,9 +205,10 @@ fn kept_of(
     let at = found.meta.map_or(nothing, |meta| meta.at);
     let sealed = found.meta.is_some_and(|meta| meta.role == Role::Sealed);
     let begun = found.meta.and_then(|meta| meta.begun);
+    let alone = found.meta.is_some_and(|meta| meta.alone);
     let damaged = |why: String| {
         let kept = KeptShard { at, begun, arrived: Arriving::new(), damaged: Some(why) };
-        let saved = Saved { at, kind: SavedKind::Damaged, sealed, begun };
+        let saved = Saved { at, kind: SavedKind::Damaged, sealed, begun, alone };
         Ok(Some((kept, saved)))
     };
     if let Some(damage) = &found.damaged {
@@ -224,7 +225,7 @@ fn kept_of(
         Ok((mut arrived, n_rows)) if n_rows == found.rows => {
             arrived.set_seq(at.seq);
             let kept = KeptShard { at, begun, arrived, damaged: None };
-            Ok(Some((kept, Saved { at, kind, sealed, begun })))
+            Ok(Some((kept, Saved { at, kind, sealed, begun, alone })))
         }
         Ok((arrived, n_rows)) => {
             arrived.forget(core);
@@ -310,7 +311,13 @@ impl Incoming {
         };
         let owner = NodeBoot { node: epoch.node, boot: BootId(0) };
         let at = Version { epoch, seq: 0 };
-        let meta = ShardMeta { at, role: Role::Copy { owner }, complete: false, begun: None };
+        let meta = ShardMeta {
+            at,
+            role: Role::Copy { owner },
+            complete: false,
+            begun: None,
+            alone: false,
+        };
         let pen = host.core().begin_on_disk(shard, meta);
         self.set_pen(pen);
     }
@@ -325,7 +332,7 @@ impl Incoming {
         if !host.replicas().is_on_disk_at(self.shard(), at) {
             let owner = NodeBoot { node: epoch.node, boot: BootId(0) };
             let role = Role::Copy { owner };
-            let meta = |complete| ShardMeta { at, role, complete, begun: None };
+            let meta = |complete| ShardMeta { at, role, complete, begun: None, alone: false };
             let mut pen = match self.take_pen().filter(|pen| pen.is_current()) {
                 Some(pen) => pen,
                 None => {

@@ -228,7 +228,13 @@ impl Disk {
 
     fn prepare(&mut self, op: Op, touched: &mut BTreeMap<ShardId, MetaRow>, batch: &mut Batch) {
         let shard = op.shard();
-        let meta = ShardMeta { at: NOBODY, role: Role::Unknown, complete: false, begun: None };
+        let meta = ShardMeta {
+            at: NOBODY,
+            role: Role::Unknown,
+            complete: false,
+            begun: None,
+            alone: false,
+        };
         let (tally, forgetting, damaged) = (Tally::default(), false, false);
         let new = MetaRow { meta, commit: 0, tally, forgetting, damaged };
         let known = self.committer.rows.get(&shard).copied();
@@ -464,7 +470,7 @@ impl Disk {
 
 fn unknown(told: Option<&Seen>) -> MetaRow {
     let at = told.map_or(NOBODY, |seen| seen.at);
-    let meta = ShardMeta { at, role: Role::Unknown, complete: false, begun: None };
+    let meta = ShardMeta { at, role: Role::Unknown, complete: false, begun: None, alone: false };
     let commit = told.map_or(0, |seen| seen.commit);
     MetaRow { meta, commit, tally: Tally::default(), forgetting: false, damaged: false }
 }

@@ -82,7 +82,7 @@ impl Item {
 pub(crate) struct Follow {
     id: u64,
     to: NodeBoot,
-    is_member: bool,
+    pub(crate) is_member: bool,
     /// Its copy was filled: answers wait for it as long as it follows.
     is_catching: bool,
     phase: Phase,
@@ -316,6 +316,7 @@ impl NodeModel {
                 self.report_lost(ctx, to, *shard, Lost::NoCopy);
             }
             self.recompute(ctx, *shard);
+            self.save_set(ctx, *shard);
         }
     }
 
@@ -372,6 +373,7 @@ impl NodeModel {
         if named && let Some(follow) = self.follow(at.shard, id) {
             follow.is_member = true;
         }
+        self.save_set(ctx, at.shard);
     }
 
     /// No more goes to that copy. Whether answers still wait for it is for the set to say.

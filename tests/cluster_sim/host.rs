@@ -102,6 +102,11 @@ impl Shard {
         self.gate.epoch().expect("a shard that is gone is not kept")
     }
 
+    /// Whether answers wait for no copy.
+    pub(crate) fn is_alone(&self) -> bool {
+        !self.follows.iter().any(|follow| follow.is_member)
+    }
+
     /// The epochs that it has come through, this one included.
     pub(crate) fn lineage(&self) -> Lineage {
         let mut lineage = self.past.clone();

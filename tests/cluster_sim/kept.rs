@@ -35,7 +35,7 @@ pub(crate) struct Kept {
 impl Kept {
     pub(crate) fn meta(&self) -> ShardMeta {
         let CopyState { owner, at, complete, .. } = self.state;
-        ShardMeta { at, role: Role::Copy { owner }, complete, begun: None }
+        ShardMeta { at, role: Role::Copy { owner }, complete, begun: None, alone: false }
     }
 }
 

@@ -505,6 +505,13 @@ fn what_began_on_the_smaller_side_outlives_its_process() {
     assert_clean_with_disks(11681);
 }
 
+/// An owner went on without its copy, which a cut had taken away, and crashed. Who held that copy took
+/// it over, for it heard nobody: what was on the owner's disk counted as known there, and was dropped.
+#[test]
+fn what_an_owner_answered_alone_outlives_its_process() {
+    assert_clean_with_disks(12653);
+}
+
 fn assert_clean_with_cuts(seed: u64) {
     let outcome = run(seed, &plan_with_cuts(seed, Rules::ALL), false);
     assert!(outcome.findings.is_empty(), "{seed}: {:#?}", outcome.findings);

@@ -43,6 +43,8 @@ pub(crate) struct Pen {
     last: u64,
     /// How what it writes began.
     begun: Option<Beginning>,
+    /// Whether answers wait for no copy, as it has written.
+    alone: Option<bool>,
 }
 
 /// Who goes on when everything up to some change is on disk.
@@ -97,6 +99,7 @@ impl Saving {
 
     fn write(&mut self, disk: &mut Disk, shard: ShardId, pen: &mut Pen, mut op: Op) {
         if let Op::Meta { meta, .. } = &mut op {
+            pen.alone = Some(meta.alone);
             meta.begun = meta.begun.or(pen.begun).or_else(|| self.begun.get(&shard).copied());
         }
         if self.is_current(shard, *pen) {
@@ -107,7 +110,7 @@ impl Saving {
 
     fn pen(&mut self, begun: Option<Beginning>) -> Pen {
         self.next_writer += 1;
-        Pen { id: self.next_writer, last: 0, begun }
+        Pen { id: self.next_writer, last: 0, begun, alone: None }
     }
 
     fn release(&mut self, shard: ShardId, begun: Option<Beginning>) -> Pen {
@@ -177,8 +180,9 @@ fn kept_of(found: &Found) -> Option<(KeptShard, Saved)> {
     let of = |session| found.sessions.get(&session).cloned().unwrap_or_default();
     let sessions = (0..SESSIONS).map(of).collect();
     let begun = found.meta.and_then(|meta| meta.begun);
+    let alone = found.meta.is_some_and(|meta| meta.alone);
     let past = found.past.clone();
-    Some((KeptShard { at, begun, past, sessions }, Saved { at, kind, sealed, begun }))
+    Some((KeptShard { at, begun, past, sessions }, Saved { at, kind, sealed, begun, alone }))
 }
 
 /// What is found on disk at the start: how it is kept, and what the machine is told.
@@ -237,11 +241,20 @@ impl NodeModel {
             Gate::Gone => return,
         };
         let at = Version { epoch, seq: here.seq };
-        let meta = ShardMeta { at, role, complete: true, begun: None };
+        let alone = here.is_alone();
+        let meta = ShardMeta { at, role, complete: true, begun: None, alone };
         if let Some(pen) = &mut here.pen {
             let disk = &mut ctx.disks[self.at.0 as usize];
             let past = here.past.clone();
             saving.write(disk, shard, pen, Op::Meta { shard, meta, past });
+        }
+    }
+
+    /// Writes whether answers wait for a copy, unless that is written.
+    pub(crate) fn save_set(&mut self, ctx: &mut Ctx, shard: ShardId) {
+        let Some(here) = self.host.shards.get(&shard) else { return };
+        if here.pen.is_some_and(|pen| pen.alone != Some(here.is_alone())) {
+            self.save_gate(ctx, shard);
         }
     }
 
@@ -280,7 +293,7 @@ impl NodeModel {
         }
         let version = Version { epoch: at.epoch, seq: 0 };
         let begun = Some(Beginning { epoch: at.epoch, from: None });
-        let meta = ShardMeta { at: version, role: Role::Owner, complete: true, begun };
+        let meta = ShardMeta { at: version, role: Role::Owner, complete: true, begun, alone: true };
         let pen = self.begin_on_disk(ctx, at.shard, meta, &Lineage::EMPTY);
         if let Some(here) = self.host.shards.get_mut(&at.shard) {
             here.pen = pen;
@@ -307,7 +320,13 @@ impl NodeModel {
     ) {
         let pen = pen.or_else(|| {
             let version = Version { epoch: at.epoch, seq: contents.seq };
-            let meta = ShardMeta { at: version, role: Role::Owner, complete: false, begun: None };
+            let meta = ShardMeta {
+                at: version,
+                role: Role::Owner,
+                complete: false,
+                begun: None,
+                alone: false,
+            };
             let mut pen = self.begin_on_disk(ctx, at.shard, meta, &contents.past)?;
             let disk = &mut ctx.disks[self.at.0 as usize];
             let saving = self.saving.as_mut()?;
@@ -414,7 +433,13 @@ impl NodeModel {
         self.begin_on_disk(
             ctx,
             shard,
-            ShardMeta { at, role: Role::Copy { owner }, complete: false, begun: None },
+            ShardMeta {
+                at,
+                role: Role::Copy { owner },
+                complete: false,
+                begun: None,
+                alone: false,
+            },
             &Lineage::EMPTY,
         )
     }
@@ -432,7 +457,7 @@ impl NodeModel {
         }
         let owner = NodeBoot { node: at.epoch.node, boot: BootId(0) };
         let role = Role::Copy { owner };
-        let meta = |complete| ShardMeta { at, role, complete, begun: None };
+        let meta = |complete| ShardMeta { at, role, complete, begun: None, alone: false };
         let disk = &mut ctx.disks[self.at.0 as usize];
         let Some(saving) = &mut self.saving else { return true };
         let current = pen.filter(|pen| saving.is_current(shard, *pen));
@@ -666,7 +691,7 @@ impl NodeModel {
         for &at in shards {
             let Some(saving) = &mut self.saving else { continue };
             let Some(kept) = saving.kept.remove(&at.shard) else { continue };
-            let pen = Some(Pen { id: KEPT, last: 0, begun: None });
+            let pen = Some(Pen { id: KEPT, last: 0, begun: None, alone: None });
             let KeptShard { at: end, mut past, sessions, .. } = kept;
             past.reach(end);
             let contents = Contents { seq: end.seq, past, sessions };

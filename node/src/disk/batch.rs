@@ -163,7 +163,8 @@ fn touch<'a>(
     at: Version,
 ) -> &'a mut Touched {
     touched.entry(shard).or_insert_with(|| {
-        let meta = ShardMeta { at, role: Role::Unknown, complete: false, begun: None };
+        let meta =
+            ShardMeta { at, role: Role::Unknown, complete: false, begun: None, alone: false };
         let new =
             MetaRow { meta, commit: 0, tally: Tally::default(), forgetting: false, damaged: false };
         let known = book.rows.get(&shard);
@@ -349,7 +350,8 @@ mod tests {
         let remove = |seq| Op::Remove { shard: ShardId(1), at: at(seq), key: Bytes::from("b") };
         check(&prepare(&mut book, &[put(1, "a", 6), remove(7)]), 1, vec![]);
         check(&prepare(&mut book, &[remove(8), put(1, "a", 9)]), 0, vec![(9, 5, 1)]);
-        let meta = ShardMeta { at: at(10), role: Role::Owner, complete: true, begun: None };
+        let meta =
+            ShardMeta { at: at(10), role: Role::Owner, complete: true, begun: None, alone: false };
         check(
             &prepare(&mut book, &[put(1, "a", 10), Op::Meta { shard: ShardId(1), meta }]),
             1,

@@ -210,7 +210,7 @@ impl Survey {
 fn unknown(seen: Option<&Seen>) -> MetaRow {
     let at = seen.map_or(NOBODY, |seen| seen.at);
     MetaRow {
-        meta: ShardMeta { at, role: Role::Unknown, complete: false, begun: None },
+        meta: ShardMeta { at, role: Role::Unknown, complete: false, begun: None, alone: false },
         commit: seen.map_or(0, |seen| seen.commit),
         tally: Tally::default(),
         forgetting: false,

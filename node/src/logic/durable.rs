@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use stead_shared::id::{Epoch, NodeBoot, NodeId, ShardId, Version};
 
 /// The version of rows and witness that this code writes, and the only one it reads.
-pub const FORMAT: u8 = 2;
+pub const FORMAT: u8 = 3;
 
 /// Bytes before a session's record: checksum, epoch (counter and node), seq, time of writing.
 const SESSION_HEAD: usize = 4 + 4 * 8;
@@ -53,6 +53,9 @@ pub struct ShardMeta {
     pub complete: bool,
     /// How it began at this node, where others may have of it what is not in it.
     pub begun: Option<Beginning>,
+    /// This node served it, and answers waited for no copy: whoever takes it over may lack what is
+    /// here.
+    pub alone: bool,
 }
 
 /// A claim of a shard that nobody served, with what there was of it on one disk, or with nothing.
@@ -544,8 +547,8 @@ mod tests {
     }
 
     fn row(commit: u64, tally: Tally) -> MetaRow {
-        let begun = None;
-        let meta = ShardMeta { at: version(1, commit), role: Role::Owner, complete: true, begun };
+        let (at, role) = (version(1, commit), Role::Owner);
+        let meta = ShardMeta { at, role, complete: true, begun: None, alone: true };
         MetaRow { meta, commit, tally, forgetting: false, damaged: false }
     }
 
@@ -608,7 +611,7 @@ mod tests {
             )
         );
         let meta = encode_meta(ShardId(1), &row(4, Tally { rows: 2, sum: 3 }));
-        assert_eq!(hex(&meta[4..]), "020107040001000402030000");
+        assert_eq!(hex(&meta[4..]), "03010704000100010402030000");
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct Saved {
     pub sealed: bool,
     /// How it began, where others may have of it what is not in it.
     pub begun: Option<Beginning>,
+    /// It was served here, and answers waited for no copy.
+    pub alone: bool,
 }
 
 impl Saved {
@@ -76,7 +78,8 @@ mod tests {
     #[test]
     fn what_was_sealed_may_have_been_served_in_the_next_epoch() {
         let SavedShard { at, kind, .. } = saved(SavedKind::Owner, 4, 5);
-        let counter = |sealed| Saved { at, kind, sealed, begun: None }.counter(&Rules::ALL);
+        let counter =
+            |sealed| Saved { at, kind, sealed, begun: None, alone: false }.counter(&Rules::ALL);
         assert_eq!((counter(false), counter(true)), (4, 5));
     }
 }

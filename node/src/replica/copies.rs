@@ -188,7 +188,7 @@ impl Copy {
 
 fn meta_of(state: &CopyState) -> ShardMeta {
     let CopyState { owner, at, complete, .. } = *state;
-    ShardMeta { at, role: Role::Copy { owner }, complete, begun: None }
+    ShardMeta { at, role: Role::Copy { owner }, complete, begun: None, alone: false }
 }
 
 // ---- by order of the driver -----------------------------------------------------------------

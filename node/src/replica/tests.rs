@@ -51,14 +51,19 @@ fn host() -> Host {
     Host::new(config, SharedService::new(call))
 }
 
+/// What a copy is sent, by nobody.
+pub(crate) fn feed(owner: &Host, to: NodeBoot) -> Arc<Feed> {
+    let addr = SocketAddr::from(([127, 0, 0, 1], 1));
+    let (reports, _) = mpsc::unbounded_channel();
+    let meters = Arc::clone(&owner.replicas().meters);
+    Arc::new(Feed::new((to, addr), 0, usize::MAX, reports, meters))
+}
+
 impl Pair {
     fn new() -> Self {
         let (owner, other) = (host(), host());
         owner.activate_empty(SHARD, EPOCH);
-        let addr = SocketAddr::from(([127, 0, 0, 1], 1));
-        let (reports, _) = mpsc::unbounded_channel();
-        let meters = Arc::clone(&owner.replicas().meters);
-        let feed = Lease::new(&Arc::new(Feed::new((B, addr), 0, usize::MAX, reports, meters)));
+        let feed = Lease::new(&feed(&owner, B));
         let intake = Intake::new(&other, A);
         Self { owner, other, feed, intake, sent: 0 }
     }

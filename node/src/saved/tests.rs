@@ -120,6 +120,32 @@ async fn a_shard_s_floor_outlives_a_restart() {
     }
 }
 
+/// Goal: a node that starts again knows whether anybody else had to have what it answered.
+#[tokio::test]
+async fn whether_answers_waited_for_a_copy_outlives_a_restart() {
+    let copy = NodeBoot { node: NodeId(9), boot: BootId(1) };
+    let sets: [(&[&[NodeBoot]], bool); 3] =
+        [(&[], true), (&[&[copy]], false), (&[&[copy], &[]], true)];
+    for (n, (sets, alone)) in sets.into_iter().enumerate() {
+        let scratch = Scratch::new(&format!("alone-{n}"));
+        let owner = keep(&scratch, [], epoch(2)).await;
+        let feed = crate::replica::tests::feed(&owner, copy);
+        for members in sets {
+            let shard = owner.shard(SHARD).unwrap();
+            if !members.is_empty() {
+                shard.adopt(&feed, epoch(2), true).unwrap();
+            }
+            shard.set_followers(members);
+        }
+        owner.close_disk().await;
+        drop(owner);
+        let (host, (disk, recovered)) = (host(), scratch.open());
+        let found = host.load(disk, true, &recovered, 8).unwrap();
+        assert_eq!(found.get(&SHARD).map(|saved| saved.alone), Some(alone), "{sets:?}");
+        host.close_disk().await;
+    }
+}
+
 /// A host that counts requests of sessions, unless one asks to be gone.
 fn counting() -> Host {
     let count = async |session: Session, request: Request<Body>| {
@@ -212,7 +238,13 @@ async fn the_window_of_a_copy_is_on_its_disk_as_in_its_memory() {
     host.load(disk, true, &recovered, 8).unwrap();
     let core = host.core();
     let at = |seq| Version { epoch: epoch(1), seq };
-    let meta = |seq| ShardMeta { at: at(seq), role: Role::Owner, complete: true, begun: None };
+    let meta = |seq| ShardMeta {
+        at: at(seq),
+        role: Role::Owner,
+        complete: true,
+        begun: None,
+        alone: false,
+    };
     let mut pen = core.begin_on_disk(SHARD, meta(0)).unwrap();
     let mut copy = Arriving::new();
     let mut owner = Stored::new(b"s", at(0), core.now());

@@ -182,6 +182,12 @@ impl Inner {
         1 + followers.iter().filter(|follow| follow.is_member && follow.is_live()).count()
     }
 
+    /// Whether answers wait for no copy.
+    pub(super) fn is_alone(&self) -> bool {
+        let followers = self.followers.as_ref().map_or(&[][..], |followers| &followers.list);
+        !followers.iter().any(|follow| follow.is_member)
+    }
+
     /// Gives the next change its number, which is above `above`. Whoever calls it makes the change
     /// and then [tells](Self::tell) it.
     pub(super) fn next_seq(&mut self, above: u64) -> u64 {
@@ -339,7 +345,8 @@ impl Shard {
         self.is_followed.load(Ordering::Acquire)
     }
 
-    fn note_followed(&self, inner: &Inner) {
+    fn note_followed(&self, inner: &mut Inner) {
+        inner.save_set();
         // Of a shard that is gone it stays: what waits must learn that it is gone.
         if inner.gate != Gate::Gone {
             self.is_followed.store(inner.followers.is_some(), Ordering::Release);
@@ -361,7 +368,7 @@ impl Shard {
             }
         }
         inner.remove_follower(|follow| follow.is_member && !members.contains(&follow.feed.to()));
-        self.note_followed(&inner);
+        self.note_followed(&mut inner);
         missing
     }
 
@@ -378,7 +385,7 @@ impl Shard {
                 member.feed.release(shard);
             }
         }
-        self.note_followed(&inner);
+        self.note_followed(&mut inner);
     }
 
     /// A follower to come, whose copy is filled when its turn comes.
@@ -387,7 +394,7 @@ impl Shard {
         self.serves(&inner, epoch)?;
         let id = inner.next_id();
         inner.add_follower(self.id(), Follow::new(feed, id, Phase::Queued, 0));
-        self.note_followed(&inner);
+        self.note_followed(&mut inner);
         feed.fill_later(Arc::clone(self), id);
         Ok(())
     }

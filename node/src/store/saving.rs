@@ -112,7 +112,9 @@ impl Saving {
                 self.note(self.disk.meta(shard, meta));
             }
         }
-        Some(self.pen(shard, id, meta.begun))
+        let mut pen = self.pen(shard, id, meta.begun);
+        pen.alone = Some(meta.alone);
+        Some(pen)
     }
 
     /// The pen of what is kept, which stays kept.
@@ -127,7 +129,7 @@ impl Saving {
 
     fn pen(self: &Arc<Self>, shard: ShardId, id: u64, begun: Option<Beginning>) -> Box<Pen> {
         let past = Past::default();
-        Box::new(Pen { saving: Arc::clone(self), shard, id, last: 0, past, begun })
+        Box::new(Pen { saving: Arc::clone(self), shard, id, last: 0, past, begun, alone: None })
     }
 
     fn note(&self, position: u64) -> u64 {
@@ -148,6 +150,8 @@ pub(crate) struct Pen {
     past: Past,
     /// How what it writes began.
     begun: Option<Beginning>,
+    /// Whether answers wait for no copy, as it has written.
+    alone: Option<bool>,
 }
 
 impl Pen {
@@ -172,6 +176,7 @@ impl Pen {
         let known = || self.saving.begun.get(&shard).map(|begun| *begun);
         let begun = meta.begun.or(self.begun).or_else(known);
         let meta = ShardMeta { begun, ..meta };
+        self.alone = Some(meta.alone);
         self.last = self.write(|disk| disk.meta(shard, meta)).unwrap_or(self.last);
     }
 
@@ -377,11 +382,20 @@ impl Inner {
             Gate::Sealed(epoch) => (Role::Sealed, epoch),
             Gate::Gone => return,
         };
+        let alone = self.is_alone();
         let Some(pen) = &mut self.pen else { return };
         let at = Version { epoch, seq: self.seq };
-        let meta = ShardMeta { at, role, complete: true, begun: None };
+        let meta = ShardMeta { at, role, complete: true, begun: None, alone };
         let nothing = Past::default();
         pen.meta(meta, self.past.as_deref().unwrap_or(&nothing));
+    }
+
+    /// Writes whether answers wait for a copy, unless that is written.
+    pub(super) fn save_set(&mut self) {
+        let alone = self.is_alone();
+        if self.pen.as_ref().is_some_and(|pen| pen.alone != Some(alone)) {
+            self.save_gate();
+        }
     }
 
     /// Writes how far back the windows that have ended reach.

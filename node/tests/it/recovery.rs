@@ -27,7 +27,7 @@ fn boot(n: u64) -> NodeBoot {
 
 fn saved(kind: SavedKind, counter: u64, node: u64, seq: u64) -> Saved {
     let at = Version { epoch: Epoch { counter, node: NodeId(node) }, seq };
-    Saved { at, kind, sealed: false, begun: None }
+    Saved { at, kind, sealed: false, begun: None, alone: false }
 }
 
 fn held(kind: SavedKind, counter: u64, node: u64, seq: u64) -> Held {
@@ -319,6 +319,21 @@ fn what_began_by_itself_is_offered_to_who_went_on_without_it() {
         world.start(1, BTreeMap::from([(S, alone)]), &[]);
         world.pass(3_000);
         assert_eq!(world.fates()[1..], [fate], "known: {known}");
+    }
+}
+
+/// An owner goes on without copies when those are silent. One of them may have been served since, by
+/// who took everybody else for dead.
+#[test]
+fn what_an_owner_answered_alone_is_offered_to_whoever_took_over() {
+    for (alone, fate) in [(true, (2, "offered", 8)), (false, (2, "dropped", 0))] {
+        let mut world = World::of(&[(1, held(SavedKind::Owner, 7, 1, 4))]);
+        world.pass(15_000);
+        assert_eq!(world.fates(), [(1, "saved", 8)]);
+        let old = Saved { alone, ..saved(SavedKind::Owner, 6, 2, 9) };
+        world.start(2, BTreeMap::from([(S, old)]), &[]);
+        world.pass(3_000);
+        assert_eq!(world.fates()[1..], [fate], "alone: {alone}");
     }
 }
 

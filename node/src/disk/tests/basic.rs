@@ -1,6 +1,7 @@
 //! What is written is there again; and whose directory it is.
 
 use super::*;
+use crate::logic::durable::FORMAT;
 
 #[tokio::test]
 async fn what_was_written_is_there_after_a_new_start() {
@@ -25,7 +26,8 @@ async fn what_was_written_is_there_after_a_new_start() {
         rows,
         damaged: None,
     };
-    let unsaid = ShardMeta { at: at(7), role: Role::Unknown, complete: false, begun: None };
+    let unsaid =
+        ShardMeta { at: at(7), role: Role::Unknown, complete: false, begun: None, alone: false };
     let shards = vec![found(1, owned(3), 2), found(2, copied(2), 0), found(u32::MAX, unsaid, 1)];
     assert_eq!(recovered, Recovered { shards, unwitnessed: false });
     let expected = BTreeMap::from([
@@ -124,11 +126,12 @@ async fn another_node_s_directory_is_refused_by_name() {
     assert!(text.contains("another cluster") && text.contains("0000000000000005"), "{text}");
     let identity = scratch.0.join("state/identity");
     let text = std::fs::read_to_string(&identity).unwrap();
-    let future = text.replace("state 2", "state 3");
+    let next = FORMAT + 1;
+    let future = text.replace(&format!("state {FORMAT}"), &format!("state {next}"));
     let lines = &future[..future.find("check ").unwrap()];
     let check = crc32fast::hash(lines.as_bytes());
     std::fs::write(&identity, format!("{lines}check {check:08x}\n")).unwrap();
-    assert!(refusal(scratch.config()).contains("format 3"));
+    assert!(refusal(scratch.config()).contains(&format!("format {next}")));
     std::fs::write(&identity, text.replace("n1", "n3")).unwrap();
     assert!(refusal(scratch.config()).contains("missing or broken"));
     std::fs::remove_file(&identity).unwrap();

@@ -51,12 +51,18 @@ fn at(seq: u64) -> Version {
 }
 
 fn owned(seq: u64) -> ShardMeta {
-    ShardMeta { at: at(seq), role: Role::Owner, complete: true, begun: None }
+    ShardMeta { at: at(seq), role: Role::Owner, complete: true, begun: None, alone: false }
 }
 
 fn copied(seq: u64) -> ShardMeta {
     let owner = NodeBoot { node: NodeId(3), boot: BootId(9) };
-    ShardMeta { at: at(seq), role: Role::Copy { owner }, complete: false, begun: None }
+    ShardMeta {
+        at: at(seq),
+        role: Role::Copy { owner },
+        complete: false,
+        begun: None,
+        alone: false,
+    }
 }
 
 fn put(disk: &Disk, shard: u32, seq: u64, key: &str, record: &str) -> u64 {

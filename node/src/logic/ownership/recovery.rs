@@ -7,7 +7,7 @@
 //!   all have answered; of each shard that the disk holds:
 //!     somebody serves it, and its state goes back to this one ──▶ dropped
 //!     somebody serves it from nothing, or from an older state,
-//!     or this one began by itself meanwhile ────────────────────▶ offered to the owner
+//!     or this one began by itself, or went on without copies ───▶ offered to the owner
 //!     somebody serves it below the epoch of this state ─────────▶ served here above both
 //!     somebody has set it aside as damaged, this is whole ──────▶ served here
 //!     nobody serves it, and a newer state is elsewhere ─────────▶ waits for that one's claim
@@ -453,7 +453,7 @@ impl Ownership {
                 true if is_aside => Fate::Serve,
                 // What the owner has cannot go back to what is newer.
                 true if epoch < saved.at.epoch => Fate::Serve,
-                true if is_missed || is_apart => Fate::Offer(owner, epoch),
+                true if is_missed || is_apart || saved.alone => Fate::Offer(owner, epoch),
                 true | false => Fate::Drop,
             };
         }
