@@ -315,9 +315,7 @@ impl Inner {
         self.metrics.retried(&next);
         match next {
             Next::Redirect(epoch) => {
-                if self.routing.learn(shard, epoch) {
-                    return Ok(self.routing.destination(shard));
-                }
+                self.routing.learn(shard, epoch);
                 // The hint names somebody who is not there, or it is older than what is known.
                 match self.routing.destination(shard) {
                     Some(to) if errand.trail.leads_to(to.epoch) => Ok(Some(to)),

@@ -95,10 +95,10 @@ impl Routing {
     }
 
     /// Takes note that the owner in `epoch` serves `shard`, or is said to. Whether this is news
-    /// of a living member.
+    /// of a living member. What was said of one that has died since counts for nothing.
     pub(crate) fn learn(&self, shard: ShardId, epoch: Epoch) -> bool {
+        let view = self.views.borrow();
         let owner = {
-            let view = self.views.borrow();
             let claimed = view.claims.get(shard).map(|(epoch, _)| epoch);
             let member = view.members.find(epoch.node).filter(|member| member.state.is_live());
             match member {
@@ -108,7 +108,8 @@ impl Routing {
         };
         match self.ahead.entry(shard) {
             Entry::Occupied(mut known) => {
-                if known.get().0 < epoch {
+                let (highest, its_owner) = *known.get();
+                if highest < epoch || !view.members.is_live(its_owner) {
                     known.insert((epoch, owner));
                 }
             }
@@ -224,5 +225,10 @@ mod tests {
         assert!(routing.ahead.is_empty());
         views.send_replace(view([MemberState::Down, READY], [3, 0]));
         assert_eq!(epoch_of(&routing), None, "nobody alive claims it");
+        views.send_replace(view([READY; 2], [3, 0]));
+        assert!(routing.learn(SHARD, epoch(5, 2)));
+        views.send_replace(view([READY, MemberState::Down], [3, 0]));
+        assert!(routing.learn(SHARD, epoch(4, 1)), "news beside what counts for nothing");
+        assert_eq!(epoch_of(&routing), Some(epoch(4, 1)));
     }
 }

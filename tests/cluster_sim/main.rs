@@ -512,6 +512,19 @@ fn what_an_owner_answered_alone_outlives_its_process() {
     assert_clean_with_disks(12653);
 }
 
+/// A router had heard of an owner at a high epoch that died, and was told of a newer owner than the one
+/// it had asked, at a lower epoch than that: it asked the same one again.
+#[test]
+fn what_a_router_heard_of_the_dead_does_not_hide_who_lives() {
+    assert_clean_with_disks(15_082);
+}
+
+/// A disk failed while its shard was sealed, for which an older seal on it promised nothing.
+#[test]
+fn a_seal_that_is_not_on_disk_is_no_promise_after_a_restart() {
+    assert_clean_with_disks(11_402);
+}
+
 fn assert_clean_with_cuts(seed: u64) {
     let outcome = run(seed, &plan_with_cuts(seed, Rules::ALL), false);
     assert!(outcome.findings.is_empty(), "{seed}: {:#?}", outcome.findings);

@@ -295,7 +295,7 @@ impl RouterModel {
         let Some(member) = member.filter(|_| claimed < Some(epoch)) else { return false };
         let owner = member.node_boot();
         let known = self.ahead.entry(shard).or_insert((epoch, owner));
-        if known.0 < epoch {
+        if known.0 < epoch || !self.view.members.is_live(known.1) {
             *known = (epoch, owner);
         }
         true
@@ -429,13 +429,10 @@ impl RouterModel {
         let trail = errand.trail.clone();
         let step = match next {
             Next::Redirect(epoch) => {
-                if self.learn(shard, epoch) {
-                    Step::Go(self.destination(shard))
-                } else {
-                    match self.destination(shard) {
-                        Some(to) if trail.leads_to(to.epoch) => Step::Go(Some(to)),
-                        Some(_) | None => self.park(ctx, op, Some(Cause::NoOwner)),
-                    }
+                self.learn(shard, epoch);
+                match self.destination(shard) {
+                    Some(to) if trail.leads_to(to.epoch) => Step::Go(Some(to)),
+                    Some(_) | None => self.park(ctx, op, Some(Cause::NoOwner)),
                 }
             }
             Next::Park(cause) => self.park(ctx, op, Some(cause)),
