@@ -604,6 +604,11 @@ impl NodeModel {
                         ctx.oracle.opened(ctx.sim.now(), self.me, at);
                         self.follow_epoch(ctx, at.shard, old);
                         self.begun(ctx, at);
+                        let on_disks =
+                            ctx.disks.iter().flat_map(|disk| disk.ops(at.shard)).collect();
+                        if let Some(here) = self.host.shards.get(&at.shard) {
+                            ctx.oracle.reopened(at.shard, &here.sessions, &on_disks);
+                        }
                     } else {
                         self.promote(ctx, at, true);
                     }

@@ -191,9 +191,13 @@ impl Oracle {
 
     pub(crate) fn granted(&mut self, who: NodeBoot, shards: &[ShardEpoch]) {
         for &at in shards {
+            let sealed = self.promised.get(&(who, at.shard)).copied();
             self.promise(who, at);
             self.ended(who, at);
-            if let Some(saved) = self.saved.get_mut(&(who, at.shard)) {
+            // A seal that is on disk promises the next epoch as well; one that is not, nothing.
+            if let Some(saved) =
+                self.saved.get_mut(&(who, at.shard)).filter(|it| Some(**it) == sealed)
+            {
                 *saved = at.epoch.max(*saved);
             }
         }
@@ -245,6 +249,14 @@ impl Oracle {
         let is_missing =
             |op: &u32| !here.contains(op) && self.acked.get(op).is_some_and(|(of, _)| *of == shard);
         if self.released.iter().any(is_missing) {
+            self.torn.insert(shard);
+        }
+    }
+
+    /// A shard is served from an older state than what was told of: a disk has the rest, and is away.
+    pub(crate) fn reopened(&mut self, shard: ShardId, here: &[Session], on_disks: &BTreeSet<u32>) {
+        let here: BTreeSet<u32> = here.iter().flat_map(|it| it.ops.iter().copied()).collect();
+        if on_disks.iter().any(|op| !here.contains(op) && self.released.contains(op)) {
             self.torn.insert(shard);
         }
     }
