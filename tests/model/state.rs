@@ -692,7 +692,8 @@ impl State {
     }
 
     /// Whether a change that was in a process is with somebody who serves, or whom the owner counted
-    /// on and its claim named.
+    /// on and its claim named, as any node knows that lives: a claim that went down with its owner
+    /// names nobody.
     fn outlives(&self, gone: &Node, entry: &Entry) -> bool {
         let owner = match (&gone.gate, &gone.kept) {
             (Some(_), _) => Some(gone.me),
@@ -700,7 +701,12 @@ impl State {
         };
         let told = owner.and_then(|owner| self.history.told.get(&owner));
         self.running().any(|(_, node)| {
-            let counts = told.is_some_and(|(_, named)| named.contains(node.me));
+            let is_known = owner.is_some_and(|owner| {
+                let sets =
+                    self.running().map(|(_, it)| it.machine.book().replicas_of(owner, SHARD));
+                sets.flatten().any(|set| set.contains(node.me))
+            });
+            let counts = is_known && told.is_some_and(|(_, named)| named.contains(node.me));
             let is_copied = node
                 .kept
                 .as_ref()

@@ -190,6 +190,8 @@ pub struct Ownership {
     filling: BTreeMap<NodeBoot, BTreeSet<ShardId>>,
     /// Until when replicas are left alone that did not acknowledge.
     shunned: BTreeMap<NodeBoot, Time>,
+    /// Shards of which a fill was refused there, and until when none is tried.
+    refused_fills: BTreeMap<(ShardId, NodeBoot), Time>,
     leaving_sets: Vec<replicas::Leaving>,
     /// Replicas that do not follow since they know of these epochs, which are higher.
     outranked: BTreeMap<(ShardId, NodeBoot), Epoch>,
@@ -265,6 +267,7 @@ impl Ownership {
             waiting: moves::Waiting::default(),
             filling: BTreeMap::new(),
             shunned: BTreeMap::new(),
+            refused_fills: BTreeMap::new(),
             leaving_sets: Vec::new(),
             outranked: BTreeMap::new(),
             n_under: 0,

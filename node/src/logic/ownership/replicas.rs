@@ -17,6 +17,8 @@ use super::*;
 /// Shards that are filled at one replica at a time: enough to keep its stream busy from one look at
 /// all shards to the next where they are small.
 const FILLS_MAX: usize = 2048;
+/// When somebody is filled again that has refused it.
+const FILL_AGAIN: Duration = Duration::from_millis(200);
 /// How often members are asked whether they know of a replica that has left a claim.
 const SEE_EVERY: Duration = Duration::from_millis(100);
 /// How long a replica that did not acknowledge is left alone.
@@ -76,6 +78,7 @@ impl Ownership {
     pub(super) fn keep_copies(&mut self, out: &mut Vec<Action>) {
         let now = self.now;
         self.shunned.retain(|_, until| now < *until);
+        self.refused_fills.retain(|_, until| now < *until);
         self.unfollow_outranked(out);
         let ready = |m: &&Member| {
             m.role == Role::Node && m.state == MemberState::Ready && m.id != self.config.me.node
@@ -106,7 +109,10 @@ impl Ownership {
             // Where no more can be named, somebody must leave before another one is filled.
             let is_full = set.len() == CLAIM_REPLICAS_MAX;
             match missing.next().filter(|_| !is_full) {
-                Some(boot) if !self.is_filling(*boot, at.shard) => {
+                Some(boot)
+                    if !self.is_filling(*boot, at.shard)
+                        && !self.refused_fills.contains_key(&(at.shard, *boot)) =>
+                {
                     fills.entry(*boot).or_default().push(at);
                 }
                 Some(_) => {}
@@ -135,8 +141,11 @@ impl Ownership {
             self.drop_replica(shards, boot);
         }
         // Nothing else tells that somebody may be asked again.
-        if let Some(until) = self.shunned.values().min() {
-            self.recheck_by(*until);
+        let shunned = self.shunned.values().min().copied();
+        let until =
+            [shunned, self.refused_fills.values().min().copied()].into_iter().flatten().min();
+        if let Some(until) = until {
+            self.recheck_by(until);
         }
     }
 
@@ -305,6 +314,11 @@ impl Ownership {
                     self.recheck = true;
                     self.ask_claims(epoch.node, out);
                 }
+                // Who refused a fill may yet serve the shard, and will hear that it is not its own.
+                Unfollowed::NoCopy if self.is_filling(to, shard) => {
+                    self.refused_fills.insert((shard, to), self.now + FILL_AGAIN);
+                    lost.push(shard);
+                }
                 Unfollowed::Behind | Unfollowed::NoCopy => lost.push(shard),
                 Unfollowed::NoMemory => {
                     self.shun(to);
@@ -384,6 +398,7 @@ impl Ownership {
             self.unfollow(boot, named, out);
         }
         self.shunned.retain(|boot, _| members.is_live(*boot));
+        self.refused_fills.retain(|(_, boot), _| members.is_live(*boot));
     }
 
     /// Shards were granted to this node: the source holds the first copy from the first answer on,

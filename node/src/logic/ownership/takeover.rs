@@ -51,12 +51,17 @@ pub(super) struct HeldCopy {
     idle_since: Option<Time>,
     /// Since when its owner is dead.
     orphan_since: Option<Time>,
+    /// Until when nobody is asked again: somebody else holds the shard, whose claim is awaited.
+    asks_at: Option<Time>,
 }
 
 impl HeldCopy {
     pub(super) fn each_time(&mut self, visit: &mut dyn FnMut(&mut Time, Duration)) {
         for at in [&mut self.idle_since, &mut self.orphan_since].into_iter().flatten() {
             visit(at, UNNAMED_LONG);
+        }
+        if let Some(at) = &mut self.asks_at {
+            visit(at, Duration::ZERO);
         }
     }
 }
@@ -96,11 +101,16 @@ impl Ownership {
                 dropped.push(at.shard);
                 continue;
             }
-            let (epoch, idle_since, orphan_since) = (at.epoch, None, None);
-            let named = self.is_named(owner, at.shard).unwrap_or(false);
-            let settled = false;
-            let copy =
-                HeldCopy { owner, epoch, complete, named, settled, idle_since, orphan_since };
+            let copy = HeldCopy {
+                owner,
+                epoch: at.epoch,
+                complete,
+                named: self.is_named(owner, at.shard).unwrap_or(false),
+                settled: false,
+                idle_since: None,
+                orphan_since: None,
+                asks_at: None,
+            };
             self.copies.insert(at.shard, copy);
         }
         if !dropped.is_empty() {
@@ -223,8 +233,9 @@ impl Ownership {
                 offered.entry(stranger).or_default().push(ShardEpoch { shard, epoch });
                 return false;
             }
+            copy.asks_at = copy.asks_at.filter(|at| now < *at);
             let is_orphan = !served && copy.complete && !lives && may_be_named;
-            if is_orphan && self.is_my_turn(shard, copy) {
+            if is_orphan && copy.asks_at.is_none() && self.is_my_turn(shard, copy) {
                 orphans.entry(copy.owner).or_default().insert(shard);
             }
             if !served && copy.complete && copy.named {
@@ -565,7 +576,11 @@ impl Ownership {
                 if let Some(holder) = holder {
                     self.ask_claims(holder.node, out);
                 }
-                self.recheck_by(self.now + TAKE_EVERY);
+                let again = self.now + TAKE_EVERY;
+                if let Some(copy) = self.copies.get_mut(&shard) {
+                    copy.asks_at = Some(again);
+                }
+                self.recheck_by(again);
                 continue;
             }
             let counter = 1 + self.highest(shard).max(copy.epoch.counter);

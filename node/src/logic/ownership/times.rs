@@ -53,6 +53,7 @@ impl Ownership {
             visit(at, Duration::ZERO);
         }
         self.shunned.values_mut().for_each(|at| visit(at, Duration::ZERO));
+        self.refused_fills.values_mut().for_each(|at| visit(at, Duration::ZERO));
         self.leaving_sets.iter_mut().for_each(|it| visit(&mut it.ask_at, Duration::ZERO));
         self.copies.values_mut().for_each(|copy| copy.each_time(visit));
         for it in self.takeovers.values_mut() {
