@@ -525,6 +525,13 @@ fn a_seal_that_is_not_on_disk_is_no_promise_after_a_restart() {
     assert_clean_with_disks(11_402);
 }
 
+/// All nodes were away, and a new one founded without what is on their disks; one that came back had a
+/// higher epoch than that on its disk, and served at once.
+#[test]
+fn who_comes_back_with_a_higher_epoch_serves_at_once() {
+    assert_clean_with_disks(5028);
+}
+
 fn assert_clean_with_cuts(seed: u64) {
     let outcome = run(seed, &plan_with_cuts(seed, Rules::ALL), false);
     assert!(outcome.findings.is_empty(), "{seed}: {:#?}", outcome.findings);

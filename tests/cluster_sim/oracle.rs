@@ -128,6 +128,9 @@ pub(crate) struct Oracle {
     excused: BTreeSet<u32>,
     /// Shards whose histories have a gap.
     torn: BTreeSet<ShardId>,
+    /// Shards that began empty while their state was on a disk that was away: who comes back with a
+    /// higher epoch than that serves at once.
+    begun_over: BTreeSet<ShardId>,
     /// Until when shards stay that came for balance.
     stays: BTreeMap<At, Time>,
     for_balance: BTreeMap<HandoffId, NodeBoot>,
@@ -167,7 +170,7 @@ impl Oracle {
         if was_here.is_none() {
             self.sets.remove(&(who, at.shard));
         }
-        if self.is_honest && open.len() > 1 {
+        if self.is_honest && open.len() > 1 && !self.begun_over.contains(&at.shard) {
             let text = format!("shard {}: {open:?}", at.shard);
             self.find(now, Violation::TwoServers, text);
         }
@@ -259,6 +262,12 @@ impl Oracle {
         if on_disks.iter().any(|op| !here.contains(op) && self.released.contains(op)) {
             self.torn.insert(shard);
         }
+    }
+
+    /// A shard begins empty, and is on a disk that is away.
+    pub(crate) fn begun_over(&mut self, shard: ShardId) {
+        self.begun_over.insert(shard);
+        self.tear(shard);
     }
 
     /// The shard's history may have a gap.

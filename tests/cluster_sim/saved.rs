@@ -289,7 +289,7 @@ impl NodeModel {
             return;
         }
         if ctx.disks.iter().any(|disk| !disk.ops(at.shard).is_empty()) {
-            ctx.oracle.tear(at.shard);
+            ctx.oracle.begun_over(at.shard);
         }
         let version = Version { epoch: at.epoch, seq: 0 };
         let begun = Some(Beginning { epoch: at.epoch, from: None });
