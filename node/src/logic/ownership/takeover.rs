@@ -238,7 +238,8 @@ impl Ownership {
             if is_orphan && copy.asks_at.is_none() && self.is_my_turn(shard, copy) {
                 orphans.entry(copy.owner).or_default().insert(shard);
             }
-            if !served && copy.complete && copy.named {
+            // One that is named is complete, whether that was reported yet or not.
+            if !served && copy.named && (copy.complete || lives) {
                 copy.idle_since = None;
                 return true;
             }
