@@ -8,7 +8,9 @@
    by `PUT /sessions/{id}` with `--value-bytes` bytes each, then it is read again. The difference,
    divided by their number, is what an idle session costs with everything: value, key, index,
    timers, the allocator's own, and the window with the answer to its request. That is over after a
-   minute: it is read once more then. The same with a fiftieth of the sessions and full windows.
+   minute: it is read once more then, and there is room now where the windows were. So a second node
+   joins, to which half of the sessions move: there they never had one. The same with a fiftieth of
+   the sessions and full windows.
 2. An empty cluster of `--shards` shards: the resident memory of one node alone, and of each of
    three nodes once they share the shards.
 
@@ -33,6 +35,8 @@ WINDOW_MAX = 128
 # A session was created, or changed.
 PUT = (b"HTTP/1.1 201", b"HTTP/1.1 204")
 WINDOWS_FOR = 75
+# A session is in one place.
+FLAGS = ["--memory-max", "8GiB", "--replicas", "0"]
 
 
 def free_port():
@@ -145,7 +149,7 @@ def put(node, first, count, key_bytes, value):
 
 
 def per_session(options, folder, sessions, requests):
-    node = Node(options.stead, folder, "alone", options.shards, flags=["--memory-max", "8GiB"])
+    node = Node(options.stead, folder, "alone", options.shards, flags=FLAGS)
     settle([node])
     before = node.memory()
     value = b"v" * options.value_bytes
@@ -158,6 +162,11 @@ def per_session(options, folder, sessions, requests):
     # Nobody can ask for them any more, and the memory is looked at when it stands still.
     time.sleep(WINDOWS_FOR)
     tell(node, before, n, "when these are over")
+    other = Node(options.stead, folder, "other", options.shards, node.gossip, FLAGS)
+    settle([node, other])
+    moved = int(other.metrics("stead_sessions")["stead_sessions"])
+    tell(other, before, moved, f"of {moved} where they have moved to")
+    other.stop()
     node.stop()
 
 
