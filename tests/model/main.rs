@@ -24,7 +24,7 @@
 //!   connection is cut with all that is on it, and what was not acknowledged is sent again. What a
 //!   process has sent may arrive after its death.
 //! - A fill goes on in steps, and changes come between them.
-//! - What becomes of copies reaches the machine later, in order.
+//! - What becomes of copies reaches the machine later, in order, and before a long wait ends.
 //! - A copy that is waited for is found silent: as often as the scenario says.
 //!
 //! # Time
