@@ -115,7 +115,8 @@ fn describe() {
     describe_gauge!("stead_turns_waiting", "Requests that wait for the turn of their session");
     describe_counter!(
         "stead_turns_delayed_total",
-        "Turns that waited because their shard changed faster than a copy of it could follow"
+        "Turns that waited because their shard changed faster than a copy of it could follow, or all \
+         of them faster than the disk"
     );
     describe_counter!("stead_timers_fired_total", "Timer events given to the service");
     describe_counter!("stead_memory_full_total", "Changes discarded for want of memory");

@@ -544,7 +544,7 @@ impl NodeModel {
     /// Whether nothing may be changed now.
     pub(crate) fn disk_refuses(&self, ctx: &Ctx) -> bool {
         let disk = &ctx.disks[self.at.0 as usize];
-        self.saving.as_ref().is_some_and(|it| !disk.has_room() || (it.sync && disk.has_failed))
+        self.saving.as_ref().is_some_and(|it| disk.has_failed && (it.sync || !disk.has_room()))
     }
 
     /// What an answer of a shard as it is now waits for; none where it waits for nothing.

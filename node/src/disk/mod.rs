@@ -386,6 +386,12 @@ impl Disk {
         self.handle.shared.bytes() < self.handle.shared.bytes_max
     }
 
+    /// Whether so much was handed over without room that no more may be.
+    #[must_use]
+    pub fn is_overfull(&self) -> bool {
+        2 * self.handle.shared.bytes_max <= self.handle.shared.bytes()
+    }
+
     /// Waits until there is room. Safe to drop before it is ready.
     pub async fn room(&self) {
         let mut progress = self.handle.shared.progress.subscribe();

@@ -146,6 +146,23 @@ async fn whether_answers_waited_for_a_copy_outlives_a_restart() {
     }
 }
 
+/// Goal: who changes more at once than a disk can take, that works, waits for it and is not refused.
+#[tokio::test]
+async fn changes_wait_for_room_in_the_queue_of_a_disk_that_works() {
+    let (host, scratch) = (host(), Scratch::new("wait-for-room"));
+    let config = DiskConfig { queue_bytes_max: 64 << 10, ..scratch.config() };
+    let (disk, recovered) = Disk::open(config).unwrap();
+    host.load(disk, true, &recovered, 8).unwrap();
+    host.activate_empty(SHARD, epoch(1));
+    let put = async |n: u32| {
+        let session = host.session(SHARD, key(&n.to_string())).unwrap();
+        session.turn(|session| session.put_bytes(&[7; 10_000]), |()| ()).await
+    };
+    let all = futures_util::future::join_all((0..100).map(put)).await;
+    assert!(all.iter().all(Result::is_ok), "{all:?}");
+    host.close_disk().await;
+}
+
 /// A host that counts requests of sessions, unless one asks to be gone.
 fn counting() -> Host {
     let count = async |session: Session, request: Request<Body>| {

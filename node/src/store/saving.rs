@@ -13,7 +13,9 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use stead_shared::id::{SessionKey, ShardId, Version};
+use stead_shared::refusal::Refusal;
 use stead_shared::time::Time;
+use tokio::time::{Instant, timeout_at};
 
 use super::core::Core;
 use super::data::Stored;
@@ -22,8 +24,8 @@ use super::following::grace;
 use super::inner::{Inner, Past};
 use super::record::Record;
 use super::sessions::Sessions;
-use super::shard::Shard;
-use crate::disk::{Disk, DiskFailed, Role, ShardMeta, Slots};
+use super::shard::{Shard, overloaded};
+use crate::disk::{Disk, DiskFailed, DiskState, Role, ShardMeta, Slots};
 use crate::logic::durable::Beginning;
 use crate::logic::gate::Gate;
 use crate::logic::window::slot_of;
@@ -59,9 +61,12 @@ impl Saving {
         &self.disk
     }
 
-    /// Whether nothing may be changed now.
+    /// Whether nothing may be changed now: the disk fails, and answers wait for it, or what it has yet
+    /// to take is too much. While it works changes [wait](Core::disk_room) for room; those that have
+    /// begun by then go on, within bounds.
     pub(crate) fn refuses(&self) -> bool {
-        !self.disk.has_room() || (self.sync && self.disk.done().1)
+        let is_failing = self.disk.done().1;
+        is_failing && (self.sync || !self.disk.has_room()) || self.disk.is_overfull()
     }
 
     /// Waits until everything that was written up to now is on disk, whatever the policy.
@@ -337,13 +342,40 @@ impl Core {
     pub(crate) async fn disk_takes_changes(&self) {
         let Some(saving) = self.saving.get() else { return };
         let mut state = saving.disk.state();
-        while saving.refuses() {
+        while saving.refuses() || !saving.disk.has_room() {
             if !saving.disk.has_room() {
                 saving.disk.room().await;
             } else if state.changed().await.is_err() {
                 return;
             }
         }
+    }
+
+    /// Waits for room in the queue of a disk that works, before something changes.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub(crate) async fn disk_room(&self, deadline: Option<Instant>) -> Result<(), Refusal> {
+        let Some(disk) = self.saving.get().map(|saving| &saving.disk) else { return Ok(()) };
+        if disk.has_room() {
+            return Ok(());
+        }
+        self.metrics.turns_delayed.increment(1);
+        let too_old = Instant::now() + self.config.mailbox_age_max;
+        let until = deadline.map_or(too_old, |deadline| deadline.min(too_old));
+        let mut state = disk.state();
+        // What a disk that fails refuses is said when the turn ends.
+        while !disk.has_room() && *state.borrow_and_update() == DiskState::Ok {
+            let more = timeout_at(until, async {
+                tokio::select! {
+                    biased;
+                    () = disk.room() => {}
+                    _ = state.changed() => {}
+                }
+            });
+            more.await.map_err(|_| overloaded())?;
+        }
+        Ok(())
     }
 
     /// The pen of a shard that begins from nothing.

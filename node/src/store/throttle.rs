@@ -120,7 +120,7 @@ impl Shard {
 
 impl Waited {
     /// Waits until the shard may change again, where changes are held back or its followers have
-    /// too much to acknowledge; not past `deadline` nor longer than the mailbox keeps anybody. Reads
+    /// too much to acknowledge, or the disk to write; not past `deadline` nor longer than the mailbox keeps anybody. Reads
     /// go on. `bytes` is what waits with it.
     pub(crate) async fn paced(
         self,
@@ -131,6 +131,7 @@ impl Waited {
         if self.access() == Access::Read {
             return Ok(self);
         }
+        shard.core.disk_room(deadline).await?;
         shard.room(deadline).await?;
         if !shard.is_throttled.load(Ordering::Relaxed) {
             return Ok(self);

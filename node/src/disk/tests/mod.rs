@@ -27,7 +27,7 @@ impl Scratch {
         Self(dir)
     }
 
-    fn config(&self) -> DiskConfig {
+    pub(crate) fn config(&self) -> DiskConfig {
         config(&self.0)
     }
 
