@@ -238,8 +238,14 @@ impl Ownership {
             if is_orphan && copy.asks_at.is_none() && self.is_my_turn(shard, copy) {
                 orphans.entry(copy.owner).or_default().insert(shard);
             }
-            // One that is named is complete, whether that was reported yet or not.
-            if !served && copy.named && (copy.complete || lives) {
+            // One that is named is complete, whether that was reported yet or not; whether it is may be
+            // just what somebody has been asked.
+            let is_asked = !copy.settled
+                && self
+                    .takeovers
+                    .get(&copy.owner)
+                    .is_some_and(|it| it.query.shards.contains(&shard));
+            if !served && (copy.named && (copy.complete || lives) || is_asked) {
                 copy.idle_since = None;
                 return true;
             }
