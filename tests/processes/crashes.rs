@@ -116,7 +116,7 @@ impl Tables {
 /// that the next start removes.
 async fn is_killed_while_it_writes_tables(what: &str, n: usize, options: &[&str]) {
     let mut chance = Chance::of(what);
-    let mut trial = Trial::planned(on_disk(n, options)).await;
+    let mut trial = Trial::planned_light(on_disk(n, options)).await;
     trial.cluster.settled(n).await;
     let ballast = Ballast::start(trial.cluster.front());
     let mut n_unfinished = 0;

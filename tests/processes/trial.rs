@@ -110,6 +110,13 @@ impl Trial {
         Self::load(Size::asked_for(), Cluster::planned(plan).await).await
     }
 
+    /// What is planned, with a quarter of the load: there is something else for the nodes to do.
+    pub(crate) async fn planned_light(plan: Plan) -> Self {
+        let size = Size::asked_for();
+        let size = Size { fraction: size.fraction / 4.0, ..size };
+        Self::load(size, Cluster::planned(plan).await).await
+    }
+
     /// `n` nodes with so much state that moves last.
     pub(crate) async fn start_heavy(n: usize) -> Self {
         Self::planned_heavy(Plan::of(n, Size::asked_for().shards)).await
