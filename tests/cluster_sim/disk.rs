@@ -445,6 +445,11 @@ impl Disk {
         found.push(Found { shard, meta: row.map(|row| row.meta), damaged, past, sessions });
     }
 
+    /// Whether anything is there of a shard, and be it only that it was served.
+    pub(crate) fn has(&self, shard: ShardId) -> bool {
+        self.rows.shards.contains_key(&shard)
+    }
+
     /// The changes of a shard that the next start finds whole.
     pub(crate) fn ops(&self, shard: ShardId) -> BTreeSet<u32> {
         let Some(Ok(row)) = self.rows.shards.get(&shard).map(|row| decode_meta(shard, row)) else {

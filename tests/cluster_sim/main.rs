@@ -530,6 +530,7 @@ fn a_seal_that_is_not_on_disk_is_no_promise_after_a_restart() {
 #[test]
 fn who_comes_back_with_a_higher_epoch_serves_at_once() {
     assert_clean_with_disks(5028);
+    assert_clean_with_disks(23_750);
 }
 
 fn assert_clean_with_cuts(seed: u64) {

@@ -267,7 +267,6 @@ impl Oracle {
     /// A shard begins empty, and is on a disk that is away.
     pub(crate) fn begun_over(&mut self, shard: ShardId) {
         self.begun_over.insert(shard);
-        self.tear(shard);
     }
 
     /// The shard's history may have a gap.

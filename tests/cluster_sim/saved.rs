@@ -288,8 +288,11 @@ impl NodeModel {
             self.save_gate(ctx, at.shard);
             return;
         }
-        if ctx.disks.iter().any(|disk| !disk.ops(at.shard).is_empty()) {
+        if ctx.disks.iter().any(|disk| disk.has(at.shard)) {
             ctx.oracle.begun_over(at.shard);
+        }
+        if ctx.disks.iter().any(|disk| !disk.ops(at.shard).is_empty()) {
+            ctx.oracle.tear(at.shard);
         }
         let version = Version { epoch: at.epoch, seq: 0 };
         let begun = Some(Beginning { epoch: at.epoch, from: None });
