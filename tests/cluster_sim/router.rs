@@ -289,16 +289,15 @@ impl RouterModel {
         known
     }
 
-    fn learn(&mut self, shard: ShardId, epoch: Epoch) -> bool {
+    fn learn(&mut self, shard: ShardId, epoch: Epoch) {
         let claimed = self.view.claims.get(shard).map(|(epoch, _)| epoch);
         let member = self.view.members.find(epoch.node).filter(|member| member.state.is_live());
-        let Some(member) = member.filter(|_| claimed < Some(epoch)) else { return false };
+        let Some(member) = member.filter(|_| claimed < Some(epoch)) else { return };
         let owner = member.node_boot();
         let known = self.ahead.entry(shard).or_insert((epoch, owner));
         if known.0 < epoch || !self.view.members.is_live(known.1) {
             *known = (epoch, owner);
         }
-        true
     }
 
     /// Whoever was said to own the shard in `epoch` does not.
