@@ -9,7 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
-use http::{Method, Request, Response, StatusCode};
+use futures_util::TryFutureExt;
+use http::{Method, Request, Response, StatusCode, request};
 use stead_shared::control::ShardEpoch;
 use stead_shared::id::{Epoch, NodeBoot, SessionKey, ShardId, Version};
 use stead_shared::net::heard::Heard;
@@ -114,79 +115,97 @@ impl Host {
         request: Request<Body>,
         accepted: impl FnOnce() + Send,
     ) -> Result<(ResponseMeta, Response<Body>), Refusal> {
-        self.serve_in(self.shard(meta.shard), meta, request, accepted).await
+        let (head, body) = request.into_parts();
+        self.serve_in(self.shard(meta.shard), meta, head, body, accepted).await
     }
 
     /// As [`serve_with`](Self::serve_with), for whoever has looked the shard up.
-    pub(crate) async fn serve_in(
+    pub(crate) fn serve_in(
         &self,
         shard: Option<Arc<Shard>>,
         meta: RequestMeta,
-        request: Request<Body>,
+        head: request::Parts,
+        body: Body,
         accepted: impl FnOnce() + Send,
-    ) -> Result<(ResponseMeta, Response<Body>), Refusal> {
-        let served = self.try_serve(shard, meta, request, accepted).await;
-        if let Err(refusal) = &served {
-            self.inner.core.metrics.refused(refusal);
-        }
-        served
+    ) -> impl Future<Output = Result<(ResponseMeta, Response<Body>), Refusal>> + Send {
+        let served = self.try_serve(shard, meta, head, body, accepted);
+        served.inspect_err(|refusal| self.inner.core.metrics.refused(refusal))
     }
 
-    async fn try_serve(
+    // What seldom has to be waited for is in a box: it would make this future larger, which every
+    // request moves.
+    #[expect(clippy::manual_async_fn, reason = "an `async fn` keeps its arguments twice")]
+    fn try_serve(
         &self,
         shard: Option<Arc<Shard>>,
         meta: RequestMeta,
-        request: Request<Body>,
+        head: request::Parts,
+        body: Body,
         accepted: impl FnOnce() + Send,
-    ) -> Result<(ResponseMeta, Response<Body>), Refusal> {
-        let Some(shard) = shard else {
-            let is_aside = self.is_quarantined(meta.shard);
-            let not_owner = Refusal::NotOwner { claim: None };
-            return Err(if is_aside { Refusal::Quarantined } else { not_owner });
-        };
-        let (head, body) = request.into_parts();
-        let body = match body.ready() {
-            Ok(body) => body,
-            Err(body) => {
-                shard.check_epoch(meta.epoch)?;
-                self.read_ahead(body, deadline(&meta)).await?
+    ) -> impl Future<Output = Result<(ResponseMeta, Response<Body>), Refusal>> + Send {
+        async move {
+            let Some(shard) = shard else {
+                let is_aside = self.is_quarantined(meta.shard);
+                let not_owner = Refusal::NotOwner { claim: None };
+                return Err(if is_aside { Refusal::Quarantined } else { not_owner });
+            };
+            let body = match body.ready() {
+                Ok(body) => body,
+                Err(body) => {
+                    shard.check_epoch(meta.epoch)?;
+                    Box::pin(self.read_ahead(body, deadline(&meta))).await?
+                }
+            };
+            let access =
+                if self.inner.service.is_read(&head) { Access::Read } else { Access::Change };
+            // What changes nothing, or goes on as something else, may be run as often as it comes.
+            let is_once = access == Access::Change && !meta.upgrade;
+            let asked = match is_once.then(|| Asked::of(&meta, &head, &body)).transpose() {
+                Ok(asked) => asked,
+                Err(problem) => {
+                    let epoch = shard.gate().open()?;
+                    accepted();
+                    return Ok(answered(
+                        &shard,
+                        false,
+                        Answer { epoch, response: problem.into_response() },
+                    ));
+                }
+            };
+            let bytes = body.length().unwrap_or(BODY_AHEAD_MAX).min(BODY_AHEAD_MAX) as usize;
+            let asker = Asker::Client { bytes, epoch: meta.epoch };
+            let turn = match shard.admit(&meta.key, access, asker)? {
+                Admission::Now(turn) => turn,
+                Admission::Queued(place) => Box::pin(place.wait(deadline(&meta))).await?,
+            };
+            let turn = if turn.is_free() {
+                turn
+            } else {
+                Box::pin(turn.paced(bytes, deadline(&meta))).await?
+            };
+            let begun = turn.begin_request(asked)?;
+            accepted();
+            let is_head = head.method == Method::HEAD;
+            let mut answer = match begun.met {
+                Turn::Runs(_) => {
+                    let run = self.run(begun, Job::Request(Request::from_parts(head, body)));
+                    run.await.answer().expect("a request is answered")
+                }
+                Turn::Replays(_) | Turn::Unknown | Turn::OtherRequest => {
+                    Box::pin(self.answer_again(begun)).await
+                }
+            };
+            // What was refused changed nothing: it tells of a disk that fails, and does not wait for it.
+            let is_refused = answer.response.headers().contains_key(REFUSAL);
+            let access = if is_refused { Access::Read } else { access };
+            if shard.must_be_acknowledged() && !Box::pin(shard.acknowledged(access)).await {
+                answer.response = lost().into_response();
             }
-        };
-        let access = if self.inner.service.is_read(&head) { Access::Read } else { Access::Change };
-        // What changes nothing, or goes on as something else, may be run as often as it comes.
-        let is_once = access == Access::Change && !meta.upgrade;
-        let asked = match is_once.then(|| Asked::of(&meta, &head, &body)).transpose() {
-            Ok(asked) => asked,
-            Err(problem) => {
-                let epoch = shard.gate().open()?;
-                accepted();
-                return Ok(answered(
-                    &shard,
-                    false,
-                    Answer { epoch, response: problem.into_response() },
-                ));
+            if self.inner.core.doubts.must_wait() {
+                answer = Box::pin(self.hold(&shard, answer)).await;
             }
-        };
-        let bytes = body.length().unwrap_or(BODY_AHEAD_MAX).min(BODY_AHEAD_MAX) as usize;
-        let asker = Asker::Client { bytes, epoch: meta.epoch };
-        let turn = match shard.admit(&meta.key, access, asker)? {
-            Admission::Now(turn) => turn,
-            Admission::Queued(place) => place.wait(deadline(&meta)).await?,
-        };
-        let begun = turn.paced(bytes, deadline(&meta)).await?.begin_request(asked)?;
-        accepted();
-        let is_head = head.method == Method::HEAD;
-        let mut answer = self.answer(begun, Request::from_parts(head, body)).await;
-        // What was refused changed nothing: it tells of a disk that fails, and does not wait for it.
-        let is_refused = answer.response.headers().contains_key(REFUSAL);
-        let access = if is_refused { Access::Read } else { access };
-        if !shard.acknowledged(access).await {
-            answer.response = lost().into_response();
+            Ok(answered(&shard, is_head, answer))
         }
-        if self.inner.core.doubts.must_wait() {
-            answer = self.hold(&shard, answer).await;
-        }
-        Ok(answered(&shard, is_head, answer))
     }
 
     /// Reads a small body before its turn, so that a slow client holds up nobody. What is longer,
@@ -216,15 +235,11 @@ impl Host {
         Answer { response: lost().into_response(), ..answer }
     }
 
-    /// Runs the turn of a request, or answers it as it was answered before.
-    async fn answer(&self, mut begun: Begun, request: Request<Body>) -> Answer {
+    /// Answers a request as it was answered before.
+    async fn answer_again(&self, mut begun: Begun) -> Answer {
         let (core, epoch) = (&self.inner.core, begun.session.epoch());
         let answer = match std::mem::replace(&mut begun.met, Turn::Unknown) {
-            runs @ Turn::Runs(_) => {
-                begun.met = runs;
-                let answer = self.run(begun, Job::Request(request)).await;
-                return answer.expect("a request is answered");
-            }
+            Turn::Runs(_) => unreachable!("it is not run again"),
             Turn::Replays(kept) => once::replay(core, &kept, epoch),
             Turn::Unknown => {
                 core.metrics.replays_unknown.increment(1);
@@ -237,11 +252,8 @@ impl Host {
         answer
     }
 
-    async fn run(&self, begun: Begun, job: Job) -> Option<Answer> {
-        match Unstoppable::new(self.inner.service.run(begun, job)).await {
-            Outcome::Answered(answer) => Some(answer),
-            Outcome::Done => None,
-        }
+    fn run(&self, begun: Begun, job: Job) -> Unstoppable<Outcome> {
+        Unstoppable::new(self.inner.service.run(begun, job))
     }
 
     /// A session of a shard that is here, for turns of the process's own.

@@ -221,7 +221,7 @@ impl NodeBuilder {
 
 /// What streams and calls of peers meet. The server is there only once the view is.
 struct NodeHooks {
-    server: std::sync::OnceLock<Server>,
+    server: std::sync::OnceLock<Arc<Server>>,
     done: mpsc::Sender<Done>,
     transfers: Arc<Semaphore>,
     offers: Arc<Semaphore>,
@@ -237,7 +237,7 @@ impl Hooks for NodeHooks {
                 // In a box, because a task moves what it runs a few times.
                 tokio::spawn(Box::pin(server.answer(stream)));
             }
-            ConnectionKind::Bulk => self.receive(server.host, stream),
+            ConnectionKind::Bulk => self.receive(server.host.clone(), stream),
         }
     }
 
@@ -347,7 +347,7 @@ pub(crate) struct Inner {
     pub(crate) pins: PinDesk,
     pub(crate) views: watch::Receiver<Arc<View>>,
     pub(crate) progress: watch::Receiver<Standing>,
-    pub(crate) server: Server,
+    pub(crate) server: Arc<Server>,
     pub(crate) done: mpsc::Sender<Done>,
     pub(crate) http: SocketAddr,
     pub(crate) config: NodeConfig,
@@ -403,15 +403,15 @@ impl Node {
         let granted: Arc<DashMap<ShardId, Epoch>> = Arc::new(DashMap::new());
         let forwarding = Forwarding::new(host.clone(), views_out.clone());
         let parking = Arc::clone(&forwarding.parking);
-        let server = Server {
+        let server = Arc::new(Server {
             host: host.clone(),
             views: views_out.clone(),
             granted: Arc::clone(&granted),
             parking: Arc::clone(&parking),
             me: process.me.node,
-        };
+        });
         // Set once: `start` made the hooks.
-        let _ = hooks.server.set(server.clone());
+        let _ = hooks.server.set(Arc::clone(&server));
         let stop = process.stop.clone();
         let (pinning, pins) =
             Pinning::new(process.me.node, process.links.clone(), platform.clone());

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use dashmap::DashMap;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, request};
 use http_body_util::BodyExt;
 use stead_shared::id::{Epoch, NodeId, ShardId};
 use stead_shared::net::link::{RecvHalf, ResetCode, SendError, ServerSend, ServerStream};
@@ -45,7 +46,6 @@ struct Why {
 }
 
 /// Answers streams of routers and other nodes.
-#[derive(Clone)]
 pub(crate) struct Server {
     pub(crate) host: Host,
     pub(crate) views: watch::Receiver<Arc<View>>,
@@ -56,58 +56,59 @@ pub(crate) struct Server {
 
 impl Server {
     /// Serves one request.
-    pub(crate) async fn answer(self, stream: ServerStream) {
+    ///
+    /// Every request moves this future: what seldom has to be waited for is in a box.
+    pub(crate) fn answer(self: Arc<Self>, stream: ServerStream) -> impl Future<Output = ()> + Send {
         let ServerStream { head, fin, recv, mut send } = stream;
-        let Ok((mut meta, parts)) = decode_request(head) else {
-            metrics::counter!("stead_link_heads_unreadable_total").increment(1);
-            send.reset(ResetCode::Failed);
-            return;
-        };
-        let mut here = self.host.shard(meta.shard);
-        let mut turn = None;
-        if let Some(why) = self.must_wait(&meta, here.is_some()) {
-            let bytes = if fin { 0 } else { ahead(&parts.headers) };
-            let until = deadline(&meta).unwrap_or_else(|| Instant::now() + LONG);
-            tokio::select! {
-                biased;
-                waited = Box::pin(self.wait(&meta, why, bytes, until)) => match waited {
-                    Ok(its_turn) => turn = Some(its_turn),
-                    Err(refusal) => {
-                        send.refuse(encode_refusal(&self.with_claim(meta.shard, refusal)));
-                        return;
+        async move {
+            let Ok((meta, parts)) = decode_request(head) else {
+                metrics::counter!("stead_link_heads_unreadable_total").increment(1);
+                send.reset(ResetCode::Failed);
+                return;
+            };
+            let shard = meta.shard;
+            let here = self.host.shard(shard);
+            let (meta, parts, here, mut turn) = match self.must_wait(&meta, here.is_some()) {
+                None => (meta, parts, here, None),
+                Some(why) => {
+                    drop(here);
+                    match Box::pin(self.wait(meta, parts, why, fin, &send)).await {
+                        Some(Ok((meta, parts, its_turn))) => {
+                            (meta, parts, self.host.shard(shard), Some(its_turn))
+                        }
+                        Some(Err(refusal)) => {
+                            send.refuse(encode_refusal(&self.with_claim(shard, refusal)));
+                            return;
+                        }
+                        None => return,
                     }
-                },
-                _ = send.cancelled() => return,
+                }
+            };
+            if meta.upgrade {
+                drop(turn);
+                Box::pin(self.answer_upgrade(meta, parts, recv, send)).await;
+                return;
             }
-            meta.deadline_ms = left_ms(until);
-            here = self.host.shard(meta.shard);
-        }
-        if meta.upgrade {
-            drop(turn);
-            Box::pin(self.answer_upgrade(meta, parts, recv, send)).await;
-            return;
-        }
-        let shard = meta.shard;
-        let served = if fin {
-            let request = Request::from_parts(parts, Body::empty());
-            let mut serving = pin!(self.host.serve_in(here, meta, request, || ()));
-            // A client that goes away before its turn takes the request out of the queue.
-            tokio::select! {
-                biased;
-                served = in_turn(&mut turn, serving.as_mut()) => served,
-                _ = send.cancelled() => return,
-            }
-        } else {
-            let body = LinkBody::new(recv, announced(&parts.headers));
-            let request = Request::from_parts(parts, Body::new(body));
-            let serving = pin!(self.host.serve_in(here, meta, request, || send.accepted()));
-            in_turn(&mut turn, serving).await
-        };
-        match served {
-            // An error means that nobody waits for the answer any more.
-            Ok((meta, response)) => drop(respond(&mut send, &meta, response).await),
-            Err(refusal) => {
-                send.refuse(encode_refusal(&self.with_claim(shard, refusal)));
+            let served = if fin {
+                let serving = self.host.serve_in(here, meta, parts, Body::empty(), || ());
+                let mut serving = pin!(serving);
+                // A client that goes away before its turn takes the request out of the queue.
+                tokio::select! {
+                    biased;
+                    served = in_turn(&mut turn, serving.as_mut()) => served,
+                    _ = send.cancelled() => return,
+                }
+            } else {
+                let body = Body::new(LinkBody::new(recv, announced(&parts.headers)));
+                let serving = self.host.serve_in(here, meta, parts, body, || send.accepted());
+                in_turn(&mut turn, pin!(serving)).await
+            };
+            match served {
+                // An error means that nobody waits for the answer any more.
+                Ok((meta, response)) => drop(respond(&mut send, &meta, response).await),
+                Err(refusal) => {
+                    send.refuse(encode_refusal(&self.with_claim(shard, refusal)));
+                }
             }
         }
     }
@@ -134,22 +135,31 @@ impl Server {
         granted.max(self.views.borrow().claims.get(shard).map(|(epoch, _)| epoch))
     }
 
+    /// Waits for the turn in the queue; none when the client goes away first.
     async fn wait(
         &self,
-        meta: &RequestMeta,
+        mut meta: RequestMeta,
+        parts: request::Parts,
         why: Why,
-        bytes: usize,
-        until: Instant,
-    ) -> Result<Turn, Refusal> {
+        fin: bool,
+        send: &ServerSend,
+    ) -> Option<Result<(RequestMeta, request::Parts, Turn), Refusal>> {
+        let until = deadline(&meta).unwrap_or_else(|| Instant::now() + LONG);
         let wait = Wait {
             shard: meta.shard,
             again: None,
             cause: why.cause,
             tried: why.tried,
-            bytes,
+            bytes: if fin { 0 } else { ahead(&parts.headers) },
             deadline: self.parking.time_of(until),
         };
-        self.parking.wait(wait, None).await.map_err(refusal_of)
+        let waited = tokio::select! {
+            biased;
+            waited = self.parking.wait(wait, None) => waited,
+            _ = send.cancelled() => return None,
+        };
+        meta.deadline_ms = left_ms(until);
+        Some(waited.map(|turn| (meta, parts, turn)).map_err(refusal_of))
     }
 
     /// Adds who owns the shard, where this node knows better than the one who asked.
@@ -179,9 +189,9 @@ impl Server {
     }
 
     async fn answer_upgrade(
-        self,
+        &self,
         meta: RequestMeta,
-        parts: http::request::Parts,
+        parts: request::Parts,
         recv: RecvHalf,
         mut send: ServerSend,
     ) {
@@ -208,21 +218,29 @@ impl Server {
 }
 
 /// Sends an answer: head and body in one go where the body is at hand.
-async fn respond(
+fn respond(
     send: &mut ServerSend,
     meta: &ResponseMeta,
     response: Response<Body>,
-) -> Result<(), SendError> {
+) -> impl Future<Output = Result<(), SendError>> + Send {
     let (parts, body) = response.into_parts();
-    let Ok(head) = encode_response(meta, &parts) else {
-        tracing::warn!(shard = %meta.shard, "an answer's head is too large for the link");
-        send.reset(ResetCode::Failed);
-        return Ok(());
-    };
-    let mut body = match body.try_into_bytes() {
-        Ok(bytes) => return send.head_and_first(head, Some(bytes), true).await,
-        Err(body) => body,
-    };
+    let head = encode_response(meta, &parts);
+    let shard = meta.shard;
+    async move {
+        let Ok(head) = head else {
+            tracing::warn!(%shard, "an answer's head is too large for the link");
+            send.reset(ResetCode::Failed);
+            return Ok(());
+        };
+        match body.try_into_bytes() {
+            Ok(bytes) => send.head_and_first(head, Some(bytes), true).await,
+            Err(body) => Box::pin(stream_body(send, head, body)).await,
+        }
+    }
+}
+
+/// Sends an answer whose body comes by and by.
+async fn stream_body(send: &mut ServerSend, head: Bytes, mut body: Body) -> Result<(), SendError> {
     send.head(&head, false)?;
     let mut trailers = None;
     while let Some(frame) = body.frame().await {

@@ -39,6 +39,16 @@ pub(crate) enum Outcome {
     Done,
 }
 
+impl Outcome {
+    /// The answer, where there was somebody to answer.
+    pub(crate) fn answer(self) -> Option<Answer> {
+        match self {
+            Self::Answered(answer) => Some(answer),
+            Self::Done => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) epoch: Epoch,
@@ -58,21 +68,30 @@ pub fn etag(version: Version) -> String {
     format!("\"{:x}.{}.{:x}\"", version.epoch.counter, version.epoch.node, version.seq)
 }
 
-pub(crate) async fn run<S: Service>(service: Arc<S>, mut begun: Begun, job: Job) -> Outcome {
-    begun.core().metrics.turns.increment(1);
-    if let Some(expired) = begun.expired.take() {
-        say_goodbye(&*service, &expired, Why::Expired).await;
-    }
-    let outcome = match job {
-        Job::Request(request) => answer(&*service, &mut begun, request).await,
-        Job::Timers => {
-            fire_timers(&*service, &mut begun).await;
-            Outcome::Done
+/// Runs a turn. What seldom happens in one is in a box of its own: it would make all of them larger.
+#[expect(clippy::manual_async_fn, reason = "an `async fn` keeps its arguments twice")]
+pub(crate) fn run<S: Service>(
+    service: Arc<S>,
+    mut begun: Begun,
+    job: Job,
+) -> impl Future<Output = Outcome> + Send {
+    async move {
+        begun.core().metrics.turns.increment(1);
+        if let Some(expired) = begun.expired.take() {
+            Box::pin(say_goodbye(&*service, &expired, Why::Expired)).await;
         }
-        Job::Expire => Outcome::Done,
-    };
-    begun.core().metrics.turn_seconds.record(begun.began.elapsed().as_secs_f64());
-    outcome
+        let outcome = match job {
+            Job::Request(request) => answer(&*service, &mut begun, request).await,
+            Job::Timers => {
+                Box::pin(fire_timers(&*service, &mut begun)).await;
+                Outcome::Done
+            }
+            Job::Expire => Outcome::Done,
+        };
+        let core = begun.core();
+        core.metrics.turn_seconds.record(begun.began.elapsed().as_secs_f64());
+        outcome
+    }
 }
 
 /// The last turn of a session in a shard that is sealed.
@@ -101,11 +120,11 @@ async fn answer<S: Service>(service: &S, begun: &mut Begun, request: Request<Bod
     let session = begun.session.clone();
     let activate = begun.activate;
     // Not named: what is named and moved is kept twice.
-    let Ok(response) = AssertUnwindSafe(async {
+    let Ok(response) = AssertUnwindSafe(async move {
         if activate {
-            service.activated(&session).await;
+            Box::pin(service.activated(&session)).await;
         }
-        service.call(session.clone(), request).await
+        service.call(session, request).await
     })
     .catch_unwind()
     .await

@@ -5,7 +5,7 @@ use http::{HeaderValue, Method, Request, Response};
 use serde::{Deserialize, Serialize};
 
 use super::value::without_body;
-use super::{BuiltInConfig, bad_request, not_found, path, read_body, wrong_method};
+use super::{BuiltInConfig, at_hand, bad_request, not_found, path, read_body, wrong_method};
 use crate::body::Body;
 use crate::problem::Problem;
 use crate::session::Session;
@@ -28,12 +28,16 @@ pub(super) async fn answer(
     config: &BuiltInConfig,
     session: &Session,
     name: &str,
-    request: Request<Body>,
+    request: &Request<()>,
+    body: Body,
 ) -> Result<Response<Body>, Problem> {
     match *request.method() {
         Method::POST => {
             let ttl = path::ttl(request.uri().query())?;
-            let body = read_body(config, request.into_body(), BODY_BYTES_MAX).await?;
+            let body = match at_hand(body, BODY_BYTES_MAX)? {
+                Ok(bytes) => bytes,
+                Err(body) => Box::pin(read_body(config, body, BODY_BYTES_MAX)).await?,
+            };
             let value = session.add(name, change(&body)?)?;
             if let Some(ttl) = ttl {
                 session.expire_in(ttl)?;

@@ -17,9 +17,11 @@
 //! keeps what is there. An id that is not the key is 400 `key-mismatch`. Memory that has run out
 //! is 507. All errors are `application/problem+json` (RFC 9457).
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, request};
 
 use crate::body::Body;
@@ -89,26 +91,37 @@ impl BuiltIn {
         Self { config, rooms }
     }
 
+    /// Answers a request, whose body is beside it.
     async fn answer(
         &self,
         session: &Session,
-        request: Request<Body>,
+        request: &Request<()>,
+        body: Body,
     ) -> Result<Response<Body>, Problem> {
         let target = Target::parse(request.uri().path())?;
         if target.id != session.key().as_bytes() {
             return Err(key_mismatch());
         }
         match target.resource {
-            Resource::Value => value::answer(&self.config, session, request).await,
-            Resource::Counter(name) => counter::answer(&self.config, session, &name, request).await,
-            Resource::Room => self.rooms.answer(session, &request),
+            Resource::Value => value::answer(&self.config, session, request, body).await,
+            Resource::Counter(name) => {
+                counter::answer(&self.config, session, &name, request, body).await
+            }
+            Resource::Room => self.rooms.answer(session, request),
         }
     }
 }
 
 impl Service for BuiltIn {
-    async fn call(&self, session: Session, request: Request<Body>) -> Response<Body> {
-        self.answer(&session, request).await.unwrap_or_else(Problem::into_response)
+    // A block and not an `async fn`, which would keep the request twice.
+    fn call(
+        &self,
+        session: Session,
+        request: Request<Body>,
+    ) -> impl Future<Output = Response<Body>> + Send {
+        let (head, body) = request.into_parts();
+        let request = Request::from_parts(head, ());
+        async move { self.answer(&session, &request, body).await.unwrap_or_else(Problem::into_response) }
     }
 
     fn is_read(&self, head: &request::Parts) -> bool {
@@ -176,12 +189,16 @@ impl From<StateError> for Problem {
     }
 }
 
+/// The bytes of a body that is here already; of at most `limit`.
+fn at_hand(body: Body, limit: usize) -> Result<Result<Bytes, Body>, Problem> {
+    match body.try_into_bytes() {
+        Ok(bytes) if limit < bytes.len() => Err(too_large(limit)),
+        bytes_or_body => Ok(bytes_or_body),
+    }
+}
+
 /// Reads a body of at most `limit` bytes.
-async fn read_body(
-    config: &BuiltInConfig,
-    body: Body,
-    limit: usize,
-) -> Result<bytes::Bytes, Problem> {
+async fn read_body(config: &BuiltInConfig, body: Body, limit: usize) -> Result<Bytes, Problem> {
     use crate::body::BodyError;
     let read = tokio::time::timeout(config.body_time_max, body.collect_up_to(limit)).await;
     match read {

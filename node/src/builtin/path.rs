@@ -1,5 +1,6 @@
 //! What a path names, and what its query says.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use super::{bad_request, not_found};
@@ -12,20 +13,20 @@ const COUNTER_NAME_BYTES_MAX: usize = 128;
 const TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Target {
-    pub(super) id: Vec<u8>,
-    pub(super) resource: Resource,
+pub(super) struct Target<'a> {
+    pub(super) id: Cow<'a, [u8]>,
+    pub(super) resource: Resource<'a>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Resource {
+pub(super) enum Resource<'a> {
     Value,
-    Counter(String),
+    Counter(Cow<'a, str>),
     Room,
 }
 
-impl Target {
-    pub(super) fn parse(path: &str) -> Result<Self, Problem> {
+impl<'a> Target<'a> {
+    pub(super) fn parse(path: &'a str) -> Result<Self, Problem> {
         let nothing = || not_found("no-such-resource", "There is no such resource");
         let mut segments = path.strip_prefix("/sessions/").ok_or_else(nothing)?.split('/');
         let id = segments.next().filter(|id| !id.is_empty()).ok_or_else(nothing)?;
@@ -41,9 +42,12 @@ impl Target {
 
 /// The name of a counter: 1 to 128 bytes of UTF-8 without control characters, which leaves room
 /// for counters of our own.
-fn counter_name(segment: &str) -> Result<String, Problem> {
-    let name = String::from_utf8(decode(segment)?)
-        .map_err(|_| bad_request("bad-counter-name", "The counter's name is not UTF-8."))?;
+fn counter_name(segment: &str) -> Result<Cow<'_, str>, Problem> {
+    let is_none = || bad_request("bad-counter-name", "The counter's name is not UTF-8.");
+    let name = match decode(segment)? {
+        Cow::Borrowed(_) => Cow::Borrowed(segment),
+        Cow::Owned(bytes) => Cow::Owned(String::from_utf8(bytes).map_err(|_| is_none())?),
+    };
     let is_valid =
         (1..=COUNTER_NAME_BYTES_MAX).contains(&name.len()) && !name.chars().any(char::is_control);
     if !is_valid {
@@ -54,7 +58,10 @@ fn counter_name(segment: &str) -> Result<String, Problem> {
 }
 
 /// Undoes percent-encoding, once.
-fn decode(segment: &str) -> Result<Vec<u8>, Problem> {
+fn decode(segment: &str) -> Result<Cow<'_, [u8]>, Problem> {
+    if !segment.contains('%') {
+        return Ok(Cow::Borrowed(segment.as_bytes()));
+    }
     let bad = || bad_request("bad-path", "The path's percent-encoding is broken.");
     let mut bytes = Vec::with_capacity(segment.len());
     let mut rest = segment.as_bytes();
@@ -68,7 +75,7 @@ fn decode(segment: &str) -> Result<Vec<u8>, Problem> {
             rest = tail;
         }
     }
-    Ok(bytes)
+    Ok(Cow::Owned(bytes))
 }
 
 fn hex(digit: u8) -> Option<u8> {
@@ -121,9 +128,9 @@ fn duration(text: &str) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    fn parsed(path: &str) -> Option<(String, Resource)> {
+    fn parsed(path: &str) -> Option<(String, Resource<'_>)> {
         let target = Target::parse(path).ok()?;
-        Some((String::from_utf8(target.id).unwrap(), target.resource))
+        Some((String::from_utf8(target.id.into_owned()).unwrap(), target.resource))
     }
 
     #[test]

@@ -154,7 +154,7 @@ impl Rooms {
     pub(super) fn answer(
         self: &Arc<Self>,
         session: &Session,
-        request: &Request<Body>,
+        request: &Request<()>,
     ) -> Result<Response<Body>, Problem> {
         if request.method() != Method::GET {
             return Err(wrong_method("GET"));

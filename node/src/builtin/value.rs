@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use stead_shared::refusal::Refusal;
 use tokio::time::timeout;
 
-use super::{BuiltInConfig, not_found, path, read_body, wrong_method};
+use super::{BuiltInConfig, at_hand, not_found, path, read_body, wrong_method};
 use crate::body::Body;
 use crate::problem::Problem;
 use crate::session::Session;
@@ -22,10 +22,11 @@ const GRACE_OF_MOVES: Duration = Duration::from_secs(1);
 pub(super) async fn answer(
     config: &BuiltInConfig,
     session: &Session,
-    request: Request<Body>,
+    request: &Request<()>,
+    body: Body,
 ) -> Result<Response<Body>, Problem> {
     match *request.method() {
-        Method::PUT => put(config, session, request).await,
+        Method::PUT => put(config, session, request, body).await,
         Method::GET => get(session, request.headers()),
         Method::HEAD => get(session, request.headers()).map(without_body),
         Method::DELETE => delete(session, request.headers()),
@@ -36,12 +37,16 @@ pub(super) async fn answer(
 async fn put(
     config: &BuiltInConfig,
     session: &Session,
-    request: Request<Body>,
+    request: &Request<()>,
+    body: Body,
 ) -> Result<Response<Body>, Problem> {
     let ttl = path::ttl(request.uri().query())?;
     let current = current_etag(session)?;
     check_preconditions(request.headers(), current.as_deref())?;
-    let bytes = read_long_body(config, session, request.into_body()).await?;
+    let bytes = match at_hand(body, config.value_bytes_max)? {
+        Ok(bytes) => bytes,
+        Err(body) => Box::pin(read_long_body(config, session, body)).await?,
+    };
     session.put_bytes(&bytes)?;
     match ttl {
         Some(ttl) => session.expire_in(ttl)?,

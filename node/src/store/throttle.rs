@@ -119,9 +119,20 @@ impl Shard {
 }
 
 impl Waited {
+    /// Whether nothing of what [`paced`](Self::paced) waits for is in its way.
+    pub(crate) fn is_free(&self) -> bool {
+        let shard = self.shard();
+        let is_held_back = || {
+            shard.is_throttled.load(Ordering::Relaxed)
+                || !shard.core.has_disk_room()
+                || !shard.has_room()
+        };
+        self.access() == Access::Read || !is_held_back()
+    }
+
     /// Waits until the shard may change again, where changes are held back or its followers have
-    /// too much to acknowledge, or the disk to write; not past `deadline` nor longer than the mailbox keeps anybody. Reads
-    /// go on. `bytes` is what waits with it.
+    /// too much to acknowledge, or the disk to write; not past `deadline` nor longer than the
+    /// mailbox keeps anybody. Reads go on. `bytes` is what waits with it.
     pub(crate) async fn paced(
         self,
         bytes: usize,
