@@ -229,20 +229,42 @@ pub struct Window {
 
 /// A part of each id, in order. Those of a whole window are in a few cache lines, its entries in a
 /// hundred, and every request is looked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Marks(VecDeque<u32>);
+#[derive(Clone, Debug)]
+struct Marks {
+    marks: VecDeque<u32>,
+    /// No entry has an id with a higher counter. A process counts its requests, so that what is new
+    /// from the busiest of them is above it and need not be looked for.
+    highest: u64,
+}
+
+/// The bound does not come down with the entry that set it: whoever took the entries in later may
+/// have a lower one.
+impl PartialEq for Marks {
+    fn eq(&self, other: &Self) -> bool {
+        self.marks == other.marks
+    }
+}
+
+impl Eq for Marks {}
 
 impl Marks {
     fn of<'a>(entries: impl Iterator<Item = &'a Entry>) -> Box<Self> {
-        Box::new(Self(entries.map(|entry| Self::mark(entry.id)).collect()))
+        let mut marks = Box::new(Self { marks: VecDeque::new(), highest: 0 });
+        entries.for_each(|entry| marks.push(entry.id));
+        marks
     }
 
     fn mark(id: Option<RequestId>) -> u32 {
         id.map_or(0, |id| id.counter as u32)
     }
 
+    fn push(&mut self, id: Option<RequestId>) {
+        self.marks.push_back(Self::mark(id));
+        self.highest = self.highest.max(id.map_or(0, |id| id.counter));
+    }
+
     fn may_have(&self, id: RequestId) -> bool {
-        self.0.contains(&Self::mark(Some(id)))
+        id.counter <= self.highest && self.marks.contains(&Self::mark(Some(id)))
     }
 }
 
@@ -471,7 +493,7 @@ impl Window {
 
     fn push_recent(&mut self, entry: Entry) {
         if let Some(marks) = &mut self.marks {
-            marks.0.push_back(Marks::mark(entry.id));
+            marks.push(entry.id);
         }
         self.recent.push(entry);
         if self.marks.is_none() && MARKED_MIN <= self.recent.entries.len() {
@@ -486,7 +508,7 @@ impl Window {
             self.marks = None;
         }
         if let Some(marks) = &mut self.marks {
-            marks.0.drain(..marks.0.len() - n_left);
+            marks.marks.drain(..marks.marks.len() - n_left);
         }
         floor_ms
     }
