@@ -6,6 +6,7 @@ use http::header::{CONTENT_LENGTH, ETAG};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, request};
 use stead_shared::border::headers::REPLAYED;
 use stead_shared::id::{BootId, Epoch};
+use stead_shared::time::Time;
 use stead_shared::wire::http::{RequestMeta, decode_trailers, encode_trailers};
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -13,7 +14,7 @@ use crate::body::Body;
 use crate::logic::window::{Asked, Content, Entry, KEY_BYTES_MAX, Kept, Keyed};
 use crate::problem::Problem;
 use crate::store::core::Core;
-use crate::turn::{Answer, StampEtag, etag};
+use crate::turn::{Answer, etag, is_stamped};
 
 /// With it a client names its request, to ask for its answer again.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -36,13 +37,13 @@ impl Asked {
         Ok(Self { id, attempt, first_sent_ms: meta.first_sent_ms, key })
     }
 
-    /// The entry of this request, which is answered with `response` once its change is committed.
-    /// None for one that nobody could ask for again.
-    pub(crate) fn into_entry(self, core: &Core, response: &Response<Body>) -> Option<Entry> {
+    /// The entry of this request, which is answered with `response` once its change is committed at
+    /// `now`. None for one that nobody could ask for again.
+    pub(crate) fn into_entry(self, response: &Response<Body>, now: Time) -> Option<Entry> {
         if self.id.is_none() && self.key.is_none() {
             return None;
         }
-        Some(Entry::new(self, keep(response), core.now()))
+        Some(Entry::new(self, keep(response), now))
     }
 }
 
@@ -89,7 +90,7 @@ fn keep(response: &Response<Body>) -> Kept {
     Kept {
         status: response.status().as_u16(),
         version: crate::logic::window::NO_VERSION,
-        has_etag: response.extensions().get::<StampEtag>().is_some(),
+        has_etag: is_stamped(response),
         content: head.zip(body).and_then(|(head, body)| Content::new(&head, body)),
     }
 }

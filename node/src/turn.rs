@@ -89,7 +89,7 @@ pub(crate) fn run<S: Service>(
             Job::Expire => Outcome::Done,
         };
         let core = begun.core();
-        core.metrics.turn_seconds.record(begun.began.elapsed().as_secs_f64());
+        core.metrics.turn_seconds.record(core.now().since(begun.began).as_secs_f64());
         outcome
     }
 }
@@ -180,6 +180,11 @@ async fn fire_timers<S: Service>(service: &S, begun: &mut Begun) {
     if let Err(error) = begun.commit() {
         tracing::warn!(session = ?begun.session, %error, "a timer that failed stays due");
     }
+}
+
+/// Whether an answer is to name its value: see [`StampEtag`].
+pub(crate) fn is_stamped(response: &Response<Body>) -> bool {
+    response.extensions().get::<StampEtag>().is_some()
 }
 
 fn stamp(mut response: Response<Body>, committed: Committed) -> Response<Body> {

@@ -23,9 +23,9 @@ pub(super) struct News {
 }
 
 impl Inner {
-    /// What becomes of a request of this session in its turn.
-    pub(super) fn meet(&self, key: &SessionKey, asked: Asked) -> Turn {
-        let window = window(self.sessions.at_rest(key.as_bytes()));
+    /// What becomes of a request in its turn, whose session is here or is not.
+    pub(super) fn meet(&self, here: Option<&Stored>, asked: Asked) -> Turn {
+        let window = window(here);
         match Window::meet(window, self.floor_ms(), &asked, &Rules::ALL) {
             Met::Run => Turn::Runs(Some(asked)),
             Met::Replay(kept) => Turn::Replays(kept.clone()),

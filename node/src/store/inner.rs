@@ -17,7 +17,7 @@ use super::data::{Footprint, Stored};
 use super::draft::Changes;
 use super::following::Followers;
 use super::saving::Pen;
-use super::sessions::Sessions;
+use super::sessions::{Sessions, Spot};
 use super::shard::Shard;
 use super::throttle::Throttle;
 use super::turns::Waited;
@@ -279,7 +279,11 @@ impl Inner {
 
     /// Starts a session's time to live anew.
     pub(super) fn touch(&mut self, core: &Core, key: &SessionKey) {
-        let now = core.now();
+        self.touch_at(core, key, &self.sessions.spot(key.as_bytes()), core.now());
+    }
+
+    /// The same, of the session at this spot.
+    pub(super) fn touch_at(&mut self, core: &Core, key: &SessionKey, spot: &Spot, now: Time) {
         let mut before = now;
         let expires = |stored: &Stored| {
             before = stored.expires;
@@ -289,12 +293,12 @@ impl Inner {
             }
         };
         let is_told = self.followers.is_some() || self.pen.is_some();
-        if self.sessions.touch(key.as_bytes(), expires) && is_told {
+        if self.sessions.touch_at(spot, expires) && is_told {
             self.tell_touch(core, key, before);
         }
     }
 
-    /// Makes the changes of one turn, after which the session is counted with `size` bytes and its
+    /// Makes the changes of one turn at `now`, after which the session is counted with `size` bytes and its
     /// window, in which `entry` comes.
     pub(super) fn apply(
         &mut self,
@@ -303,15 +307,16 @@ impl Inner {
         epoch: Epoch,
         (changes, size): (Changes, usize),
         mut entry: Option<Entry>,
+        now: Time,
     ) -> Result<(), StateError> {
         let core = &*shard.core;
-        let now = core.now();
         let (was_deleted, new_ttl) = (changes.delete, changes.ttl_micros.is_some());
         if core.refuses_changes() {
             core.metrics.disk_full.increment(1);
             return Err(StateError::DiskFull);
         }
-        let here = self.sessions.at_rest(key.as_bytes());
+        let spot = self.sessions.spot(key.as_bytes());
+        let here = self.sessions.at(&spot);
         if let Some(entry) = &mut entry {
             let next = Version { epoch, seq: 1 + self.seq };
             entry.added = changes.added(here.map(|here| &here.data), next);
@@ -329,7 +334,7 @@ impl Inner {
                 core.metrics.memory_full.increment(1);
                 return Err(StateError::MemoryFull);
             }
-            let known = window(self.sessions.at_rest(key.as_bytes()));
+            let known = window(self.sessions.at(&spot));
             let newest_ms = known.map_or(0, Window::newest_ms);
             let sent_ms = entry.take().map_or(0, |entry| entry.first_sent_ms);
             self.forget_answers(core, newest_ms.max(sent_ms));
@@ -351,26 +356,25 @@ impl Inner {
         }
         let make = || Box::new(Stored::new(key.as_bytes(), version, now));
         let mut news = News::default();
-        let (after, due, old_timer, new_timer) =
-            self.sessions.change(key.as_bytes(), make, |stored| {
-                let old_timer = stored.data.earliest_timer();
-                changes.apply(&mut stored.data, version, written);
-                if is_forgetful {
-                    stored.data.take_window();
-                }
-                if let Some(entry) = entry {
-                    news = stored.data.note_answer(entry, now);
-                }
-                stored.bytes = u32::try_from(rest + stored.data.window_size()).unwrap_or(u32::MAX);
-                if old.sessions == 0 || new_ttl || was_deleted {
-                    stored.expires = now + core.ttl(stored.data.ttl_micros);
-                }
-                if stored.is_tombstone() {
-                    let window = stored.data.window().and_then(Window::expires);
-                    stored.expires = window.unwrap_or(now);
-                }
-                (stored.footprint(), stored.due(), old_timer, stored.data.earliest_timer())
-            });
+        let (after, due, old_timer, new_timer) = self.sessions.change_at(&spot, make, |stored| {
+            let old_timer = stored.data.earliest_timer();
+            changes.apply(&mut stored.data, version, written);
+            if is_forgetful {
+                stored.data.take_window();
+            }
+            if let Some(entry) = entry {
+                news = stored.data.note_answer(entry, now);
+            }
+            stored.bytes = u32::try_from(rest + stored.data.window_size()).unwrap_or(u32::MAX);
+            if old.sessions == 0 || new_ttl || was_deleted {
+                stored.expires = now + core.ttl(stored.data.ttl_micros);
+            }
+            if stored.is_tombstone() {
+                let window = stored.data.window().and_then(Window::expires);
+                stored.expires = window.unwrap_or(now);
+            }
+            (stored.footprint(), stored.due(), old_timer, stored.data.earliest_timer())
+        });
         core.shrink(bound.footprint, after);
         self.expires_at(due);
         self.retime_change(key, old_timer, new_timer);

@@ -148,10 +148,19 @@ impl Sessions {
         make: impl FnOnce() -> Box<Stored>,
         change: impl FnOnce(&mut Stored) -> R,
     ) -> R {
-        let hash = self.hash(key);
-        let slot = match self.find(hash, key) {
+        self.change_at(&self.spot(key), make, change)
+    }
+
+    /// The same, where it is known where the session is. None may have come or gone since.
+    pub(super) fn change_at<R>(
+        &mut self,
+        spot: &Spot,
+        make: impl FnOnce() -> Box<Stored>,
+        change: impl FnOnce(&mut Stored) -> R,
+    ) -> R {
+        let slot = match spot.slot {
             Some(slot) => slot,
-            None => self.put(hash, make()),
+            None => self.put(spot.hash, make()),
         };
         let stored = self.slots[slot as usize].as_deref_mut().expect("the index names a session");
         let (old, old_record) = (u64::from(stored.bytes), stored.record_bytes());
@@ -185,7 +194,12 @@ impl Sessions {
 
     /// Sets when a session expires, for what it was before. False where there is none.
     pub(crate) fn touch(&mut self, key: &[u8], expires: impl FnOnce(&Stored) -> Time) -> bool {
-        let Some(slot) = self.find(self.hash(key), key) else { return false };
+        self.touch_at(&self.spot(key), expires)
+    }
+
+    /// The same, where it is known where the session is. None may have come or gone since.
+    pub(super) fn touch_at(&mut self, spot: &Spot, expires: impl FnOnce(&Stored) -> Time) -> bool {
+        let Some(slot) = spot.slot else { return false };
         let Some(stored) = self.slots[slot as usize].as_deref_mut() else { return false };
         let expires = expires(stored);
         if stored.expires != expires {

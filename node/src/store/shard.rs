@@ -365,7 +365,7 @@ impl Shard {
         let base = stored.map(|stored| (stored.data.clone(), stored.bytes as usize));
         drop(inner);
         let permit = Permit::new(self, key, Access::Change);
-        Some(Begun::new(permit, epoch, base, None, false))
+        Some(Begun::new(permit, epoch, base, None, false, self.core.now()))
     }
 
     // ---- those who stay for longer than a turn ----

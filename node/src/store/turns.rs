@@ -8,16 +8,18 @@ use http::Response;
 use stead_shared::id::{Epoch, SessionKey, Version};
 use stead_shared::net::watch;
 use stead_shared::refusal::Refusal;
+use stead_shared::time::Time;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::core::Core;
-use super::data::Data;
+use super::data::{Data, Stored};
 use super::draft::{Access, Draft};
 use super::shard::{Shard, overloaded};
 use crate::body::Body;
 use crate::logic::window::{Asked, Kept};
 use crate::session::{Session, StateError, TurnError, Why};
+use crate::turn::is_stamped;
 
 /// Who asks for a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,10 +176,13 @@ impl Waited {
                 return Err(refusal);
             }
         };
-        let is_over = inner.sessions.get(key.as_bytes()).is_some_and(|s| s.expires <= now)
+        let spot = inner.sessions.spot(key.as_bytes());
+        let here = inner.sessions.at(&spot);
+        let exists = |stored: &&Stored| !stored.is_tombstone();
+        let is_over = here.filter(exists).is_some_and(|stored| stored.expires <= now)
             && inner.active.get(key).is_none_or(|active| active.crowd.is_none());
         let mut expired = None;
-        let met = asked.map_or(Turn::Runs(None), |asked| inner.meet(key, asked));
+        let met = asked.map_or(Turn::Runs(None), |asked| inner.meet(here, asked));
         let is_degraded = matches!(met, Turn::Runs(_))
             && self.permit.access == Access::Change
             && inner.n_copies() < shard.core.config.min_copies;
@@ -189,16 +194,16 @@ impl Waited {
             expired = inner.expire(&shard.core, key).filter(|stored| stored.activated);
         }
         if is_access && !is_over {
-            inner.touch(&shard.core, key);
+            inner.touch_at(&shard.core, key, &spot, now);
         }
-        let stored = inner.sessions.get(key.as_bytes()).filter(|_| !is_over);
+        let stored = if is_over { None } else { inner.sessions.at(&spot).filter(exists) };
         let base = stored.map(|it| (it.data.clone(), it.bytes as usize, it.activated));
         drop(inner);
         let farewell = expired.map(|stored| shard.farewell(key, epoch, &stored));
         let is_new = shard.core.has_hooks && !base.as_ref().is_some_and(|(_, _, told)| *told);
         let base = base.map(|(data, size, _)| (data, size));
         let activate = is_new && self.permit.access == Access::Change;
-        Ok(Begun { met, ..Begun::new(self.permit, epoch, base, farewell, activate) })
+        Ok(Begun { met, ..Begun::new(self.permit, epoch, base, farewell, activate, now) })
     }
 }
 
@@ -210,7 +215,8 @@ pub(crate) struct Begun {
     pub(crate) expired: Option<Session>,
     /// Whether the service has yet to be told that the session is here.
     pub(crate) activate: bool,
-    pub(crate) began: Instant,
+    /// When it began, by the host's clock.
+    pub(crate) began: Time,
     /// What its request is met with.
     pub(crate) met: Turn,
     permit: Permit,
@@ -233,7 +239,7 @@ pub(crate) enum Turn {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Committed {
     pub(crate) epoch: Epoch,
-    /// When the value last changed; none where there is none.
+    /// When the value last changed, for an answer that is to say so; none where there is none.
     pub(crate) value_version: Option<Version>,
 }
 
@@ -244,11 +250,10 @@ impl Begun {
         base: Option<(Data, usize)>,
         expired: Option<Session>,
         activate: bool,
+        began: Time,
     ) -> Self {
-        let began = Instant::now();
-        let now = permit.shard.core.now();
         let (data, size) = base.map_or((None, 0), |(data, size)| (Some(data), size));
-        let draft = Draft::new(permit.access, now, permit.key.as_bytes().len(), data, size);
+        let draft = Draft::new(permit.access, began, permit.key.as_bytes().len(), data, size);
         let session = Session::new(Arc::clone(&permit.shard), permit.key.clone(), epoch, draft);
         Self { session, expired, activate, began, met: Turn::Runs(None), permit }
     }
@@ -286,8 +291,7 @@ impl Begun {
         asked: Option<Asked>,
         response: &Response<Body>,
     ) -> Result<Committed, TurnError> {
-        let answer = asked.map(|asked| (asked, response));
-        self.commit_as(self.core().has_hooks && !self.activate, answer)
+        self.commit_as(self.core().has_hooks && !self.activate, Some((asked, response)))
     }
 
     /// Commits the last turn that the service has before the session goes.
@@ -299,7 +303,7 @@ impl Begun {
     fn commit_as(
         &self,
         is_told: bool,
-        answer: Option<(Asked, &Response<Body>)>,
+        answer: Option<(Option<Asked>, &Response<Body>)>,
     ) -> Result<Committed, TurnError> {
         let draft = self.session.end().ok_or(StateError::TurnOver)?;
         if let Some(reason) = draft.unreadable() {
@@ -309,22 +313,24 @@ impl Begun {
         let (changes, size) = draft.into_changes();
         let is_change = !changes.is_empty();
         let core = &shard.core;
+        let now = core.now();
+        let wants_version = answer.as_ref().is_some_and(|(_, response)| is_stamped(response));
         let entry = answer
             .filter(|_| is_change)
-            .and_then(|(asked, response)| asked.into_entry(core, response));
+            .and_then(|(asked, response)| asked?.into_entry(response, now));
         let mut inner = shard.lock();
         let epoch = inner.gate.epoch().ok_or(TurnError::Lost)?;
         if is_change {
-            inner.apply(shard, key, epoch, (changes, size), entry)?;
+            inner.apply(shard, key, epoch, (changes, size), entry, now)?;
             inner.arm(shard.id(), core);
         }
         if inner.throttle.is_some() && is_change {
             inner.count_change(key, expected.swap(0, Ordering::Relaxed));
         }
-        if self.permit.access == Access::Change {
+        if self.permit.access == Access::Change && core.has_hooks {
             inner.sessions.set_activated(key.as_bytes(), is_told);
         }
-        let stored = inner.sessions.get(key.as_bytes());
+        let stored = if wants_version { inner.sessions.get(key.as_bytes()) } else { None };
         let value_version = stored
             .and_then(|stored| stored.data.value.as_ref().map(|_| stored.data.value_version()));
         Ok(Committed { epoch, value_version })
