@@ -49,6 +49,7 @@ pub(crate) enum Happens {
     },
     Delivered {
         conn: u64,
+        number: Option<u64>,
         sent: Time,
         msg: Msg,
     },

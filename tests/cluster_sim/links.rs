@@ -3,7 +3,7 @@
 //! A cut holds back what is under way; it comes when the cut is healed in time, and is lost when
 //! the connection is given up first. What a process had sent before it died still comes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use stead_node::logic::heal::lineage::Lineage;
 use stead_node::logic::replication::Lost;
@@ -109,7 +109,11 @@ struct Conn {
     health: Health,
     /// When the last message sent by each end arrives.
     last: [Time; 2],
-    held: [VecDeque<(Time, Msg)>; 2],
+    /// How many messages each end has sent, and how many of them have come.
+    sent: [u64; 2],
+    came: [u64; 2],
+    /// By their numbers, what came during a cut or before those that are to come first.
+    held: [BTreeMap<u64, (Time, Msg)>; 2],
     is_up: [bool; 2],
     /// What each end sends takes so much longer.
     slow: [std::time::Duration; 2],
@@ -166,6 +170,8 @@ impl Ctx {
             boots: [self.boot_of(from), boot],
             health: Health::Open,
             last: [now + near, now + far],
+            sent: [0; 2],
+            came: [0; 2],
             held: Default::default(),
             is_up: [false; 2],
             slow: Default::default(),
@@ -223,13 +229,16 @@ impl Ctx {
         let to = conn.ends[1 - side];
         let at = conn.last[side].max(now + delay + conn.slow[side]);
         conn.last[side] = at;
-        self.sim.timer(to, at, Happens::Delivered { conn: id, sent: now, msg });
+        conn.sent[side] += 1;
+        let number = Some(conn.sent[side]);
+        self.sim.timer(to, at, Happens::Delivered { conn: id, number, sent: now, msg });
     }
 
-    /// What has come over a connection to `to`, unless it is lost or held back.
+    /// What has come over a connection to `to`, unless it is lost or held back. Messages come in order
+    /// but those that are repeated, which have no number.
     pub(crate) fn arrived(
         &mut self,
-        (id, sent): (u64, Time),
+        (id, number, sent): (u64, Option<u64>, Time),
         to: Host,
         msg: Msg,
     ) -> Option<(Host, BootId, Msg)> {
@@ -241,9 +250,17 @@ impl Ctx {
         if conn.boots[1 - side] != present {
             return None;
         }
-        if self.sim.is_cut(from, to) || !conn.held[side].is_empty() {
-            conn.held[side].push_back((sent, msg));
+        let is_cut = self.sim.is_cut(from, to);
+        let Some(number) = number else { return (!is_cut).then_some((from, boot, msg)) };
+        let next = conn.came[side] + 1;
+        if is_cut || number != next {
+            conn.held[side].insert(number, (sent, msg));
             return None;
+        }
+        conn.came[side] = number;
+        if let Some((sent, msg)) = conn.held[side].remove(&(1 + number)) {
+            let number = Some(1 + number);
+            self.sim.timer(to, self.now(), Happens::Delivered { conn: id, number, sent, msg });
         }
         Some((from, boot, msg))
     }
@@ -359,8 +376,9 @@ impl Ctx {
                 if !held.is_empty() {
                     conn.last[side] = conn.last[side].max(now + ms(1));
                 }
-                for (sent, msg) in held {
-                    self.sim.timer(to, now, Happens::Delivered { conn: id, sent, msg });
+                for (number, (sent, msg)) in held {
+                    let number = Some(number);
+                    self.sim.timer(to, now, Happens::Delivered { conn: id, number, sent, msg });
                 }
             }
         }

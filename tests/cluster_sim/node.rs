@@ -130,8 +130,8 @@ impl NodeModel {
             Happens::Tick(_) => {}
             Happens::Linked { conn } => self.on_linked(ctx, conn),
             Happens::Unlinked { conn, peer, kind } => self.on_unlinked(ctx, conn, peer, kind),
-            Happens::Delivered { conn, sent, msg } => {
-                if let Some((from, boot, msg)) = ctx.arrived((conn, sent), self.at, msg) {
+            Happens::Delivered { conn, number, sent, msg } => {
+                if let Some((from, boot, msg)) = ctx.arrived((conn, number, sent), self.at, msg) {
                     let from = NodeBoot { node: ctx.name_of(from), boot };
                     if self.told.live_peers().next().is_some() {
                         ctx.oracle.heard(self.me, sent);
@@ -760,7 +760,7 @@ impl NodeModel {
         {
             let late = ms(u64::from(ctx.below(4_000)));
             let (sent, msg) = (ctx.now(), Msg::Control(message));
-            ctx.after(to, late, Happens::Delivered { conn, sent, msg });
+            ctx.after(to, late, Happens::Delivered { conn, number: None, sent, msg });
         }
     }
 

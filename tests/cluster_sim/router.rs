@@ -110,8 +110,8 @@ impl RouterModel {
                 self.dial_soon(ctx, peer, ms(100));
                 self.on_broken(ctx, conn);
             }
-            Happens::Delivered { conn, sent, msg } => {
-                if let Some((from, boot, msg)) = ctx.arrived((conn, sent), self.at, msg) {
+            Happens::Delivered { conn, number, sent, msg } => {
+                if let Some((from, boot, msg)) = ctx.arrived((conn, number, sent), self.at, msg) {
                     let from = NodeBoot { node: ctx.name_of(from), boot };
                     self.on_message(ctx, from, msg);
                 }
