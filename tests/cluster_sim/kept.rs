@@ -1,13 +1,13 @@
 //! Copies of others' shards, which follow their owners by the production rules.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use stead_node::logic::durable::{Role, ShardMeta};
 use stead_node::logic::gate::Gate;
 use stead_node::logic::heal::lineage::Lineage;
 use stead_node::logic::ownership::Event;
-use stead_node::logic::replication::{Accept, CopyRules, CopyState, EntryHead, Lost};
+use stead_node::logic::replication::{Accept, CopyRules, CopyState, EntryHead, Lost, Taken};
 use stead_shared::control::ShardEpoch;
 use stead_shared::id::{Epoch, NodeBoot, ShardId, Version};
 
@@ -45,10 +45,8 @@ pub(crate) struct KeptCopies {
     pub(crate) copies: BTreeMap<ShardId, Kept>,
     /// Complete ones whose place another owner's took, until it is decided what becomes of them.
     pub(crate) replaced: BTreeMap<ShardId, Kept>,
-    /// Up to which position each owner's items were taken in.
-    taken: BTreeMap<NodeBoot, u64>,
-    /// Shards of which an item was refused on a connection, and none that begins anew came since.
-    refused: BTreeMap<u64, BTreeSet<ShardId>>,
+    /// How far each owner's items were met.
+    taken: BTreeMap<NodeBoot, Taken>,
 }
 
 fn outcome(accept: Accept) -> Result<bool, Lost> {
@@ -70,12 +68,12 @@ impl NodeModel {
     ) {
         let mut refused = Vec::new();
         for (position, item) in (first..).zip(items) {
+            let shard = item.shard();
             let taken = self.kept.taken.entry(owner).or_default();
-            if position <= *taken {
+            if let Some(known) = taken.known(position, shard) {
+                refused.extend(known.err().map(|why| (position, shard, why)));
                 continue;
             }
-            *taken = position;
-            let shard = item.shard();
             let begins = matches!(item, Item::FillBegin { .. } | Item::Adopt { .. });
             let entry = match &item {
                 Item::Entry { at, prev, .. } => Some((shard, *at, *prev)),
@@ -89,18 +87,14 @@ impl NodeModel {
             if let (Some(entry), Ok(())) = (entry, outcome) {
                 self.judge(ctx, entry);
             }
-            let on_conn = self.kept.refused.entry(conn).or_default();
-            match outcome {
-                Ok(()) => {
-                    on_conn.remove(&shard);
-                }
-                Err(why) if on_conn.insert(shard) || begins => {
-                    refused.push((position, shard, why));
-                }
-                Err(_) => {}
+            let taken = self.kept.taken.entry(owner).or_default();
+            if taken.note(position, shard, begins, outcome)
+                && let Err(why) = outcome
+            {
+                refused.push((position, shard, why));
             }
         }
-        let position = self.kept.taken.get(&owner).copied().unwrap_or(0);
+        let position = self.kept.taken.get(&owner).map_or(0, Taken::position);
         ctx.send(conn, self.at, Msg::Taken { position, refused });
     }
 

@@ -22,11 +22,11 @@
 //! A copy never overwrites what it cannot connect to: it refuses, stays where it is, and its owner
 //! begins anew with a fill.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use stead_shared::id::{Epoch, NodeBoot, Version};
+use stead_shared::id::{Epoch, NodeBoot, ShardId, Version};
 use stead_shared::time::Time;
 
 /// The rules of copies that a test can switch off.
@@ -174,6 +174,58 @@ impl<T> Outbox<T> {
 }
 
 // ---- the replica's side ---------------------------------------------------------------------
+
+/// How far a follower has met what an owner sends, over all connections that this came by.
+///
+/// What comes again by a new connection is what the owner did not hear of: it is not taken in twice,
+/// and what was refused of it is told once more. Else its sender would believe that it was taken in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    position: u64,
+    /// Of each shard, the first item that was refused since the last one that begins anew. So there
+    /// are at most as many as shards.
+    refused: BTreeMap<ShardId, (u64, Lost)>,
+}
+
+impl Taken {
+    /// Everything up to here was taken in or refused.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// What became of an item that was met before, and is not taken in again.
+    #[must_use]
+    pub fn known(&self, position: u64, shard: ShardId) -> Option<Result<(), Lost>> {
+        if self.position < position {
+            return None;
+        }
+        let refused = self.refused.get(&shard).filter(|(at, _)| *at == position);
+        Some(refused.map_or(Ok(()), |(_, why)| Err(*why)))
+    }
+
+    /// Notes what became of the next item; `begins` when a follower begins with it. Whether its owner
+    /// has to be told: what follows of a shard of which an item was refused is refused, too.
+    pub fn note(
+        &mut self,
+        position: u64,
+        shard: ShardId,
+        begins: bool,
+        outcome: Result<(), Lost>,
+    ) -> bool {
+        self.position = position;
+        if begins {
+            self.refused.remove(&shard);
+        }
+        match outcome {
+            Err(why) if !self.refused.contains_key(&shard) => {
+                self.refused.insert(shard, (position, why));
+                true
+            }
+            Ok(()) | Err(_) => false,
+        }
+    }
+}
 
 /// What is known about an entry before it is taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 //! Copies that are kept here for other nodes: what their owners send is taken in, in order, each
 //! item once, over however many connections it comes.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -14,7 +13,7 @@ use super::ReplicaReport;
 use super::frame::{Ack, Head, Items, Refused};
 use crate::disk::{Role, ShardMeta};
 use crate::host::Host;
-use crate::logic::replication::{Accept, CopyRules, CopyState, EntryHead, Lost};
+use crate::logic::replication::{Accept, CopyRules, CopyState, EntryHead, Lost, Taken};
 use crate::store::arriving::Arriving;
 use crate::store::aside::SetAside;
 use crate::store::core::Core;
@@ -277,17 +276,15 @@ pub(super) struct Intake {
     host: Host,
     owner: NodeBoot,
     /// Shared with other connections of the same owner, of which one may be dead already.
-    taken: Arc<Mutex<u64>>,
+    taken: Arc<Mutex<Taken>>,
     /// The position that comes next on this connection.
     next: Option<u64>,
-    /// Shards of which an item was refused, and none that begins anew came since.
-    refused: BTreeSet<ShardId>,
 }
 
 impl Intake {
     pub(super) fn new(host: &Host, owner: NodeBoot) -> Self {
         let taken = Arc::clone(&host.replicas().taken.entry(owner).or_default());
-        Self { host: host.clone(), owner, taken, next: None, refused: BTreeSet::new() }
+        Self { host: host.clone(), owner, taken, next: None }
     }
 
     /// Takes a frame in, and adds what happened to `ack`.
@@ -307,7 +304,7 @@ impl Intake {
     }
 
     fn take_items(
-        &mut self,
+        &self,
         items: &mut Items,
         ack: &mut Ack,
         news: &mut News,
@@ -315,23 +312,20 @@ impl Intake {
         let shared = Arc::clone(&self.taken);
         let mut taken = shared.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some((position, head, record)) = items.next()? {
-            if position <= *taken {
-                continue;
-            }
-            let outcome = self.apply(head, &record, news);
-            *taken = position;
             let shard = head.shard();
-            match outcome {
-                Ok(()) => {
-                    self.refused.remove(&shard);
+            let refused = match taken.known(position, shard) {
+                Some(outcome) => outcome,
+                None => {
+                    let outcome = self.apply(head, &record, news);
+                    let is_news = taken.note(position, shard, head.begins(), outcome);
+                    if is_news { outcome } else { Ok(()) }
                 }
-                Err(why) if self.refused.insert(shard) || head.begins() => {
-                    ack.refused.push(Refused { position, shard, why });
-                }
-                Err(_) => {}
+            };
+            if let Err(why) = refused {
+                ack.refused.push(Refused { position, shard, why });
             }
         }
-        ack.position = ack.position.max(*taken);
+        ack.position = ack.position.max(taken.position());
         Ok(())
     }
 

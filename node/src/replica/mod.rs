@@ -31,7 +31,7 @@ use stead_shared::net::link::Links;
 use tokio::sync::mpsc;
 
 use crate::host::Host;
-use crate::logic::replication::Lost;
+use crate::logic::replication::{Lost, Taken};
 use crate::store::aside::SetAside;
 use crate::store::saving::Pen;
 use crate::store::shard::Shard;
@@ -98,8 +98,8 @@ pub(crate) struct Replicas {
     replaced: DashMap<ShardId, Copy>,
     /// Followers of shards that are not here yet.
     adoptions: Mutex<BTreeMap<ShardId, Vec<Adoption>>>,
-    /// Up to which position each owner's items were taken in.
-    taken: DashMap<NodeBoot, Arc<Mutex<u64>>>,
+    /// How far each owner's items were met.
+    taken: DashMap<NodeBoot, Arc<Mutex<Taken>>>,
     meters: Arc<FeedMeters>,
 }
 

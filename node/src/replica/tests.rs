@@ -330,6 +330,40 @@ fn what_does_not_fit_is_refused_once_and_what_begins_anew_is_not() {
     });
 }
 
+/// Goal: nobody believes that a copy has what it refused. Method: the acknowledgement that says so is
+/// lost with its connection, and what it was for comes again by the next one.
+#[test]
+fn what_was_refused_is_told_again_until_it_is_heard() {
+    run(async {
+        let mut pair = Pair::new();
+        pair.fill();
+        assert_eq!(pair.deliver(true), []);
+        pair.other.drop_copy(SHARD);
+        for _ in 0..2 {
+            turn(&pair.owner, 1, |session| session.put_bytes(b"x").unwrap()).await;
+        }
+        for _ in 0..2 {
+            assert_eq!(pair.deliver(false), [(SHARD, Lost::NoCopy)]);
+            pair.reconnect();
+        }
+        assert_eq!(pair.deliver(true), [(SHARD, Lost::NoCopy)]);
+        // It is heard. What begins anew is not refused because something before it was.
+        pair.reconnect();
+        assert_eq!(pair.deliver(true), []);
+        pair.fill();
+        for _ in 0..2 {
+            assert_eq!(pair.deliver(false), []);
+            pair.reconnect();
+        }
+        assert_eq!(pair.other.drop_copy(SHARD), 1);
+        turn(&pair.owner, 1, |session| session.put_bytes(b"y").unwrap()).await;
+        for _ in 0..2 {
+            assert_eq!(pair.deliver(false), [(SHARD, Lost::NoCopy)]);
+            pair.reconnect();
+        }
+    });
+}
+
 #[test]
 fn many_empty_shards_with_a_follower_stay_small() {
     run(async {
