@@ -195,10 +195,11 @@ impl Host {
                     Box::pin(self.answer_again(begun)).await
                 }
             };
-            // What was refused changed nothing: it tells of a disk that fails, and does not wait for it.
+            // What was refused changed nothing: it tells of a disk that fails, and does not wait for
+            // it.
             let is_refused = answer.response.headers().contains_key(REFUSAL);
             let access = if is_refused { Access::Read } else { access };
-            if shard.must_be_acknowledged() && !Box::pin(shard.acknowledged(access)).await {
+            if !shard.acknowledged(access).await {
                 answer.response = lost().into_response();
             }
             if self.inner.core.doubts.must_wait() {

@@ -43,10 +43,10 @@ impl<'a> Target<'a> {
 /// The name of a counter: 1 to 128 bytes of UTF-8 without control characters, which leaves room
 /// for counters of our own.
 fn counter_name(segment: &str) -> Result<Cow<'_, str>, Problem> {
-    let is_none = || bad_request("bad-counter-name", "The counter's name is not UTF-8.");
+    let not_utf8 = || bad_request("bad-counter-name", "The counter's name is not UTF-8.");
     let name = match decode(segment)? {
         Cow::Borrowed(_) => Cow::Borrowed(segment),
-        Cow::Owned(bytes) => Cow::Owned(String::from_utf8(bytes).map_err(|_| is_none())?),
+        Cow::Owned(bytes) => Cow::Owned(String::from_utf8(bytes).map_err(|_| not_utf8())?),
     };
     let is_valid =
         (1..=COUNTER_NAME_BYTES_MAX).contains(&name.len()) && !name.chars().any(char::is_control);

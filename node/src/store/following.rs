@@ -552,12 +552,6 @@ impl Shard {
 
     // ---- waiting ----
 
-    /// Whether anybody has to know of what is answered here: see
-    /// [`acknowledged`](Self::acknowledged).
-    pub(crate) fn must_be_acknowledged(&self) -> bool {
-        self.is_followed() && self.core.waits_for_acks() || self.core.waits_for_disk()
-    }
-
     /// Waits until every member, and the disk if answers wait for it, has what the shard was when
     /// this was called. False when the shard is gone, or the disk fails: whether anybody has it is
     /// not known then. Reads do not wait for a disk that fails.

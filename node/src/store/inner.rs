@@ -298,8 +298,8 @@ impl Inner {
         }
     }
 
-    /// Makes the changes of one turn at `now`, after which the session is counted with `size` bytes and its
-    /// window, in which `entry` comes.
+    /// Makes the changes of one turn at `now`, after which the session is counted with `size` bytes
+    /// and its window, in which `entry` comes.
     pub(super) fn apply(
         &mut self,
         shard: &Shard,

@@ -351,11 +351,6 @@ impl Core {
         }
     }
 
-    /// Whether answers wait for the disk.
-    pub(super) fn waits_for_disk(&self) -> bool {
-        self.saving.get().is_some_and(|saving| saving.sync)
-    }
-
     /// Whether there is room in the disk's queue.
     pub(super) fn has_disk_room(&self) -> bool {
         self.saving.get().is_none_or(|saving| saving.disk.has_room())
